@@ -1,0 +1,7 @@
+"""Latent variable models and their networks; knows layers and oracles, not Lightning."""
+
+from .networks import Decoder as Decoder
+from .networks import Encoder as Encoder
+from .objective import pixel_cross_entropy as pixel_cross_entropy
+from .vae import BitVectorVAE as BitVectorVAE
+from .vae import Bound as Bound

@@ -1,0 +1,34 @@
+"""The exact expected cost under a sparse distribution."""
+
+from torch import Tensor, nn
+
+from .base import Cost, Estimate, Estimator
+
+
+class Marginalize(Estimator):
+    """Sums the cost over every structure that a sparse layer gives mass: E_q[cost] = sum_z q(z) cost(z).
+
+    No sampling and no relaxation: value and gradient are exact, and the cost is evaluated only where q(z) > 0
+    (Correia et al. 2020, eq. 3 with sparse q).
+
+    Args:
+        layer: maps scores [B, D] to a SparseDistribution, such as `sparsemarg.layers.SparseMAP`.
+        max_atoms: bound on the number of pairs in one call of the cost; None evaluates all in one call.
+    """
+
+    def __init__(self, layer: nn.Module, max_atoms: int | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.max_atoms = max_atoms
+
+    def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
+        distribution = self.layer(scores)
+        expected = distribution.expectation(cost, max_atoms=self.max_atoms)
+        return Estimate(
+            value=expected.detach(),
+            surrogate=expected,
+            entropy=distribution.entropy(),
+            evaluations=distribution.atoms.shape[0],
+            support=distribution.support_size(),
+            mode=distribution.mode(),
+        )
