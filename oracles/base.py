@@ -1,0 +1,178 @@
+"""A polytope is a set of structures that one can maximise over; everything else it can do is optional.
+
+`Polytope` asks for one method, `maximize`. The `Supports...` protocols name the optional capabilities: a polytope has a
+capability by having the method, and `supports(polytope, SupportsTopk)` asks whether it does.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Polytope(ABC):
+    """The convex hull conv{a_z : z in Z} of finitely many structures a_z in R^D.
+
+    A subclass sets `dim` and writes `maximize`; instances are immutable. Nothing else is needed for SparseMAP, top-k
+    sparsemax (0/1 structures), their gradients and verification:
+
+    >>> class Pairs(Polytope):  # exactly two of four items, neighbours on a ring
+    ...     dim = 4
+    ...     def maximize(self, scores):
+    ...         totals = scores + scores.roll(-1, dims=-1)
+    ...         first = torch.nn.functional.one_hot(totals.argmax(-1), 4)
+    ...         return (first + first.roll(1, dims=-1)).to(scores)
+    >>> Pairs().maximize(torch.tensor([[0.1, 0.9, 0.8, -0.5]]))
+    tensor([[0., 1., 1., 0.]])
+    """
+
+    dim: int
+
+    @abstractmethod
+    def maximize(self, scores: Tensor) -> Tensor:
+        """A structure of maximal score: v in argmax_{z in Z} <a_z, scores>, row by row.
+
+        Solvers call it in float64 whatever the dtype of the layer's input, so constants must follow `scores` (write
+        `self.weights.to(scores)`). It must be deterministic: of tied structures always the same one.
+
+        Args:
+            scores: [B, D] float, finite.
+
+        Returns:
+            [B, D] structures, in the dtype and on the device of `scores`.
+        """
+
+
+class SupportsTopk(Protocol):
+    """The k best structures by an algorithm of the polytope's own."""
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k distinct structures of highest score, best first.
+
+        Args:
+            scores: [B, D] float; `-inf` forbids the structures with a_i != 0.
+            k: how many, at least 1.
+
+        Returns:
+            vertices [B, k, D] and valid [B, k] bool, false (and the vertex zero) beyond the number of structures.
+        """
+        ...
+
+
+class SupportsProjection(Protocol):
+    """The Euclidean projection in closed form."""
+
+    def project(self, scores: Tensor) -> Tensor:
+        """mu = argmin_{mu in conv} ||mu - scores||^2, differentiable: [B, D] -> [B, D]."""
+        ...
+
+
+class SupportsDecomposition(Protocol):
+    """A convex combination for any point of the polytope (a constructive Carathéodory theorem)."""
+
+    def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Affinely independent structures v_s with sum_s p_s v_s = mean: [B, D] -> [B, S, D], [B, S], S <= D + 1."""
+        ...
+
+
+class GibbsDistribution(Protocol):
+    """p(z) proportional to exp <a_z, t>: what `SupportsGibbs.gibbs` returns."""
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Independent exact samples, [*sample_shape, *B, D], without gradient."""
+        ...
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """log p(z) in nats, [..., D] -> [...], `-inf` off the set; differentiable in the scores."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """Shannon entropy in nats, [*B]; differentiable in the scores."""
+        ...
+
+
+class SupportsGibbs(Protocol):
+    """The exponential family over the structures."""
+
+    def gibbs(self, scores: Tensor) -> GibbsDistribution:
+        """The distribution p(z) proportional to exp <a_z, scores>, for scores [*B, D]."""
+        ...
+
+
+class SupportsHalfspaces(Protocol):
+    """An outer description of the polytope."""
+
+    def halfspaces(self) -> "Halfspaces":
+        """The constraints whose solutions are exactly the polytope."""
+        ...
+
+
+class SupportsVertices(Protocol):
+    """Enumeration, for sets small enough to list."""
+
+    def vertices(self) -> Tensor:
+        """All structures, each once: [V, D] float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Halfspaces:
+    """{x : a_ub x <= b_ub, a_eq x = b_eq}; all float64, on the CPU.
+
+    Attributes:
+        a_ub, b_ub: [M, D], [M] inequalities.
+        a_eq, b_eq: [E, D], [E] equalities; E may be 0.
+    """
+
+    a_ub: Tensor
+    b_ub: Tensor
+    a_eq: Tensor
+    b_eq: Tensor
+
+
+# More structures than this are not enumerated: 2^20 structures of 20 coordinates are 160 MiB in float64.
+MAX_ENUMERATED = 1 << 20
+
+Capability = TypeVar("Capability")
+
+
+def supports(polytope: object, capability: type[Capability]) -> TypeGuard[Capability]:
+    """Whether the polytope has every method that a capability protocol names.
+
+    Unlike `isinstance` on a runtime protocol it asks the instance, so that a composed polytope (`Product`) has what
+    its parts have.
+    """
+    names = [name for name in vars(capability) if not name.startswith("_")]
+    return all(callable(getattr(polytope, name, None)) for name in names)
+
+
+def missing(polytope: object, capability: type, purpose: str) -> ValueError:
+    """The error for a capability that is needed and absent: it names the methods to write."""
+    absent = [
+        name for name in vars(capability) if not name.startswith("_") and not callable(getattr(polytope, name, None))
+    ]
+    return ValueError(
+        f"{purpose} needs {type(polytope).__name__}.{' and '.join(absent)}, which it does not have; "
+        f"write the method as sparsemarg.oracles.{capability.__name__} describes, or use an operation that needs "
+        f"only `maximize` (sparsemap with ActiveSet)"
+    )
+
+
+def check_dimension(scores: Tensor, polytope: Polytope) -> None:
+    """Raises ValueError unless `scores` is a float tensor [*B, polytope.dim]."""
+    if not scores.is_floating_point():
+        raise ValueError(f"scores must be a float tensor, not {scores.dtype}; convert it with scores.float()")
+    if scores.dim() == 0 or scores.shape[-1] != polytope.dim:
+        columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
+        raise ValueError(f"scores has {columns} but {polytope!r} needs {polytope.dim} in the last dimension")
+
+
+def check_count(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raises ValueError unless `value` is an int in [low, high]."""
+    wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an int {wanted}, not {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} must be {wanted}, not {value}")

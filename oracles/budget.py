@@ -1,0 +1,140 @@
+"""Bit vectors with a limit on how many bits are on, or with exactly that many."""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .base import MAX_ENUMERATED, Halfspaces, Polytope, check_count
+from .gibbs import CardinalityGibbs
+from .subsets import best_subsets
+
+
+@dataclass(frozen=True)
+class Budget(Polytope):
+    """conv{z in {0,1}^D : sum z <= budget}, or `= budget` with `exactly=True` (the hypersimplex; k-subsets).
+
+    The budget polytope of the paper's section 5.3 and appendix C. Of tied scores the lower index is on; a bit of score 0
+    is off unless `exactly` needs it.
+    """
+
+    dim: int
+    budget: int
+    exactly: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("Budget: dim", self.dim, 1)
+        check_count(f"Budget(dim={self.dim}): budget", self.budget, 0, self.dim)
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The `budget` best bits, less those that do not pay; O(D log D) (paper appendix C)."""
+        order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.budget]
+        chosen = torch.zeros_like(scores).scatter_(-1, order, 1)
+        return chosen if self.exactly else chosen * (scores > 0)
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best subsets by best-first search; O(k (D + k)) a row after sorting. See `subsets.best_subsets`."""
+        smallest = self.budget if self.exactly else 0
+        return best_subsets(scores, k, smallest, self.budget)
+
+    def project(self, scores: Tensor) -> Tensor:
+        """mu = clip(t - lambda, 0, 1) with sum mu <= budget (lambda >= 0, complementary) or = budget; O(D log D).
+
+        sum clip(t - lambda, 0, 1) is piecewise linear and decreasing in lambda with breakpoints t_i and t_i - 1: sorting
+        them and interpolating gives lambda. A differentiable step, lambda = (sum of the t_i strictly between + number of
+        ones - budget) / (number strictly between), then carries the gradient.
+        """
+        precise = scores.double()
+        between, ones, tight = self._faces(precise.detach())
+        shift = torch.where(between, precise, 0).sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - self.budget
+        shift = torch.where(tight, shift / between.sum(-1, keepdim=True).clamp(min=1), 0)
+        mean = torch.where(between, (precise - shift).clamp(0, 1), ones.double())
+        return mean.to(scores.dtype)
+
+    def _faces(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which coordinates of the projection lie strictly between 0 and 1, which are 1, and whether the sum binds."""
+        if self.exactly and self.budget in (0, self.dim):
+            corner = torch.full_like(scores, self.budget > 0, dtype=torch.bool)
+            return torch.zeros_like(corner), corner, corner[..., :1]
+        # Forbidden bits take part as scores so low that no lambda in question reaches them.
+        floor = torch.where(scores.isneginf(), 0, scores).amin(-1, keepdim=True).clamp(max=0) - 3
+        finite = torch.where(scores.isneginf(), floor, scores)
+        points, order = torch.cat([finite - 1, finite], -1).sort(dim=-1)
+        # Just above a breakpoint the sum falls with a slope of (t_i - 1 passed) - (t_i passed).
+        slope = torch.where(order < self.dim, 1, -1).cumsum(-1)
+        drops = (slope[..., :-1] * (points[..., 1:] - points[..., :-1])).cumsum(-1)
+        total = self.dim - torch.cat([torch.zeros_like(points[..., :1]), drops], -1)  # the sum at each breakpoint
+        # The last breakpoint with a sum of at least the budget; lambda lies between it and the next.
+        left = ((total >= self.budget).sum(-1, keepdim=True) - 1).clamp(0, 2 * self.dim - 2)
+        base, excess = points.gather(-1, left), total.gather(-1, left) - self.budget
+        shift = base + excess / slope.gather(-1, left).clamp(min=1)
+        tight = torch.ones_like(shift, dtype=torch.bool)
+        if not self.exactly:
+            tight = finite.clamp(0, 1).sum(-1, keepdim=True) > self.budget
+            shift = torch.where(tight, shift.clamp(min=0), 0)
+        mean = finite - shift
+        return (mean > 0) & (mean < 1), mean >= 1, tight
+
+    def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Systematic sampling, all of it: at most D + 1 subsets, each of floor or ceil(sum mean) bits; O(D^2).
+
+        Lay the coordinates of the sorted mean end to end as intervals of the real line, the i-th from C_(i-1) to C_i. For
+        u in [0, 1) the points u, u + 1, u + 2, ... hit each interval at most once and each with probability mean_i (Madow
+        1949). The subset that is hit changes only where u passes the fractional part of some C_i. C is held in fixed
+        point (2^-45), so that equal fractional parts are equal and every subset has the right size.
+        """
+        one = 1 << 45
+        ordered, order = mean.double().clamp(0, 1).sort(dim=-1, descending=True, stable=True)
+        ends = (ordered.cumsum(-1) * one).round().to(torch.int64)
+        # Rounding in the mean must not cut a subset of another size: a sum within 1e-9 of an integer is that integer.
+        # 2^15 units are 1e-9, far above the rounding of a sum of 1e5 terms and below what the mean contract (1e-8) sees.
+        whole = ((ends + one // 2) >> 45) << 45
+        ends = torch.where((ends - whole).abs() <= 4, whole, ends)
+        if self.exactly:
+            ends[..., -1] = self.budget * one
+            ends = ends.clamp(max=self.budget * one)
+        starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
+        cuts = (ends & (one - 1)).sort(dim=-1).values
+        cuts = torch.cat([torch.zeros_like(cuts[..., :1]), cuts, torch.full_like(cuts[..., :1], one)], -1)
+        probs = (cuts[..., 1:] - cuts[..., :-1]).double() / one
+        offset = cuts[..., :-1, None]  # [B, D + 1, 1]
+        hits = _ceil(ends[..., None, :] - offset) - _ceil(starts[..., None, :] - offset)
+        atoms = torch.zeros_like(hits).scatter_(-1, order[..., None, :].expand_as(hits), hits)
+        return atoms.to(mean.dtype), probs.to(mean.dtype)
+
+    def gibbs(self, scores: Tensor) -> CardinalityGibbs:
+        """Bits conditioned on their number, by a dynamic program in log space; O(D budget)."""
+        return CardinalityGibbs(scores, self.budget, self.exactly)
+
+    def halfspaces(self) -> Halfspaces:
+        """0 <= x <= 1 and sum x <= budget (or = budget)."""
+        identity = torch.eye(self.dim, dtype=torch.float64)
+        total = torch.ones(1, self.dim, dtype=torch.float64)
+        limit = torch.tensor([self.budget], dtype=torch.float64)
+        box = torch.cat([identity, -identity])
+        bounds = torch.cat([torch.ones(self.dim), torch.zeros(self.dim)]).double()
+        if self.exactly:
+            return Halfspaces(a_ub=box, b_ub=bounds, a_eq=total, b_eq=limit)
+        return Halfspaces(torch.cat([box, total]), torch.cat([bounds, limit]), total[:0], limit[:0])
+
+    def vertices(self) -> Tensor:
+        """Every subset within the budget, [V, D] float64, smaller ones first."""
+        sizes = range(self.budget if self.exactly else 0, self.budget + 1)
+        count = sum(math.comb(self.dim, size) for size in sizes)
+        if count > MAX_ENUMERATED:
+            raise ValueError(
+                f"{self!r} has {count} structures, too many to enumerate (limit {MAX_ENUMERATED}); "
+                f"use topk or sparsemap, which do not"
+            )
+        subsets = [subset for size in sizes for subset in combinations(range(self.dim), size)]
+        listed = torch.zeros(count, self.dim, dtype=torch.float64)
+        for row, subset in enumerate(subsets):
+            listed[row, list(subset)] = 1
+        return listed
+
+
+def _ceil(fixed: Tensor) -> Tensor:
+    """ceil of a fixed-point number with 45 fractional bits."""
+    return -((-fixed) >> 45)

@@ -1,0 +1,82 @@
+"""A polytope given by the list of its vertices."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Polytope
+from .gibbs import EnumeratedGibbs
+
+
+class Explicit(Polytope):
+    """conv{rows of `vertices`}: every operation by enumeration, O(V D) a row. Ties go to the lower row.
+
+    Args:
+        vertices: [V, D] tensor of any real dtype, or a sequence of V tensors [D] of one dtype. Kept in float64; structures
+            are returned in the dtype of the scores. Rows must be distinct; they need not be 0/1, nor all be extreme.
+
+    Raises:
+        ValueError: no vertices, a wrong number of dimensions, unequal dtypes, a NaN or infinity, a repeated row.
+    """
+
+    def __init__(self, vertices: Tensor | Sequence[Tensor]) -> None:
+        table = vertices if isinstance(vertices, Tensor) else _stack(vertices)
+        if table.dim() != 2 or 0 in table.shape:
+            raise ValueError(
+                f"Explicit needs vertices [V, D] with V, D >= 1, not a tensor of shape {tuple(table.shape)}"
+            )
+        if table.is_complex() or not table.isfinite().all():
+            raise ValueError("Explicit needs real, finite vertices; a row holds a complex number, NaN or infinity")
+        table = table.detach().double()
+        if len(table.unique(dim=0)) != len(table):
+            raise ValueError(
+                f"Explicit needs distinct vertices, but {len(table) - len(table.unique(dim=0))} of {len(table)} rows repeat "
+                f"an earlier one; pass vertices.unique(dim=0)"
+            )
+        self.dim = table.shape[1]
+        self._vertices = table
+
+    def __repr__(self) -> str:
+        return f"Explicit(vertices=[{len(self._vertices)}, {self.dim}])"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The row of largest inner product."""
+        return self._vertices.to(scores)[self._totals(scores).argmax(-1)]
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best rows, by a stable sort of all."""
+        count = min(k, len(self._vertices))
+        totals, order = self._totals(scores).sort(dim=-1, descending=True, stable=True)
+        valid = scores.new_zeros(*scores.shape[:-1], k, dtype=torch.bool)
+        valid[..., :count] = totals[..., :count] > -torch.inf
+        vertices = scores.new_zeros(*scores.shape[:-1], k, self.dim)
+        vertices[..., :count, :] = self._vertices.to(scores)[order[..., :count]]
+        return vertices * valid[..., None], valid
+
+    def gibbs(self, scores: Tensor) -> EnumeratedGibbs:
+        """softmax over the rows' scores."""
+        return EnumeratedGibbs(scores, self._vertices)
+
+    def vertices(self) -> Tensor:
+        """The rows as given, [V, D] float64."""
+        return self._vertices.clone()
+
+    def _totals(self, scores: Tensor) -> Tensor:
+        """<row, scores> in float64, -inf for a row that a score of -inf forbids: [*B, V]."""
+        precise = scores.double()
+        table = self._vertices.to(precise)
+        forbidden = (precise.isneginf().double() @ (table != 0).double().T) > 0
+        return (torch.where(precise.isneginf(), 0, precise) @ table.T).masked_fill(forbidden, -torch.inf)
+
+
+def _stack(rows: Sequence[Tensor]) -> Tensor:
+    dtypes = {row.dtype for row in rows}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"Explicit needs vertices of one dtype, but they have {', '.join(sorted(map(str, dtypes)))}; "
+            f"convert them, e.g. [row.double() for row in vertices]"
+        )
+    if len({tuple(row.shape) for row in rows}) > 1:
+        raise ValueError(f"Explicit needs vertices of one shape [D], not {sorted({tuple(row.shape) for row in rows})}")
+    return torch.stack(tuple(rows)) if rows else torch.zeros(0, 0)

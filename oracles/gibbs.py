@@ -1,0 +1,170 @@
+"""Gibbs distributions p(z) = exp(<a_z, t> - log Z) over the structures of a polytope: exact, and all in closed form.
+
+They are what Monte Carlo estimators sample from. Each has `sample`, `log_prob` and `entropy` as
+`base.GibbsDistribution` says; scores of `-inf` give their structures probability zero.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from .base import GibbsDistribution
+
+
+class BernoulliGibbs:
+    """Independent bits: p(z_i = 1) = sigmoid(t_i). Everything O(D)."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """[*sample_shape, *B, D] bits, without gradient."""
+        probs = self.scores.detach().sigmoid()
+        return (_uniform(probs, sample_shape, generator) < probs).to(self.scores.dtype)
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """sum_i log sigmoid(+-t_i), nats."""
+        scores = torch.where(self.scores.isneginf(), 0, self.scores)
+        inside = (structures * scores - softplus(scores)).sum(-1)
+        # A forbidden bit contributes log 1 when off; the softplus(0) put in its place is taken back.
+        inside = inside + self.scores.isneginf().to(scores) @ softplus(
+            scores.new_zeros(self.scores.shape[-1], 1)
+        ).squeeze(-1)
+        bits = ((structures == 0) | (structures == 1)).all(-1)
+        allowed = ~((structures != 0) & self.scores.isneginf()).any(-1)
+        return torch.where(bits & allowed, inside, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        """sum_i H(sigmoid(t_i)) = sum_i softplus(t_i) - t_i sigmoid(t_i), nats."""
+        return binary_entropy(self.scores).sum(-1)
+
+
+class EnumeratedGibbs:
+    """A softmax over listed structures; everything O(V D)."""
+
+    def __init__(self, scores: Tensor, vertices: Tensor) -> None:
+        self.scores = scores
+        self.vertices = vertices.to(scores)  # [V, D]
+        forbidden = (scores.isneginf().to(scores) @ (self.vertices != 0).to(scores).T) > 0
+        logits = torch.where(scores.isneginf(), 0, scores) @ self.vertices.T
+        self.log_probs = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)  # [*B, V]
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """[*sample_shape, *B, D] structures, by inverting the cumulative sums."""
+        cumulative = self.log_probs.detach().exp().cumsum(-1)
+        cumulative = cumulative / cumulative[..., -1:]
+        uniform = _uniform(cumulative[..., :1], sample_shape, generator)
+        # The number of cumulative sums at or below u is the index of the first above it.
+        chosen = (cumulative <= uniform).sum(-1)
+        return self.vertices[chosen]
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """The listed structure's log-probability, nats."""
+        match = (structures[..., None, :] == self.vertices).all(-1)  # [..., V]
+        picked = torch.where(match, self.log_probs, -torch.inf)
+        return picked.amax(-1)
+
+    def entropy(self) -> Tensor:
+        """-sum p log p, nats."""
+        probs = self.log_probs.exp()
+        return -torch.where(probs > 0, probs * self.log_probs.clamp(min=torch.finfo(probs.dtype).min), 0).sum(-1)
+
+
+class CardinalityGibbs:
+    """Independent bits given that at most (or exactly) `budget` of them are on.
+
+    Dynamic program over suffixes, in log space: log Z_i(j) sums exp <z, t> over the bits i..D with j still to spend,
+
+        log Z_i(j) = logaddexp(log Z_(i+1)(j), t_i + log Z_(i+1)(j - 1)),   log Z_(D+1)(j) = 0  (exactly: only for j = 0).
+
+    O(D budget) time and memory a row, D sequential steps.
+    """
+
+    def __init__(self, scores: Tensor, budget: int, exactly: bool) -> None:
+        self.scores, self.budget, self.exactly = scores, budget, exactly
+        # A finite stand-in for -inf: logaddexp(-inf, -inf) has no gradient. Its exponential is 0 in every dtype.
+        self.floor = torch.finfo(scores.dtype).min / 4
+        allowed = scores.clamp(min=self.floor)
+        last = scores.new_zeros(*scores.shape[:-1], budget + 1)
+        if exactly:
+            last[..., 1:] = self.floor
+        suffixes = [last]
+        for i in reversed(range(scores.shape[-1])):
+            suffixes.append(torch.logaddexp(suffixes[-1], allowed[..., i, None] + self._spent(suffixes[-1])))
+        suffixes.reverse()
+        self.suffixes = suffixes  # D + 1 tensors [*B, budget + 1]
+        self.allowed = allowed
+
+    def _spent(self, table: Tensor) -> Tensor:
+        """The table with one unit of budget used: entry j is the old entry j - 1."""
+        return torch.cat([torch.full_like(table[..., :1], self.floor), table[..., :-1]], -1).clamp(min=self.floor)
+
+    def _log_odds(self, i: int) -> Tensor:
+        """log p(z_i = 1)/p(z_i = 0) for each budget left, [*B, budget + 1]."""
+        return self.allowed[..., i, None] + self._spent(self.suffixes[i + 1]) - self.suffixes[i + 1]
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """[*sample_shape, *B, D] bits, one after the other, each given the budget left."""
+        uniform = _uniform(self.scores, sample_shape, generator)
+        left = torch.full_like(uniform[..., :1], self.budget, dtype=torch.int64)
+        bits = torch.zeros_like(uniform)
+        for i in range(self.scores.shape[-1]):
+            chance = self._log_odds(i).detach().sigmoid().expand(*left.shape[:-1], -1).gather(-1, left)
+            bits[..., i] = (uniform[..., i, None] < chance).to(bits).squeeze(-1)
+            left = left - bits[..., i, None].to(torch.int64)
+        return bits
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """<z, t> - log Z, nats."""
+        scores = torch.where(self.scores.isneginf(), 0, self.scores)
+        inside = (structures * scores).sum(-1) - self.suffixes[0][..., self.budget]
+        size = structures.sum(-1)
+        fits = size == self.budget if self.exactly else size <= self.budget
+        bits = ((structures == 0) | (structures == 1)).all(-1)
+        allowed = ~((structures != 0) & self.scores.isneginf()).any(-1)
+        return torch.where(fits & bits & allowed, inside, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        """By the chain rule along the same program, nats: H_i(j) = H(p) + p H_(i+1)(j - 1) + (1 - p) H_(i+1)(j)."""
+        entropy = torch.zeros_like(self.suffixes[-1])
+        for i in reversed(range(self.scores.shape[-1])):
+            odds = self._log_odds(i)
+            chance = odds.sigmoid()
+            spent = torch.cat([torch.zeros_like(entropy[..., :1]), entropy[..., :-1]], -1)
+            entropy = binary_entropy(odds) + chance * spent + (1 - chance) * entropy
+        return entropy[..., self.budget]
+
+
+class ProductGibbs:
+    """Independent Gibbs distributions on consecutive blocks of coordinates."""
+
+    def __init__(self, parts: Sequence[GibbsDistribution], dims: Sequence[int]) -> None:
+        self.parts, self.dims = tuple(parts), tuple(dims)
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Each block's own sample, [*sample_shape, *B, D]."""
+        return torch.cat([part.sample(sample_shape, generator) for part in self.parts], -1)
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """The sum over blocks, nats."""
+        blocks = structures.split(self.dims, -1)
+        return torch.stack([part.log_prob(block) for part, block in zip(self.parts, blocks, strict=True)]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """The sum over blocks, nats."""
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
+
+
+def binary_entropy(log_odds: Tensor) -> Tensor:
+    """The entropy in nats of a bit with these log-odds; 0 at -inf and wherever exp(-|log-odds|) underflows."""
+    size = -log_odds.abs()
+    finite = size.clamp(min=torch.finfo(size.dtype).min / 4)
+    return -logsigmoid(-finite) - finite * finite.sigmoid()
+
+
+def _uniform(like: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    # float16 and bfloat16 uniforms have so few values that rare structures would never, or too often, be drawn.
+    wide = torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
+    return torch.rand(*sample_shape, *like.shape, dtype=wide, device=like.device, generator=generator)

@@ -1,0 +1,151 @@
+"""The k best structures of any polytope."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import (
+    Polytope,
+    SupportsTopk,
+    SupportsVertices,
+    check_count,
+    check_dimension,
+    supports,
+)
+from .explicit import Explicit
+
+
+def topk(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k distinct structures of highest score <a_z, t>, best first.
+
+    By the polytope's own `topk` if it has one; else by enumeration if it lists its `vertices`; else by Lawler's partition
+    (1972), which needs only `maximize` and 0/1 structures.
+
+    Args:
+        polytope: whose structures.
+        scores: [*B, D] float; `-inf` forbids the structures with a_i != 0.
+        k: how many, at least 1; may exceed the number of structures.
+
+    Returns:
+        vertices [*B, k, D] in the dtype of `scores`, and valid [*B, k] bool: false, with a zero vertex, beyond the number
+        of structures. Neither has a gradient.
+
+    Raises:
+        ValueError: k below 1, scores of another width, structures that are not 0/1 where Lawler's partition needs them.
+
+    Ties are broken deterministically, by a rule that is the polytope's own.
+    """
+    check_dimension(scores, polytope)
+    check_count("k", k, 1)
+    flat = scores.detach().reshape(-1, scores.shape[-1])
+    name, shape = type(polytope).__name__, (len(flat), k, polytope.dim)
+    if supports(polytope, SupportsTopk):
+        vertices, valid = polytope.topk(flat, k)
+    elif supports(polytope, SupportsVertices):
+        vertices, valid = Explicit(polytope.vertices()).topk(flat, k)
+    else:
+        vertices, valid = lawler(polytope, flat, k)
+    if vertices.shape != shape or valid.shape != shape[:2]:
+        raise ValueError(
+            f"{name}.topk must return vertices [B, k, D] = {list(shape)} and valid [B, k] = {list(shape[:2])}; "
+            f"it returned {list(vertices.shape)} and {list(valid.shape)}"
+        )
+    return vertices.reshape(*scores.shape[:-1], k, -1), valid.reshape(*scores.shape[:-1], k)
+
+
+class KBestStructures(NamedTuple):
+    """What `KBest` returns: vertices [*B, k, D], their scores [*B, k] (-inf if not valid), valid [*B, k]."""
+
+    vertices: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class KBest:
+    """The k-best enumerator of a polytope: scores -> the k best structures and their scores.
+
+    The structures' scores s_j = <a_j, t> carry the gradient; which structures they are does not.
+
+    >>> from sparsemarg.oracles import BernoulliCube
+    >>> KBest(BernoulliCube(2), k=3)(torch.tensor([[1.0, -0.5]])).scores
+    tensor([[1.0000, 0.5000, 0.0000]])
+    """
+
+    polytope: Polytope
+    k: int
+
+    def __post_init__(self) -> None:
+        check_count("KBest: k", self.k, 1)
+
+    def __call__(self, scores: Tensor) -> KBestStructures:
+        """For scores [*B, D]; see `topk`."""
+        vertices, valid = topk(self.polytope, scores, self.k)
+        finite = torch.where(scores.isneginf(), 0, scores)
+        totals = (vertices * finite[..., None, :]).sum(-1)
+        return KBestStructures(vertices, totals.masked_fill(~valid, -torch.inf), valid)
+
+
+def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best 0/1 structures from `maximize` alone, by partitioning the set (Lawler 1972; Murty 1968).
+
+    An open part of the set is described by bits that are fixed, and known by its best structure. Each round takes the best
+    open part and splits what remains of it by the first free bit that differs from its best structure: D new parts, whose
+    best structures are found by one `maximize` on [B D, D] scores in which a fixed bit scores +-P, P above any total.
+    Only the best k open parts are kept.
+
+    Cost: k calls of `maximize` on B D rows. Ties: deterministic.
+    """
+    precise = scores.double()
+    batch, dim = precise.shape
+    rows = torch.arange(batch, device=scores.device)
+    forbidden = precise.isneginf()
+    finite = torch.where(forbidden, 0, precise)
+    penalty = 1 + 2 * finite.abs().sum(-1, keepdim=True)
+
+    def best_of(fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """The best structure with z = bits where fixed, and its score, -inf if there is none: [B, n, D], [B, n]."""
+        forced = torch.where(fixed, (2 * bits - 1) * penalty[:, None], finite[:, None])
+        found = _binary(polytope, polytope.maximize(forced.reshape(-1, dim))).reshape(fixed.shape)
+        agrees = ((found == bits) | ~fixed).all(-1)
+        return found, torch.where(agrees, (found * finite[:, None]).sum(-1), -torch.inf)
+
+    open_fixed = forbidden[:, None].clone()
+    open_best, open_total = best_of(open_fixed, torch.zeros_like(precise)[:, None])
+    vertices = torch.zeros(batch, k, dim, dtype=torch.float64, device=scores.device)
+    valid = torch.zeros(batch, k, dtype=torch.bool, device=scores.device)
+    below = torch.ones(dim, dim, dtype=torch.bool, device=scores.device).tril(-1)
+    for step in range(k):
+        chosen = open_total.argmax(-1)
+        best, fixed, total = open_best[rows, chosen], open_fixed[rows, chosen], open_total[rows, chosen]
+        valid[:, step] = total > -torch.inf
+        vertices[:, step] = best * valid[:, step, None]
+        if step + 1 == k:
+            break
+        open_total[rows, chosen] = -torch.inf
+        # Part i agrees with the structure taken on the free bits before i and differs at i.
+        flip = torch.eye(dim, dtype=torch.bool, device=scores.device)
+        part_fixed = fixed[:, None] | below | flip
+        part_bits = torch.where(flip, 1 - best[:, None], best[:, None].expand(-1, dim, -1))
+        part_best, part_total = best_of(part_fixed, part_bits)
+        # A bit that was already fixed has no other side.
+        part_total = part_total.masked_fill(fixed | ~valid[:, step, None], -torch.inf)
+        open_total, kept = torch.cat([open_total, part_total], -1).sort(dim=-1, descending=True, stable=True)
+        open_total, kept = open_total[:, :k].clone(), kept[:, :k]
+        index = kept[..., None].expand(-1, -1, dim)
+        open_best = torch.cat([open_best, part_best], 1).gather(1, index)
+        open_fixed = torch.cat([open_fixed, part_fixed], 1).gather(1, index)
+    return vertices.to(scores.dtype), valid
+
+
+def _binary(polytope: Polytope, vertices: Tensor) -> Tensor:
+    fraction = (vertices != 0) & (vertices != 1)
+    if fraction.any():
+        value = vertices[fraction][0].item()
+        raise ValueError(
+            f"k-best by Lawler's partition needs structures of 0s and 1s, but {type(polytope).__name__}.maximize returned "
+            f"{value:g}; give the polytope a `topk(scores, k)` or a `vertices()` method"
+        )
+    return vertices

@@ -1,0 +1,165 @@
+"""The Cartesian product of polytopes: independent parts side by side."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .base import (
+    MAX_ENUMERATED,
+    Halfspaces,
+    Polytope,
+    SupportsDecomposition,
+    SupportsGibbs,
+    SupportsHalfspaces,
+    SupportsProjection,
+    SupportsVertices,
+    supports,
+)
+from .gibbs import ProductGibbs
+from .kbest import topk
+
+Part = TypeVar("Part")
+
+
+class Product(Polytope):
+    """P x Q x ...: coordinates of the parts one after the other.
+
+    Has `maximize` and `topk` always, and `project`, `decompose`, `gibbs`, `halfspaces`, `vertices` where every part has
+    them (asking for one that a part lacks is an AttributeError, so `supports` answers for the product too).
+    """
+
+    def __init__(self, *parts: Polytope) -> None:
+        if not parts or not all(isinstance(part, Polytope) for part in parts):
+            raise ValueError(
+                f"Product needs one or more polytopes, e.g. Product(Simplex(3), Budget(8, 2)), not {parts!r}"
+            )
+        self.parts = parts
+        self.dims = [part.dim for part in parts]
+        self.dim = sum(self.dims)
+
+    def __repr__(self) -> str:
+        return f"Product({', '.join(map(repr, self.parts))})"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """Each part's own maximiser."""
+        blocks = scores.split(self.dims, -1)
+        return torch.cat([part.maximize(block) for part, block in zip(self.parts, blocks, strict=True)], -1)
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best of the pairwise sums of the parts' k best, part after part; O(k^2 log k) a part.
+
+        A structure among the k best of a product is made of structures among the k best of each part.
+        """
+        blocks = scores.double().split(self.dims, -1)
+        best, valid, totals = None, None, None
+        for part, block in zip(self.parts, blocks, strict=True):
+            vertices, found = topk(part, block, k)
+            finite = torch.where(block.isneginf(), 0, block)
+            gains = torch.where(found, (vertices * finite[..., None, :]).sum(-1), -torch.inf)
+            if best is None or totals is None:
+                best, valid, totals = vertices, found, gains
+                continue
+            sums = (totals[..., :, None] + gains[..., None, :]).flatten(-2)
+            totals, order = (part_sums[..., :k] for part_sums in sums.sort(dim=-1, descending=True, stable=True))
+            left, right = order.div(k, rounding_mode="floor"), order % k
+            best = torch.cat([_take(best, left), _take(vertices, right)], -1)
+            valid = totals > -torch.inf
+        assert best is not None
+        assert valid is not None
+        return (best * valid[..., None]).to(scores.dtype), valid
+
+    @property
+    def project(self) -> Callable[[Tensor], Tensor]:
+        """Each part's own projection."""
+        parts = self._all(SupportsProjection, "project")
+
+        def project(scores: Tensor) -> Tensor:
+            blocks = scores.split(self.dims, -1)
+            return torch.cat([part.project(block) for part, block in zip(parts, blocks, strict=True)], -1)
+
+        return project
+
+    @property
+    def decompose(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The parts' decompositions coupled along [0, 1): at most sum (S_part - 1) + 1 structures.
+
+        Each part's weights cut [0, 1) into intervals; on each piece of the common refinement every part shows one structure.
+        """
+        parts = self._all(SupportsDecomposition, "decompose")
+
+        def decompose(mean: Tensor) -> tuple[Tensor, Tensor]:
+            blocks = mean.split(self.dims, -1)
+            pairs = [part.decompose(block) for part, block in zip(parts, blocks, strict=True)]
+            ends = [probs.double().cumsum(-1) / probs.double().sum(-1, keepdim=True) for _, probs in pairs]
+            inner = torch.cat([end[..., :-1] for end in ends], -1)
+            # Cuts of different parts that agree on paper must agree in floating point: a grid of 2^-45, as in Budget.
+            one = 1 << 45
+            inner = (inner * one).round().to(torch.int64).sort(dim=-1).values
+            edge = torch.zeros_like(mean[..., :1], dtype=torch.int64)
+            cuts = torch.cat([edge, inner, edge + one], -1)
+            middle = (cuts[..., 1:] + cuts[..., :-1]).double() / (2 * one)
+            atoms = [
+                _take(vertices, torch.searchsorted(end[..., :-1].contiguous(), middle, right=True))
+                for (vertices, _), end in zip(pairs, ends, strict=True)
+            ]
+            probs = (cuts[..., 1:] - cuts[..., :-1]).double() / one
+            return torch.cat(atoms, -1), probs.to(mean.dtype)
+
+        return decompose
+
+    @property
+    def gibbs(self) -> Callable[[Tensor], ProductGibbs]:
+        """Independent parts."""
+        parts = self._all(SupportsGibbs, "gibbs")
+
+        def gibbs(scores: Tensor) -> ProductGibbs:
+            blocks = scores.split(self.dims, -1)
+            return ProductGibbs([part.gibbs(block) for part, block in zip(parts, blocks, strict=True)], self.dims)
+
+        return gibbs
+
+    @property
+    def halfspaces(self) -> Callable[[], Halfspaces]:
+        """The parts' constraints, block by block."""
+        parts = self._all(SupportsHalfspaces, "halfspaces")
+
+        def halfspaces() -> Halfspaces:
+            each = [part.halfspaces() for part in parts]
+            return Halfspaces(
+                torch.block_diag(*(half.a_ub for half in each)),
+                torch.cat([half.b_ub for half in each]),
+                torch.block_diag(*(half.a_eq for half in each)),
+                torch.cat([half.b_eq for half in each]),
+            )
+
+        return halfspaces
+
+    @property
+    def vertices(self) -> Callable[[], Tensor]:
+        """Every combination of the parts' structures, the last part fastest."""
+        parts = self._all(SupportsVertices, "vertices")
+
+        def vertices() -> Tensor:
+            listed = [part.vertices() for part in parts]
+            count = 1
+            for table in listed:
+                count *= len(table)
+            if count > MAX_ENUMERATED:
+                raise ValueError(f"{self!r} has {count} structures, too many to enumerate (limit {MAX_ENUMERATED})")
+            grids = torch.meshgrid(*(torch.arange(len(table)) for table in listed), indexing="ij")
+            return torch.cat([table[grid.flatten()] for table, grid in zip(listed, grids, strict=True)], -1)
+
+        return vertices
+
+    def _all(self, capability: type[Part], name: str) -> list[Part]:
+        lacking = [part for part in self.parts if not supports(part, capability)]
+        if lacking:
+            raise AttributeError(f"{self!r} has no {name}: {lacking[0]!r} has none", name=name, obj=self)
+        return [part for part in self.parts if supports(part, capability)]
+
+
+def _take(vertices: Tensor, index: Tensor) -> Tensor:
+    """vertices [*B, S, D] at index [*B, n] -> [*B, n, D]."""
+    return vertices.gather(-2, index[..., None].expand(*index.shape, vertices.shape[-1]))
