@@ -1,0 +1,1 @@
+"""Experiments: data, training, named configurations and the `sparsemarg` command line."""

@@ -1,0 +1,75 @@
+"""The `sparsemarg` command line.
+
+A command is a line in COMMANDS: its help and the function that runs it, given as module and name. The module
+is imported when the command is chosen, so that `sparsemarg --help` answers at once and no command needs the
+packages of another.
+"""
+
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        help: one line.
+        module: relative to this package.
+        function: takes the arguments, the command's name first; what it returns is ignored.
+    """
+
+    help: str
+    module: str
+    function: str
+
+    def load(self) -> Callable[[list[str]], object]:
+        return getattr(import_module(self.module, __package__), self.function)
+
+
+COMMANDS = {
+    "fit": Command(
+        "train: --config NAME_OR_FILE, any setting as --a.b VALUE, --ckpt_path last resumes", ".training", "run"
+    ),
+    "test": Command("evaluate a trained run on its test split", ".training", "run"),
+    "configs": Command("list the named configurations", ".cli", "list_configs"),
+    "demo": Command("train on 8x8 digits for some minutes and draw pictures in ./demo", ".demo", "run"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, or 2 after a message on how to correct the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UsageError(f"expected a command ({', '.join(COMMANDS)}), but got {arguments[0]!r}.")
+        COMMANDS[arguments[0]].load()(arguments)
+    except UsageError as error:
+        message = " ".join(str(error).split())
+        print(textwrap.fill(f"sparsemarg: {message}", 100, break_long_words=False), file=sys.stderr)
+        return 2
+    return 0
+
+
+def list_configs(arguments: list[str]) -> None:
+    """Print the names that `--config` takes."""
+    from .named_configs import config_names
+
+    print("\n".join(config_names()))
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9}{command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: sparsemarg COMMAND [--help] ...", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Image data sets as integer grey levels, one flat row per image."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from .batches import Batches
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images [N, pixels] uint8 to train on, to select on, and to report on."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+class ImageData(LightningDataModule, ABC):
+    """Gives batches [B, pixels] uint8 of the splits of a data set.
+
+    Args:
+        batch_size: images in a batch; the last, smaller batch is kept.
+    """
+
+    pixels: int
+    levels: int
+
+    def __init__(self, batch_size: int = 64) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self._splits: Splits | None = None
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Read the data set."""
+
+    @property
+    def splits(self) -> Splits:
+        """The data set, read at the first use."""
+        if self._splits is None:
+            self._splits = self.load()
+        return self._splits
+
+    def setup(self, stage: str) -> None:
+        _ = self.splits
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled by the run's seed; see `Batches` for how a resumed run continues."""
+        images = self.splits.train
+        whole_epoch = len(Batches(images, self.batch_size))
+        limit = self.trainer.limit_train_batches if self.trainer is not None else None
+        stop = int(whole_epoch * limit) if isinstance(limit, float) else limit
+        return Batches(images, self.batch_size, seed=torch.initial_seed(), batches_per_epoch=stop)
+
+    def val_dataloader(self) -> Batches:
+        return Batches(self.splits.val, self.batch_size)
+
+    def test_dataloader(self) -> Batches:
+        return Batches(self.splits.test, self.batch_size)
+
+
+class MNIST(ImageData):
+    """MNIST through torchvision: 28x28 bytes, train[0:55000], val = train[55000:60000], 10,000 test images.
+
+    The split is that of the published bit-vector experiment. No binarisation, no augmentation.
+
+    Args:
+        root: the folder that holds (or will hold) torchvision's `MNIST` or `FashionMNIST` folder.
+        download: fetch the files if they are not there.
+        batch_size: images in a batch.
+    """
+
+    pixels = 784
+    levels = 256
+    dataset = "MNIST"
+
+    def __init__(self, root: str = "data", download: bool = True, batch_size: int = 64) -> None:
+        super().__init__(batch_size)
+        self.root = root
+        self.download = download
+
+    def load(self) -> Splits:
+        train = self._images(train=True)
+        return Splits(train[:55000], train[55000:], self._images(train=False))
+
+    def _images(self, train: bool) -> Tensor:
+        from torchvision import datasets  # here, because it is slow to import and the digits do not need it
+
+        try:
+            dataset = getattr(datasets, self.dataset)(self.root, train=train, download=self.download)
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            cause = str(error).strip().split("\n")[0] or type(error).__name__
+            fix = (
+                "Check the connection, or copy the files there"
+                if self.download
+                else "Give the right folder with --data.init_args.root, or allow the download with "
+                "--data.init_args.download true"
+            )
+            raise UsageError(
+                f"expected the {self.dataset} files in {Path(self.root) / self.dataset / 'raw'}, but they are missing "
+                f"or damaged and could not be read ({cause}). {fix}."
+            ) from error
+        return dataset.data.flatten(1)
+
+
+class FashionMNIST(MNIST):
+    """Fashion-MNIST through torchvision, split as `MNIST`."""
+
+    dataset = "FashionMNIST"
+
+
+class Digits(ImageData):
+    """The 1,797 digits of 8x8 pixels and 17 grey levels that ship with scikit-learn: 1,257 train, 180 val, 360 test.
+
+    The split is a fixed permutation, the same for every run.
+    """
+
+    pixels = 64
+    levels = 17
+
+    def load(self) -> Splits:
+        from sklearn.datasets import load_digits  # slow to import
+
+        data = load_digits().data  # pyright: ignore[reportAttributeAccessIssue]  # a Bunch
+        images = torch.from_numpy(data).to(torch.uint8)
+        order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(0))
+        train, val, test = images[order].split([1257, 180, 360])
+        return Splits(train, val, test)

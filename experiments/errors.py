@@ -1,0 +1,5 @@
+"""The one exception that the command line shows as a message instead of a traceback."""
+
+
+class UsageError(ValueError):
+    """A mistake in what the user asked for. The message says what was expected, what came, and how to fix it."""

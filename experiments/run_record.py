@@ -1,0 +1,63 @@
+"""What a run's folder says about how the run came about."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from .checkpoints import CONFIG_KEY
+
+
+class RunRecord(Callback):
+    """Saves the resolved configuration and the versions in the run's folder, and the former in every checkpoint.
+
+    `config.yaml` reproduces the run; `versions.yaml` has one entry for each start, so that a run that was
+    resumed with other versions or another revision shows it. A test run writes `test_config.yaml` and adds no entry.
+
+    Args:
+        config: the resolved configuration, nested, as it can be given to `--config` again.
+        resumed_from: the checkpoint that the run starts from, if any.
+    """
+
+    def __init__(self, config: dict[str, Any], resumed_from: str | None) -> None:
+        self.config = config
+        self.resumed_from = resumed_from
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "config.yaml" if stage == "fit" else "test_config.yaml"
+        (folder / name).write_text(yaml.safe_dump(self.config, sort_keys=False))
+        if stage == "fit":
+            start = {"resumed_from": self.resumed_from, "device": str(trainer.strategy.root_device), **versions()}
+            mode = "a" if self.resumed_from else "w"
+            with (folder / "versions.yaml").open(mode) as file:
+                yaml.safe_dump([start], file, sort_keys=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.config
+
+
+def versions() -> dict[str, str | None]:
+    """Name the versions of what a result depends on, and the revision of the source where it is a git checkout."""
+    packages = {name: metadata.version(name) for name in ("sparsemarg", "torch", "lightning", "numpy")}
+    return {"python": platform.python_version(), **packages, "platform": platform.platform(), "git": git_revision()}
+
+
+def git_revision() -> str | None:
+    """Name the commit of the checkout that holds this file, with `-dirty` if files differ; None outside of git."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        # Without --error-unmatch a virtual environment inside some other checkout would report that one's commit.
+        tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, check=True, timeout=10)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

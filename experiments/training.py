@@ -1,0 +1,139 @@
+"""`sparsemarg fit` and `sparsemarg test`: Lightning's command line, with one folder for each run."""
+
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from .checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    check_same_config,
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+)
+from .errors import UsageError
+from .metrics_csv import MetricsCSV
+from .named_configs import resolve_configs
+from .random_state import RandomState
+from .run_record import RunRecord
+
+
+def run(arguments: list[str]) -> "ExperimentCLI":
+    """Run `fit` or `test` with command line arguments, such as ["fit", "--config", "bit_vector_vae/sparsemap"].
+
+    Raises:
+        UsageError: a mistake in the arguments, the configuration, the data folder or the checkpoint.
+    """
+    arguments, run_name = resolve_configs(arguments)
+    return ExperimentCLI(arguments, run_name or "unnamed")
+
+
+class ExperimentCLI(LightningCLI):
+    """Runs a LightningModule on a LightningDataModule, both chosen by the configuration.
+
+    A run has one folder (`--folder`, by default `runs/<name of the configuration>`) with its resolved
+    configuration, versions, metrics and checkpoints. `--ckpt_path last` goes on where the folder's run stopped.
+    """
+
+    def __init__(self, arguments: list[str], run_name: str) -> None:
+        self._run_name = run_name
+        self._resume_step: int | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,  # RunRecord does it
+            trainer_defaults={"num_sanity_val_steps": 0},
+            seed_everything_default=42,
+            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "test": {"model", "dataloaders", "datamodule", "weights_only"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--folder", type=str | None, default=None, help="The run's folder.")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        try:
+            self.config = parser.parse_args(args)  # pyright: ignore[reportArgumentType]  # always a list here
+        except jsonargparse.ArgumentError as error:
+            raise UsageError(f"{error} (`sparsemarg {args[0]} --help` lists what can be given.)") from error  # pyright: ignore
+        options = self.config[self.config.subcommand]
+        options.folder = options.folder or str(Path("runs") / self._run_name)
+        options.trainer.default_root_dir = options.folder
+        self._choose_checkpoint(options)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UsageError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"the configuration cannot be built: {error}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.config[self.config.subcommand]
+        self.trainer_defaults["callbacks"] = [RandomState(), RunRecord(self._resolved_config(), options.ckpt_path)]
+        loggers = self._loggers(Path(options.folder))
+        return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], **kwargs)
+
+    def _choose_checkpoint(self, options: jsonargparse.Namespace) -> None:
+        """Replace `ckpt_path` by a file that exists, can be read and belongs to this configuration."""
+        folder = Path(options.folder)
+        fitting = self.config.subcommand == "fit"
+        if fitting and options.ckpt_path is None:
+            if checkpoint_path(folder, "last").exists():
+                raise UsageError(
+                    f"the folder {folder} already holds a run. Go on with it by --ckpt_path last, or give another "
+                    "folder with --folder, or delete that one."
+                )
+            return
+        if options.ckpt_path is None:
+            best = checkpoint_path(folder, "best").exists()
+            options.ckpt_path = "best" if best else "last"
+        path = find_checkpoint(folder, options.ckpt_path)
+        checkpoint = load_checkpoint(path)
+        config = self._resolved_config()
+        wanted = {"model": config["model"]}
+        if fitting:
+            wanted |= {"data": _without_location(config["data"]), "seed_everything": config["seed_everything"]}
+        saved = checkpoint["sparsemarg_config"]
+        check_same_config(path, saved | {"data": _without_location(saved["data"])}, wanted)
+        options.ckpt_path = str(path)
+        self._resume_step = checkpoint["global_step"]
+
+    def _resolved_config(self) -> dict[str, Any]:
+        """Dump the configuration of the subcommand, such that `--config` takes it again."""
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        config = yaml.safe_load(text)[self.config.subcommand]
+        return {**config, "ckpt_path": None}
+
+    def _loggers(self, folder: Path) -> list[Logger]:
+        if self.subcommand == "test":
+            return [MetricsCSV(folder / "test.csv")]
+        return [
+            MetricsCSV(folder / "metrics.csv", self._resume_step),
+            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=self._resume_step),
+        ]
+
+
+def _without_location(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where the data lie, which may change between two starts of a run."""
+    arguments = data.get("init_args") or {}
+    return {**data, "init_args": {k: v for k, v in arguments.items() if k not in ("root", "download")}}
