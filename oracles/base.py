@@ -6,10 +6,11 @@ capability by having the method, and `supports(polytope, SupportsTopk)` asks whe
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
 
 class Polytope(ABC):
@@ -138,7 +139,7 @@ MAX_ENUMERATED = 1 << 20
 Capability = TypeVar("Capability")
 
 
-def supports(polytope: object, capability: type[Capability]) -> TypeGuard[Capability]:
+def supports(polytope: object, capability: type[Capability]) -> TypeIs[Capability]:
     """Whether the polytope has every method that a capability protocol names.
 
     Unlike `isinstance` on a runtime protocol it asks the instance, so that a composed polytope (`Product`) has what
@@ -150,9 +151,7 @@ def supports(polytope: object, capability: type[Capability]) -> TypeGuard[Capabi
 
 def missing(polytope: object, capability: type, purpose: str) -> ValueError:
     """The error for a capability that is needed and absent: it names the methods to write."""
-    absent = [
-        name for name in vars(capability) if not name.startswith("_") and not callable(getattr(polytope, name, None))
-    ]
+    absent = [name for name in vars(capability) if not name.startswith("_") and not callable(getattr(polytope, name, None))]
     return ValueError(
         f"{purpose} needs {type(polytope).__name__}.{' and '.join(absent)}, which it does not have; "
         f"write the method as sparsemarg.oracles.{capability.__name__} describes, or use an operation that needs "

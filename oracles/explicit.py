@@ -23,9 +23,7 @@ class Explicit(Polytope):
     def __init__(self, vertices: Tensor | Sequence[Tensor]) -> None:
         table = vertices if isinstance(vertices, Tensor) else _stack(vertices)
         if table.dim() != 2 or 0 in table.shape:
-            raise ValueError(
-                f"Explicit needs vertices [V, D] with V, D >= 1, not a tensor of shape {tuple(table.shape)}"
-            )
+            raise ValueError(f"Explicit needs vertices [V, D] with V, D >= 1, not a tensor of shape {tuple(table.shape)}")
         if table.is_complex() or not table.isfinite().all():
             raise ValueError("Explicit needs real, finite vertices; a row holds a complex number, NaN or infinity")
         table = table.detach().double()

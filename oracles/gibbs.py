@@ -29,9 +29,7 @@ class BernoulliGibbs:
         scores = torch.where(self.scores.isneginf(), 0, self.scores)
         inside = (structures * scores - softplus(scores)).sum(-1)
         # A forbidden bit contributes log 1 when off; the softplus(0) put in its place is taken back.
-        inside = inside + self.scores.isneginf().to(scores) @ softplus(
-            scores.new_zeros(self.scores.shape[-1], 1)
-        ).squeeze(-1)
+        inside = inside + self.scores.isneginf().to(scores) @ softplus(scores.new_zeros(self.scores.shape[-1], 1)).squeeze(-1)
         bits = ((structures == 0) | (structures == 1)).all(-1)
         allowed = ~((structures != 0) & self.scores.isneginf()).any(-1)
         return torch.where(bits & allowed, inside, -torch.inf)

@@ -32,9 +32,7 @@ class Product(Polytope):
 
     def __init__(self, *parts: Polytope) -> None:
         if not parts or not all(isinstance(part, Polytope) for part in parts):
-            raise ValueError(
-                f"Product needs one or more polytopes, e.g. Product(Simplex(3), Budget(8, 2)), not {parts!r}"
-            )
+            raise ValueError(f"Product needs one or more polytopes, e.g. Product(Simplex(3), Budget(8, 2)), not {parts!r}")
         self.parts = parts
         self.dims = [part.dim for part in parts]
         self.dim = sum(self.dims)

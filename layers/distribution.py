@@ -1,0 +1,179 @@
+"""A sparse distribution over structures, packed: only (row, atom) pairs that have mass."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .stats import Stats
+
+
+class SparseDistribution:
+    """xi_b = sum_n probs[n] delta(atoms[n]) over the n with row[n] = b, for every b of a batch.
+
+    Attributes:
+        atoms: [N, D] the structures that have mass, in the dtype of the scores, without gradient.
+        probs: [N] their probabilities, each row summing to 1; they carry the gradient.
+        row: [N] int64, sorted: which batch element (flattened) a pair belongs to.
+        index: [N] int64 the category of each atom where the structures are one-hot, else None.
+        batch_shape: *B.
+        stats: how the support was found (`SolverStats`, `TopKStats`), or None.
+
+    Within a row the most probable atom need not come first.
+    """
+
+    def __init__(
+        self,
+        atoms: Tensor,
+        probs: Tensor,
+        row: Tensor,
+        batch_shape: torch.Size | tuple[int, ...],
+        index: Tensor | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        if atoms.dim() != 2 or probs.shape != atoms.shape[:1] or row.shape != atoms.shape[:1]:
+            raise ValueError(
+                f"SparseDistribution needs atoms [N, D], probs [N] and row [N], not {list(atoms.shape)}, "
+                f"{list(probs.shape)} and {list(row.shape)}"
+            )
+        self.atoms, self.probs, self.row, self.index, self.stats = atoms, probs, row, index, stats
+        self.batch_shape = torch.Size(batch_shape)
+        rows = torch.arange(math.prod(self.batch_shape) + 1, device=row.device)
+        self._first = torch.searchsorted(row, rows)  # [B + 1], where each row starts
+
+    def __repr__(self) -> str:
+        count, dim = self.atoms.shape
+        return f"SparseDistribution(batch_shape={list(self.batch_shape)}, atoms={count}, dim={dim})"
+
+    @classmethod
+    def from_padded(cls, atoms: Tensor, probs: Tensor, prune: float = 0.0, stats: Stats | None = None) -> "SparseDistribution":
+        """Packs atoms [*B, S, D] and probs [*B, S], leaving out slots with probs <= prune.
+
+        `prune` above 0 is lossy: what is left is not renormalised.
+        """
+        if atoms.dim() < 2 or probs.shape != atoms.shape[:-1]:
+            raise ValueError(
+                f"from_padded needs atoms [*B, S, D] and probs [*B, S], not {list(atoms.shape)}, {list(probs.shape)}"
+            )
+        return cls.pack(atoms, probs, probs.detach() > prune, stats)
+
+    @classmethod
+    def pack(cls, atoms: Tensor, probs: Tensor, used: Tensor, stats: Stats | None = None) -> "SparseDistribution":
+        """Packs the slots of atoms [*B, S, D] and probs [*B, S] that are `used` [*B, S] bool, whatever their mass."""
+        place = used.reshape(-1).nonzero()[:, 0]
+        packed = atoms.detach().reshape(-1, atoms.shape[-1])[place]
+        row = place.div(atoms.shape[-2], rounding_mode="floor")
+        return cls(packed, probs.reshape(-1)[place], row, probs.shape[:-1], stats=stats)
+
+    @classmethod
+    def from_simplex(cls, probs: Tensor) -> "SparseDistribution":
+        """The distribution over categories with these probabilities [*B, K], e.g. the output of sparsemax.
+
+        Atoms are one-hot, [N, K]; `index` [N] holds the categories.
+        """
+        place = (probs.detach().reshape(-1) > 0).nonzero()[:, 0]
+        index = place % probs.shape[-1]
+        atoms = torch.nn.functional.one_hot(index, probs.shape[-1]).to(probs.dtype)
+        row = place.div(probs.shape[-1], rounding_mode="floor")
+        return cls(atoms, probs.reshape(-1)[place], row, probs.shape[:-1], index=index)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""
+        slots = int(self._sizes().amax()) if len(self._first) > 1 else 0
+        atoms = self._spread(self.atoms, slots)
+        return atoms.reshape(*self.batch_shape, slots, -1), self._spread(self.probs, slots).reshape(*self.batch_shape, slots)
+
+    def expectation(self, f: Callable[[Tensor, Tensor], Tensor], *, max_atoms: int | None = None) -> Tensor:
+        """E_xi[f] = sum_n probs[n] f(atoms[n], row[n]), exactly (paper eq. 1), with f evaluated once on every pair.
+
+        Args:
+            f: maps atoms [n, D] and row [n] int64 to values [n, *E]. `row` gathers what belongs to the example, e.g.
+                `lambda atoms, row: loss(decoder(atoms), images[row])`.
+            max_atoms: at most this many pairs at a time. f then runs again, piece by piece, in the backward pass, so that
+                memory is that of one piece; its random numbers are replayed. Value and gradient do not change.
+
+        Returns:
+            [*B, *E]; differentiable in the probabilities and in whatever f is made of. With an empty batch f is not called
+            if `max_atoms` is given, and is called on [0, D] otherwise (it decides E).
+        """
+        values = self._evaluate(f, max_atoms)
+        weighted = self.probs.reshape(-1, *[1] * (values.dim() - 1)) * values
+        return self._sum(weighted).reshape(*self.batch_shape, *values.shape[1:])
+
+    def mean(self) -> Tensor:
+        """mu = sum_n probs[n] atoms[n], [*B, D]."""
+        return self._sum(self.probs[:, None] * self.atoms).reshape(*self.batch_shape, -1)
+
+    def entropy(self) -> Tensor:
+        """The Shannon entropy -sum p log p, nats, [*B]."""
+        return self._sum(-torch.special.xlogy(self.probs, self.probs)).reshape(self.batch_shape)
+
+    def support_size(self) -> Tensor:
+        """The number of atoms of each row, [*B] int64: decoder calls per example."""
+        return self._sizes().reshape(self.batch_shape)
+
+    def mode(self) -> Tensor:
+        """The most probable atom of each row (the first of equals), [*B, D]."""
+        probs = self._spread(self.probs.detach(), None)
+        return self.atoms[self._first[:-1] + probs.argmax(-1)].reshape(*self.batch_shape, -1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One atom a row, drawn with its probability, [*B, D]; no gradient."""
+        cumulative = self._spread(self.probs.detach(), None).cumsum(-1)
+        wide = cumulative.float() if cumulative.dtype in (torch.float16, torch.bfloat16) else cumulative
+        uniform = torch.rand(len(wide), 1, dtype=wide.dtype, device=wide.device, generator=generator)
+        drawn = (wide <= uniform * wide[:, -1:]).sum(-1)
+        # Rounding may leave u above the last cumulative sum; the last atom takes that sliver.
+        drawn = torch.minimum(drawn, self._sizes() - 1)
+        return self.atoms[self._first[:-1] + drawn].reshape(*self.batch_shape, -1)
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """log xi(z) in nats, `-inf` off the support: structures [*B, D] -> [*B]."""
+        if structures.shape != (*self.batch_shape, self.atoms.shape[1]):
+            raise ValueError(
+                f"log_prob needs one structure a row, {[*self.batch_shape, self.atoms.shape[1]]}, not {list(structures.shape)}"
+            )
+        asked = structures.reshape(-1, self.atoms.shape[1])[self.row]
+        same = (asked == self.atoms).all(-1)
+        mass = self._sum(torch.where(same, self.probs, 0))
+        logs = torch.where(mass > 0, mass, 1).log()
+        return torch.where(mass > 0, logs, -torch.inf).reshape(self.batch_shape)
+
+    def _evaluate(self, f: Callable[[Tensor, Tensor], Tensor], max_atoms: int | None) -> Tensor:
+        count = len(self.row)
+        if max_atoms is not None and max_atoms < 1:
+            raise ValueError(f"max_atoms must be None or at least 1, not {max_atoms}")
+        if max_atoms is None or count <= max_atoms:
+            values = f(self.atoms, self.row)
+            _check_values(values, count)
+            return values
+        pieces = []
+        for atoms, row in zip(self.atoms.split(max_atoms), self.row.split(max_atoms), strict=True):
+            values = checkpoint(f, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else f(atoms, row)
+            _check_values(values, len(row))
+            pieces.append(values)
+        return torch.cat(pieces)
+
+    def _sizes(self) -> Tensor:
+        return self._first[1:] - self._first[:-1]
+
+    def _spread(self, values: Tensor, slots: int | None) -> Tensor:
+        """[N, *E] -> [B, slots, *E], zero where a row has fewer atoms."""
+        batch = len(self._first) - 1
+        if slots is None:
+            slots = int(self._sizes().amax()) if batch else 0
+        place = torch.arange(len(self.row), device=self.row.device) - self._first[self.row]
+        spread = values.new_zeros(batch, slots, *values.shape[1:])
+        return spread.index_put((self.row, place), values)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sums over the atoms of each row: [N, *E] -> [B, *E]. Every place is written once, so the order is fixed."""
+        return self._spread(values, None).sum(1)
+
+
+def _check_values(values: Tensor, count: int) -> None:
+    if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != count:
+        got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"expectation: f must return one value a pair, a tensor [{count}, *E]; it returned {got}")

@@ -1,0 +1,114 @@
+"""Fenchel-Young losses: convex losses on scores whose gradient is prediction minus target.
+
+    L(t; y) = max_{mu in P} (<t, mu> - 1/2 ||mu||^2) + 1/2 ||y||^2 - <t, y>  =  <t, mu* - y> - 1/2 ||mu*||^2 + 1/2 ||y||^2
+
+with mu* the projection of t on the polytope P (Blondel, Martins and Niculae 2020). It is zero exactly if mu* = y, and its
+gradient in t is mu* - y.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..oracles import Polytope
+from ..oracles.base import check_dimension
+from .solvers.base import Solver
+from .sparsemap import Coding, sparsemap_marginals
+from .sparsemax import sparsemax
+
+
+def sparsemax_loss(scores: Tensor, target: Tensor, *, check: bool = True) -> Tensor:
+    """The sparsemax loss of each row (Martins and Astudillo 2016, eq. 19).
+
+    Args:
+        scores: [*B, K] float.
+        target: the categories, [*B] int64, or a distribution over them, [*B, K] float.
+        check: see `functional.sparsemax`.
+
+    Returns:
+        [*B], at least 0 up to rounding; `inf` where the target has mass on a category whose score is `-inf`.
+
+    Raises:
+        ValueError: a target of another shape, a category out of range, or bad scores.
+    """
+    probs = sparsemax(scores, check=check)
+    return _fenchel_young(scores, probs, _as_distribution(target, scores, check))
+
+
+def sparsemap_loss(
+    scores: Tensor,
+    target: Tensor,
+    polytope: Polytope,
+    *,
+    coding: Coding = "bits",
+    solver: Solver | None = None,
+    check: bool = True,
+) -> Tensor:
+    """The SparseMAP loss of each row (Niculae et al. 2018, section 4).
+
+    Args:
+        scores: [*B, D] float.
+        target: the structure wanted, or a point of the polytope, [*B, D].
+        polytope, coding, solver, check: see `functional.sparsemap_marginals`. With "pairs" the loss is that of scores
+            (1 + t) / 2, and its gradient in t is half of mu* - y.
+
+    Returns:
+        [*B], at least 0 up to rounding.
+    """
+    check_dimension(scores, polytope)
+    if target.shape != scores.shape:
+        raise ValueError(f"sparsemap_loss needs one target [*B, D] = {list(scores.shape)} a row, not {list(target.shape)}")
+    mean = sparsemap_marginals(scores, polytope, coding=coding, solver=solver, check=check)
+    projected = scores if coding == "bits" else (1 + scores) / 2
+    return _fenchel_young(projected, mean, target.to(scores.dtype))
+
+
+class SparsemaxLoss(nn.Module):
+    """The mean of `functional.sparsemax_loss` over the batch, a drop-in for `nn.CrossEntropyLoss`."""
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """scores [*B, K], target [*B] int64 or [*B, K] -> scalar."""
+        return sparsemax_loss(scores, target).mean()
+
+
+class SparseMAPLoss(nn.Module):
+    """The mean of `functional.sparsemap_loss` over the batch.
+
+    Args:
+        polytope, coding, solver: see `functional.sparsemap`.
+    """
+
+    def __init__(self, polytope: Polytope, coding: Coding = "bits", solver: Solver | None = None) -> None:
+        super().__init__()
+        self.polytope, self.solver = polytope, solver
+        self.coding: Coding = coding
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        """scores and target [*B, D] -> scalar."""
+        return sparsemap_loss(scores, target, self.polytope, coding=self.coding, solver=self.solver).mean()
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.polytope}, coding={self.coding!r}, solver={self.solver}"
+
+
+def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor) -> Tensor:
+    # mu* is not detached: its own derivative meets t - mu*, which is orthogonal to every direction in which mu* can move, so
+    # the gradient is mu* - y and the second derivative is that of mu*.
+    finite = torch.where(scores.isneginf(), 0, scores)
+    loss = (finite * (mean - target)).sum(-1) - (mean.square().sum(-1) - target.square().sum(-1)) / 2
+    impossible = (scores.isneginf() & (target != 0)).any(-1)
+    return torch.where(impossible, torch.inf, loss)
+
+
+def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
+    if target.is_floating_point() and target.shape == scores.shape:
+        return target.to(scores.dtype)
+    if target.dtype != torch.int64 or target.shape != scores.shape[:-1]:
+        raise ValueError(
+            f"sparsemax_loss needs targets {list(scores.shape[:-1])} int64 (categories) or {list(scores.shape)} float "
+            f"(distributions), not {list(target.shape)} {target.dtype}"
+        )
+    categories = scores.shape[-1]
+    if check and target.numel() and (target.min() < 0 or target.max() >= categories):
+        raise ValueError(f"sparsemax_loss: categories must lie in 0..{categories - 1}; got {target.min()}..{target.max()}")
+    return torch.nn.functional.one_hot(target, categories).to(scores.dtype)

@@ -1,0 +1,71 @@
+"""Step two of every operator: the probabilities on a known support, differentiably.
+
+The support is found without gradient. On it the problem is an equality-constrained QP whose solution is linear in the
+scores, so one step of linear algebra gives both the probabilities and, through autograd, the implicit gradient. This is the
+only place with implicit gradients; double backward, forward mode and vmap come with it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> Tensor:
+    """The weights that solve min ||A p - t||^2 s.t. sum p = 1 on the support, as a function of the scores t.
+
+    They are the p of the KKT system (paper eq. 13)
+
+        [[A'A, 1], [1', 0]] [p; tau] = [A't; 1],
+
+    computed as one Newton step from the solver's weights p0, which is exact for a quadratic:
+
+        p = p0 + S dt - S 1 (1'S dt) / (1'S 1),   dt = A'(t - A p0),   S = (A'A + 11')^-1
+
+    so that the value is as accurate as the solver's and the Jacobian dp/dt is that of paper eq. 17. Where the step would
+    leave the simplex (a solver that stopped early) the value stays p0 and only the Jacobian is taken.
+
+    Args:
+        scores: [B, D] float64; entries of `-inf` are coordinates that are 0 in every atom.
+        atoms: [B, S, D] float64 without gradient. The used atoms of a row are affinely independent.
+        probs: [B, S] float64 without gradient: p0, positive on used slots and 0 elsewhere, summing to 1.
+        check: look for affinely dependent atoms (one host synchronisation).
+
+    Returns:
+        [B, S] float64, 0 on unused slots; carries the gradient to `scores`.
+
+    Raises:
+        ValueError: the atoms of a row are affinely dependent, so that their weights are not determined by the scores.
+
+    Cost: O(B S^2 (S + D)).
+    """
+    with torch.no_grad():
+        used = (probs > 0).to(atoms)
+        # Relative to one atom, coordinates on which all agree vanish exactly, however large their scores.
+        heaviest = probs.argmax(-1)[:, None, None].expand(-1, 1, atoms.shape[-1])
+        base = atoms.gather(1, heaviest)
+        shifted = (atoms - base) * used[..., None]
+        gram = shifted @ shifted.mT + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if check:
+            _check_independent(factor, info)
+        mean = (probs[..., None, :] @ shifted)[..., 0, :]
+        level = torch.cholesky_solve(used[..., None], factor)[..., 0]
+        total = (used * level).sum(-1, keepdim=True)
+    finite = torch.where(scores.isneginf(), 0, scores)
+    residual = finite - base[..., 0, :] - mean
+    slopes = (shifted @ residual[..., None])[..., 0]
+    solved = torch.cholesky_solve(slopes[..., None], factor)[..., 0]
+    step = (solved - level * ((used * solved).sum(-1, keepdim=True) / total)) * used
+    feasible = ((probs + step.detach()) >= 0).all(-1, keepdim=True)
+    return torch.where(feasible, probs + step, probs + step - step.detach())
+
+
+def _check_independent(factor: Tensor, info: Tensor) -> None:
+    # Pivots of 0/1 atoms are ratios of determinants of integer matrices; 1e-12 relative is rounding, not a pivot.
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    dependent = (info > 0) | (pivots.amin(-1) < 1e-12 * pivots.amax(-1))
+    if dependent.any():
+        row = int(dependent.nonzero()[0])
+        raise ValueError(
+            f"the structures in the support of row {row} are affinely dependent, so the scores do not determine their "
+            f"weights; a solver or `decompose` must return affinely independent structures (at most dim + 1)"
+        )

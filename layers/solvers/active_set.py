@@ -1,0 +1,205 @@
+"""The active set method (Wolfe's min-norm point algorithm) for a batch of problems in lockstep."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...oracles import Polytope
+from ..stats import SolverStats
+from .base import BatchOracle, Oracle, Solver, Support
+from .working_set import WorkingSet
+
+# Iterations between looks at the batch from Python: to stop, to drop converged rows, to grow the buffers.
+POLL = 8
+# A weight that the step would leave below this (in magnitude) is zero: noise of the linear solve, not a direction.
+WEIGHT_NOISE = 1e-14
+# Atoms that end with less mass than this are dropped: below the accuracy promised for the mean, and a support that
+# depends on the last bits of a tie is no support.
+WEIGHT_PRUNE = 1e-10
+# A new atom this close to the affine hull of the others (squared, relative) is in it: rounding of a sum of D products.
+PIVOT_NOISE = 1e-12
+# Steps without progress after which a row's factorisation is computed afresh. A sound one needs one to settle.
+STALE = 3
+
+
+@dataclass(frozen=True)
+class ActiveSet(Solver):
+    """The active set method of the paper's appendix B, Algorithm 1, from the MAP structure, for any oracle.
+
+    Each iteration takes a Newton step on the weights of the current atoms, towards the solution of the KKT system
+
+        [[A'A, 1], [1', 0]] [p; tau] = [A't; 1]                                       (eq. 13)
+
+    as far as the weights stay nonnegative (eq. 15). A row that was blocked drops the blocking atom; a row that took the
+    full step asks the oracle for the most violated constraint (eq. 16) and adds it, or has converged.
+
+    Departures from Algorithm 1:
+    1. The step is computed from the current residual, p + dp with dp = H (A'(t - A p) - tau 1), not from scratch: errors
+       in the factorisation heal in the next step instead of adding up.
+    2. H = (A'A + 11')^-1 is kept, not a Cholesky factor: adding or dropping an atom is one symmetric rank-one update,
+       the same operation for every row of the batch whatever it is doing. A'A + 11' is positive definite exactly if the
+       atoms are affinely independent, which they stay: at most D + 1 atoms.
+    3. Atoms are held relative to the MAP structure, so coordinates on which all atoms agree drop out exactly, however
+       large their scores.
+    4. The oracle sees rounded residuals (see `base.Oracle`).
+
+    All arithmetic is in float64 whatever the dtype of the layer, so float32 and float64 inputs choose the same atoms.
+
+    Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged.
+
+    Attributes:
+        max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
+        tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, plus a few units of rounding noise.
+    """
+
+    max_iter: int | None = None
+    tol: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.max_iter is not None and self.max_iter < 1:
+            raise ValueError(f"ActiveSet: max_iter must be None or at least 1, not {self.max_iter}")
+        if not self.tol >= 0:
+            raise ValueError(f"ActiveSet: tol must be at least 0, not {self.tol}")
+
+    @torch.no_grad()
+    def solve(self, scores: Tensor, polytope: Polytope) -> Support:
+        """See `Solver.solve`."""
+        limit = 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
+        return active_set(Oracle.of(polytope, scores), limit, self.tol)
+
+
+def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
+    """Runs the method from `oracle.start()` until every row has converged or `max_iter` iterations are done."""
+    batch = len(oracle.target)
+    rows = torch.arange(batch, device=oracle.target.device)
+    current = _Rows(oracle)
+    finished: list[tuple[Tensor, Support]] = []
+    for iteration in range(max_iter if batch else 0):
+        if iteration % POLL == 0:
+            live = ~current.converged
+            count = int(live.sum())
+            if count == 0:
+                break
+            if count <= 0.75 * len(rows):
+                finished.append((rows[current.converged], current.support(current.converged)))
+                rows, current = rows[live], current.select(live)
+            current.prepare(POLL)
+        current.iterate(tol)
+    finished.append((rows, current.support(torch.ones_like(current.converged))))
+    return _gather(finished, batch)
+
+
+class _Rows:
+    """The state of the rows that are being worked on."""
+
+    def __init__(self, oracle: BatchOracle) -> None:
+        self.oracle = oracle
+        self.origin = oracle.start()  # atoms are held relative to it
+        self.target = oracle.target - self.origin
+        self.working = WorkingSet(torch.zeros_like(self.origin), POLL + 1)
+        self.weights = torch.zeros_like(self.working.inverse[:, 0])
+        self.weights[:, 0] = 1
+        self.mean = torch.zeros_like(self.origin)
+        self.reach = torch.zeros_like(self.origin)  # largest |coordinate| of any atom seen
+        count, device = len(self.origin), self.origin.device
+        self.dropping = torch.full((count,), -1, device=device)  # slot to drop, -1 for none
+        self.stalled = torch.zeros(count, dtype=torch.int64, device=device)  # steps since the last progress
+        self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
+        self.gap = torch.full((count,), torch.inf, dtype=self.origin.dtype, device=device)
+        self.converged = torch.zeros(count, dtype=torch.bool, device=device)
+
+    def iterate(self, tol: float) -> None:
+        """One iteration of every row: test, add or drop one atom, take a Newton step as far as it is feasible."""
+        working = self.working
+        residual = self.target - self.mean
+        found = self.oracle(residual) - self.origin
+        slopes, overlaps = working.products(residual, found)  # A'(t - A p) and A'v
+        level = (self.weights * slopes).sum(-1)  # tau of eq. 13, once the weights are optimal
+        deviation = (slopes - level[:, None]) * working.on
+        size = found.square().sum(-1)
+
+        # Products with the residual carry rounding noise from every coordinate on which atoms differ.
+        self.reach = torch.maximum(self.reach, found.abs())
+        noise = 8 * torch.finfo(residual.dtype).eps * (residual.abs() * self.reach).sum(-1)
+        dropped = self.dropping >= 0
+        settled = ~dropped & (deviation.abs().amax(-1) <= tol + noise)
+        gap = (residual * found).sum(-1) - level
+        self.gap = torch.where(settled & ~self.converged, gap.clamp(min=0), self.gap)
+        self.converged = self.converged | (settled & (gap <= tol + noise))
+        live = ~self.converged
+        self.iterations += live
+
+        slot = working.free_slot()
+        border, pivot = working.bordering(overlaps, size, slot)
+        # An affine combination of the atoms at hand has a positive gap only by rounding, and cannot be added.
+        added = settled & live & (pivot > PIVOT_NOISE * (1 + size))
+        self.stalled = torch.where(added | dropped, 0, self.stalled + 1)
+        change = torch.where(added[:, None], border, working.removal(self.dropping.clamp(min=0)))
+        working.update(change, added.to(change) - (dropped & live).to(change))
+        working.put(slot, found, added)
+        working.on &= ~(self._is(self.dropping) & live[:, None])
+        deviation = torch.where(self._is(slot), torch.where(added, gap, 0)[:, None], deviation)
+
+        step = working.step(deviation * working.on) * live[:, None]
+        full = self.weights + step
+        ratio = torch.where(full < -WEIGHT_NOISE, self.weights / (self.weights - full), torch.inf)  # eq. 15
+        reached = ratio.amin(-1, keepdim=True)
+        # Of atoms that reach zero together, up to rounding, the first is dropped now and the others next.
+        blocking = (ratio <= reached + WEIGHT_NOISE).to(torch.int8).argmax(-1)
+        blocked = (reached[:, 0] <= 1) & live
+        self.dropping = torch.where(blocked, blocking, -1)
+        moved = (self.weights + reached.clamp(max=1) * step).clamp(min=0)
+        self.weights = torch.where(self._is(self.dropping), 0, moved)
+        self.mean = torch.where(live[:, None], working.mean(self.weights), self.mean)
+
+    def prepare(self, iterations: int) -> None:
+        """Makes room for as many atoms as `iterations` can add, and renews the factorisations that have gone stale."""
+        extra = self.working.reserve(iterations)
+        self.weights = torch.nn.functional.pad(self.weights, (0, extra))
+        stale = (self.stalled >= STALE).nonzero()[:, 0]
+        if len(stale):
+            self.working.rebuild(stale)
+            self.stalled[stale] = 0
+
+    def select(self, rows: Tensor) -> "_Rows":
+        """The state of the rows [B] bool that are true."""
+        chosen = object.__new__(_Rows)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(chosen, name, value[rows])
+        chosen.oracle, chosen.working = self.oracle.rows(rows), self.working.select(rows)
+        return chosen
+
+    def support(self, rows: Tensor) -> Support:
+        """The atoms of the rows [B] bool that are true, with the used slots first."""
+        weights = self.weights[rows]
+        weights = torch.where(weights > WEIGHT_PRUNE, weights, 0)
+        order = (weights == 0).to(torch.int8).argsort(dim=-1, stable=True)
+        order = order[:, : int((weights > 0).sum(-1).amax())] if len(weights) else order[:, :1]
+        probs = weights.gather(-1, order)
+        index = order[..., None].expand(-1, -1, self.origin.shape[1])
+        atoms = self.working.atoms[rows].gather(1, index) + self.origin[rows][:, None]
+        atoms = atoms * (probs > 0)[..., None]
+        stats = SolverStats(self.iterations[rows], self.gap[rows], self.converged[rows])
+        return Support(atoms, probs / probs.sum(-1, keepdim=True), stats)
+
+    def _is(self, slot: Tensor) -> Tensor:
+        """[B] slots as a mask [B, S]; -1 is none."""
+        return torch.arange(self.weights.shape[1], device=slot.device) == slot[:, None]
+
+
+def _gather(parts: list[tuple[Tensor, Support]], batch: int) -> Support:
+    """Supports of disjoint rows as one."""
+    first = parts[0][1]
+    width = max(support.probs.shape[1] for _, support in parts)
+    atoms = first.atoms.new_zeros(batch, width, first.atoms.shape[2])
+    probs = first.probs.new_zeros(batch, width)
+    stats = SolverStats(*(field.new_zeros(batch) for field in (first.stats.iterations, first.stats.gap, first.stats.converged)))
+    for rows, support in parts:
+        atoms[rows, : support.atoms.shape[1]] = support.atoms
+        probs[rows, : support.probs.shape[1]] = support.probs
+        stats.iterations[rows] = support.stats.iterations
+        stats.gap[rows] = support.stats.gap
+        stats.converged[rows] = support.stats.converged
+    return Support(atoms, probs, stats)

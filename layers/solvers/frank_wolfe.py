@@ -1,0 +1,141 @@
+"""Pairwise Frank-Wolfe: slow, simple, and independent of the active set, to cross-check it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...oracles import Polytope
+from ..stats import SolverStats
+from .active_set import active_set
+from .base import Oracle, Solver, Support, rounded
+
+# Iterations between looks at the batch from Python.
+POLL = 16
+
+
+@dataclass(frozen=True)
+class PairwiseFrankWolfe(Solver):
+    """Pairwise Frank-Wolfe (Lacoste-Julien and Jaggi 2015, Algorithm 2), with exact line search.
+
+    Each iteration moves mass from the atom at hand that the residual likes least to the structure that it likes most. It
+    converges linearly on a polytope, but needs hundreds of iterations where `ActiveSet` needs one an atom, so it is for
+    cross-checks in small dimension.
+
+    Its atoms may be affinely dependent, so that the scores do not determine their weights. A last step therefore solves the
+    same projection on the hull of each row's own atoms, which leaves an affinely independent support; `gap` is
+    then measured with the polytope's oracle.
+
+    Cost: an iteration is O(B S D) and one oracle call, S up to the number of iterations.
+
+    Attributes:
+        max_iter: iterations before a row is given up as not converged.
+        tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged.
+    """
+
+    max_iter: int = 5000
+    tol: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.max_iter < 1:
+            raise ValueError(f"PairwiseFrankWolfe: max_iter must be at least 1, not {self.max_iter}")
+        if not self.tol >= 0:
+            raise ValueError(f"PairwiseFrankWolfe: tol must be at least 0, not {self.tol}")
+
+    @torch.no_grad()
+    def solve(self, scores: Tensor, polytope: Polytope) -> Support:
+        """See `Solver.solve`."""
+        oracle = Oracle.of(polytope, scores)
+        walk = _Walk(oracle)
+        for iteration in range(self.max_iter if len(scores) else 0):
+            if iteration % POLL == 0:
+                if walk.converged.all():
+                    break
+                walk.reserve(POLL)
+            walk.iterate(self.tol)
+        support = active_set(walk.own_atoms(), 100 + 20 * scores.shape[-1], self.tol)
+        mean = (support.probs[:, None] @ support.atoms)[:, 0]
+        gap, noise = walk.gap(mean)
+        stats = SolverStats(walk.iterations, gap.clamp(min=0), gap <= self.tol + noise)
+        return replace(support, stats=stats)
+
+
+class _Walk:
+    """The state of a run: atoms [B, S, D] and their weights [B, S], zero on free slots."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+        self.atoms = oracle.start()[:, None].clone()
+        self.weights = torch.ones_like(self.atoms[..., 0])
+        self.iterations = torch.zeros(len(self.atoms), dtype=torch.int64, device=self.atoms.device)
+        self.converged = torch.zeros_like(self.iterations, dtype=torch.bool)
+
+    def iterate(self, tol: float) -> None:
+        """One pairwise step of every row that has not converged."""
+        mean = (self.weights[:, None] @ self.atoms)[:, 0]
+        residual = self.oracle.target - mean
+        towards = self.oracle(residual)
+        gap, noise = self.gap(mean, towards)
+        self.converged |= gap <= tol + noise
+        self.iterations += ~self.converged
+        slopes = (self.atoms @ residual[..., None])[..., 0]
+        worst = torch.where(self.weights > 0, slopes, torch.inf).argmin(-1, keepdim=True)
+        away = self._take(worst)
+        direction = towards - away
+        # Exact line search on the quadratic, up to all of the worst atom's mass.
+        rise, curve = (residual * direction).sum(-1, keepdim=True), direction.square().sum(-1, keepdim=True)
+        most = self.weights.gather(-1, worst)
+        mass = torch.minimum((rise / curve.clamp(min=torch.finfo(curve.dtype).tiny)).clamp(min=0), most)
+        mass = torch.where(self.converged[:, None], 0, mass)
+        same = (self.atoms == towards[:, None]).all(-1) & (self.weights > 0)
+        free = (self.weights == 0).to(torch.int8).argmax(-1, keepdim=True)
+        slot = torch.where(same.any(-1, keepdim=True), same.to(torch.int8).argmax(-1, keepdim=True), free)
+        self.atoms.scatter_(1, slot[..., None].expand(-1, 1, towards.shape[1]), towards[:, None])
+        # All of the mass is moved by assignment, so that an atom that is left has weight zero exactly.
+        self.weights.scatter_(-1, worst, torch.where(mass == most, 0, most - mass))
+        self.weights.scatter_add_(-1, slot, mass)
+
+    def gap(self, mean: Tensor, best: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """max_v <t - mu, v - mu> and the rounding noise in it, [B] each."""
+        residual = self.oracle.target - mean
+        best = self.oracle(residual) if best is None else best
+        eps = torch.finfo(mean.dtype).eps
+        noise = 16 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
+        return (residual * (best - mean)).sum(-1), noise
+
+    def reserve(self, spare: int) -> None:
+        """Moves the atoms in use to the front and leaves `spare` free slots behind the longest row."""
+        order = (self.weights == 0).to(torch.int8).argsort(dim=-1, stable=True)
+        longest = int((self.weights > 0).sum(-1).amax())
+        order = order[:, :longest]
+        self.atoms = torch.nn.functional.pad(self._take(order, keep=True), (0, 0, 0, spare))
+        self.weights = torch.nn.functional.pad(self.weights.gather(-1, order), (0, spare))
+
+    def own_atoms(self) -> "_OwnAtoms":
+        """The oracle of the hull of each row's own atoms."""
+        return _OwnAtoms(self.oracle.target, self.oracle.grid, self.atoms, self.weights > 0)
+
+    def _take(self, slots: Tensor, keep: bool = False) -> Tensor:
+        taken = self.atoms.gather(1, slots[..., None].expand(-1, -1, self.atoms.shape[2]))
+        return taken if keep else taken[:, 0]
+
+
+@dataclass(frozen=True)
+class _OwnAtoms:
+    """Maximisation over atoms [B, S, D] that each row has for itself, where `usable` [B, S]."""
+
+    target: Tensor
+    grid: Tensor
+    atoms: Tensor
+    usable: Tensor
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        totals = (self.atoms @ rounded(residual, self.grid)[..., None])[..., 0]
+        best = torch.where(self.usable, totals, -torch.inf).argmax(-1)
+        return self.atoms.gather(1, best[:, None, None].expand(-1, 1, self.atoms.shape[2]))[:, 0]
+
+    def start(self) -> Tensor:
+        return self(self.target)
+
+    def rows(self, kept: Tensor) -> "_OwnAtoms":
+        return _OwnAtoms(self.target[kept], self.grid[kept], self.atoms[kept], self.usable[kept])

@@ -1,0 +1,138 @@
+"""SparseMAP: the projection of scores on a structured polytope, as a sparse distribution over its structures."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..oracles import Polytope, Simplex, SupportsProjection, supports
+from ..oracles.base import check_dimension
+from .checks import check_finite, warn_unconverged
+from .distribution import SparseDistribution
+from .refit import refit
+from .solvers.active_set import ActiveSet
+from .solvers.base import Solver
+
+Coding = Literal["bits", "pairs"]
+
+
+def sparsemap(
+    scores: Tensor,
+    polytope: Polytope,
+    *,
+    coding: Coding = "bits",
+    solver: Solver = ActiveSet(),  # noqa: B008 (frozen)
+    check: bool = True,
+) -> SparseDistribution:
+    """A sparse xi with A xi = mu* = argmin_{mu in conv(polytope)} ||mu - t||^2 (Niculae et al. 2018; paper eq. 4).
+
+    Equivalently max_xi <A xi, t> - 1/2 ||A xi||^2. The mean mu* is unique. xi is not: which of the distributions with that
+    mean is returned depends on `solver`, and so does E_xi[f]. The same scores give the same bits.
+
+    The solver finds the support without gradient, in float64; `refit` then computes the weights on it as a differentiable
+    function of the scores, so the gradient is exact for the support found (paper eq. 17).
+
+    Args:
+        scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0; structures are then taken to be
+            nonnegative.
+        polytope: anything with `maximize`.
+        coding: which projection of the scores. "bits": of t itself, as eq. 4 says; on the cube mu = clip(t, 0, 1). "pairs": of
+            (1 + t) / 2, which is eq. 4 when each coordinate is coded by two indicators, of 1 with score t_i and of 0 with
+            score 0; on the cube mu = clip((1 + t) / 2, 0, 1), symmetric about t = 0. The paper's published numbers were
+            obtained with pairs.
+        solver: `ActiveSet()` for any polytope; `SortedDecomposition()`, closed form where the polytope has one;
+            `PairwiseFrankWolfe()`, slow, to cross-check.
+        check: look for NaN, +inf, rows with nothing allowed, dependent atoms and non-convergence (host synchronisations; never
+            under `torch.compile`).
+
+    Returns:
+        A distribution with at most D + 1 atoms a row, in the dtype of `scores`; `SolverStats` in `stats`.
+
+    Raises:
+        ValueError: NaN or +inf scores, a row that allows no structure, a wrong last dimension, a polytope whose `maximize`
+            returns something else than structures, a solver that needs a method which the polytope lacks.
+
+    Warns:
+        ConvergenceWarning: rows hit the solver's iteration limit. They hold valid distributions; see `stats.converged`.
+
+    >>> from sparsemarg.oracles import BernoulliCube
+    >>> sparsemap(torch.tensor([[0.5, 2.0, -1.0]]), BernoulliCube(3)).mean()
+    tensor([[0.5000, 1.0000, 0.0000]])
+    """
+    target = _target(scores, polytope, coding, check)
+    flat = target.reshape(-1, target.shape[-1])
+    support = solver.solve(flat.detach(), polytope)
+    probs = refit(flat, support.atoms, support.probs, check)
+    if check:
+        warn_unconverged(support.stats, solver)
+    shape = scores.shape[:-1]
+    packed = SparseDistribution.pack(
+        support.atoms.to(scores.dtype).reshape(*shape, *support.atoms.shape[1:]),
+        probs.to(scores.dtype).reshape(*shape, -1),
+        support.probs.reshape(*shape, -1) > 0,
+        support.stats.reshape(shape),
+    )
+    if isinstance(polytope, Simplex):
+        packed.index = packed.atoms.argmax(-1)
+    return packed
+
+
+def sparsemap_marginals(
+    scores: Tensor,
+    polytope: Polytope,
+    *,
+    coding: Coding = "bits",
+    solver: Solver | None = None,
+    check: bool = True,
+) -> Tensor:
+    """The mean alone: mu* = argmin_{mu in conv(polytope)} ||mu - t||^2, [*B, D], differentiable.
+
+    By the polytope's closed form `project` where it has one and no solver is given; else as `sparsemap(...).mean()`. Arguments
+    and errors are those of `sparsemap`.
+    """
+    if solver is None and supports(polytope, SupportsProjection):
+        return polytope.project(_target(scores, polytope, coding, check)).to(scores.dtype)
+    return sparsemap(scores, polytope, coding=coding, solver=solver or ActiveSet(), check=check).mean()
+
+
+class SparseMAP(nn.Module):
+    """The module of `functional.sparsemap`.
+
+    Args:
+        polytope, coding, solver, check: see `functional.sparsemap`.
+    """
+
+    def __init__(
+        self,
+        polytope: Polytope,
+        coding: Coding = "bits",
+        solver: Solver = ActiveSet(),  # noqa: B008 (frozen)
+        *,
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_coding(coding)
+        self.polytope, self.solver, self.check = polytope, solver, check
+        self.coding: Coding = coding
+
+    def forward(self, scores: Tensor) -> SparseDistribution:
+        """The distribution of scores [*B, D]."""
+        return sparsemap(scores, self.polytope, coding=self.coding, solver=self.solver, check=self.check)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.polytope}, coding={self.coding!r}, solver={self.solver}"
+
+
+def _target(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> Tensor:
+    """The point to project, in float64."""
+    check_dimension(scores, polytope)
+    _check_coding(coding)
+    if check:
+        check_finite(scores)
+    precise = scores.double()
+    return precise if coding == "bits" else (1 + precise) / 2
+
+
+def _check_coding(coding: str) -> None:
+    if coding not in ("bits", "pairs"):
+        raise ValueError(f'coding must be "bits" (paper eq. 4) or "pairs" (two indicators a coordinate), not {coding!r}')

@@ -1,0 +1,79 @@
+"""Top-k sparsemax: sparsemax over the k best structures."""
+
+import torch
+from torch import Tensor, nn
+
+from ..oracles import KBest, Polytope, Simplex
+from ..oracles.base import check_dimension
+from ..oracles.simplex import project_simplex
+from .checks import check_finite
+from .distribution import SparseDistribution
+from .stats import TopKStats
+
+
+def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = True) -> SparseDistribution:
+    """argmin ||xi - s||^2 over distributions xi on the structures Z with at most k atoms, s_z = <a_z, t> (paper eq. 3).
+
+    The solution is sparsemax of the k largest s_z. Where it gives fewer than k of them mass it is the sparsemax over all of
+    Z: `stats.exact` says so. The gradient flows through the scores s_z of the k structures, not through their choice.
+
+    Args:
+        scores: t, [*B, D] float; `-inf` forbids the structures with a_i != 0.
+        polytope: whose structures; see `sparsemarg.oracles.topk` for how they are found.
+        k: how many structures at most, at least 1. More than there are is all of them.
+        check: see `functional.sparsemax`.
+
+    Returns:
+        A distribution with at most k atoms a row, in the dtype of `scores` (computed in float64), `TopKStats` in `stats`.
+
+    Raises:
+        ValueError: NaN or +inf scores, a row that allows no structure, k below 1, a wrong last dimension.
+
+    Ties at the k-th place are broken by the polytope's rule, deterministically.
+    """
+    check_dimension(scores, polytope)
+    if check:
+        check_finite(scores)
+    best = KBest(polytope, k)(scores.double())
+    if check:
+        _check_allowed(best.valid, polytope)
+    probs = project_simplex(best.scores)
+    support = (probs.detach() > 0) & best.valid
+    stats = TopKStats(exact=(support.sum(-1) < k) | ~best.valid.all(-1))
+    packed = SparseDistribution.pack(best.vertices.to(scores.dtype), probs.to(scores.dtype), support, stats)
+    if isinstance(polytope, Simplex):
+        packed.index = packed.atoms.argmax(-1)
+    return packed
+
+
+class TopKSparsemax(nn.Module):
+    """The module of `functional.topk_sparsemax`.
+
+    Args:
+        polytope: whose structures.
+        k: how many at most.
+        check: see `functional.sparsemax`.
+    """
+
+    def __init__(self, polytope: Polytope, k: int, *, check: bool = True) -> None:
+        super().__init__()
+        KBest(polytope, k)  # a bad k is said here, not in the first batch
+        self.polytope, self.k, self.check = polytope, k, check
+
+    def forward(self, scores: Tensor) -> SparseDistribution:
+        """The distribution of scores [*B, D]."""
+        return topk_sparsemax(scores, self.polytope, self.k, check=self.check)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.polytope}, k={self.k}"
+
+
+def _check_allowed(valid: Tensor, polytope: Polytope) -> None:
+    nothing = ~valid[..., 0]
+    if nothing.any():
+        row = tuple(torch.nonzero(nothing)[0].tolist())
+        raise ValueError(
+            f"scores row {row[0] if len(row) == 1 else row} allows no structure of {polytope!r}: every one needs a "
+            f"coordinate whose score is -inf; leave at least one structure allowed"
+        )
