@@ -1,0 +1,270 @@
+"""Oracles against enumeration: argmax, k-best, Gibbs sums, halfspaces, closed-form projections and decompositions."""
+
+import re
+
+import cvxpy
+import pytest
+import torch
+from cases import BINARY, KINDS, POLYTOPES, Ring, enumerated, projection, scores_for
+from scipy import stats
+from sparsemarg.oracles import (
+    BernoulliCube,
+    Budget,
+    Explicit,
+    KBest,
+    Polytope,
+    Product,
+    Simplex,
+    SupportsDecomposition,
+    SupportsGibbs,
+    SupportsHalfspaces,
+    SupportsProjection,
+    SupportsVertices,
+    supports,
+    topk,
+)
+from sparsemarg.oracles.kbest import lawler
+from torch import Tensor
+
+each_polytope = pytest.mark.parametrize("name", POLYTOPES)
+
+
+def totals(vertices: Tensor, scores: Tensor) -> Tensor:
+    """<a, t> for every structure, -inf for one that uses a forbidden coordinate: [B, V]."""
+    forbidden = (scores.isneginf().double() @ (vertices != 0).double().T) > 0
+    return (torch.where(scores.isneginf(), 0, scores) @ vertices.T).masked_fill(forbidden, -torch.inf)
+
+
+@each_polytope
+@pytest.mark.parametrize("kind", KINDS)
+def test_maximize_equals_enumeration(name: str, kind: str) -> None:
+    polytope = POLYTOPES[name]
+    vertices, scores = enumerated(polytope), scores_for(polytope, kind, batch=50)
+    found = polytope.maximize(scores)
+    assert (found[:, None] == vertices).all(-1).any(-1).all(), "not a structure"
+    torch.testing.assert_close((found * scores).sum(-1), totals(vertices, scores).amax(-1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 64])
+@pytest.mark.parametrize("kind", [*KINDS, "forbidden"])
+@each_polytope
+def test_topk_equals_enumeration(name: str, kind: str, k: int) -> None:
+    polytope = POLYTOPES[name]
+    scores = scores_for(polytope, "normal" if kind == "forbidden" else kind)
+    if kind == "forbidden" and polytope.dim > 1:
+        scores[:, 0] = -torch.inf
+    check_topk(polytope, scores, k, *topk(polytope, scores, k))
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 64])
+@pytest.mark.parametrize("name", BINARY)
+def test_lawler_equals_enumeration(name: str, k: int) -> None:
+    for kind in KINDS:
+        scores = scores_for(BINARY[name], kind)
+        check_topk(BINARY[name], scores, k, *lawler(BINARY[name], scores, k))
+
+
+def check_topk(polytope: Polytope, scores: Tensor, k: int, found: Tensor, valid: Tensor) -> None:
+    vertices = enumerated(polytope)
+    every = totals(vertices, scores).sort(dim=-1, descending=True).values
+    wanted = torch.nn.functional.pad(every, (0, k), value=-torch.inf)[:, :k]
+    got = torch.where(valid, (found * torch.where(scores.isneginf(), 0, scores)[:, None]).sum(-1), -torch.inf)
+    torch.testing.assert_close(got, wanted, atol=1e-10, rtol=0)
+    for row, rightful in zip(found, valid, strict=True):
+        listed = row[rightful]
+        assert len(listed.unique(dim=0)) == len(listed), "a structure twice"
+        assert (listed[:, None] == vertices).all(-1).any(-1).all(), "not a structure"
+        assert not row[~rightful].any()
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(40), Budget(40, 20), Budget(40, 20, exactly=True)], ids=repr)
+def test_native_topk_equals_lawler_in_larger_dimension(polytope: Polytope) -> None:
+    scores = scores_for(polytope, "normal", batch=5)
+    found, _ = topk(polytope, scores, 30)
+    wanted, _ = lawler(polytope, scores, 30)
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+def test_kbest_scores_carry_the_gradient() -> None:
+    scores = scores_for(BernoulliCube(4), "normal").requires_grad_()
+    best = KBest(BernoulliCube(4), 3)(scores)
+    (gradient,) = torch.autograd.grad(best.scores[:, 1].sum(), scores)
+    assert torch.equal(gradient, best.vertices[:, 1])
+
+
+closed_forms = [name for name, polytope in POLYTOPES.items() if supports(polytope, SupportsProjection)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", closed_forms)
+def test_project_equals_qp(name: str, kind: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsProjection)
+    scores = scores_for(polytope, kind, batch=4)
+    wanted = projection(enumerated(polytope), scores)
+    torch.testing.assert_close(polytope.project(scores), wanted, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", closed_forms)
+def test_project_gradient(name: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsProjection)
+    scores = scores_for(polytope, "normal", seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(polytope.project, scores)
+    assert torch.autograd.gradgradcheck(polytope.project, scores)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", closed_forms)
+def test_decompose_reconstructs_with_feasible_structures(name: str, kind: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsProjection)
+    mean = polytope.project(scores_for(polytope, kind, batch=100))
+    assert supports(polytope, SupportsDecomposition)
+    atoms, probs = polytope.decompose(mean)
+    assert atoms.shape[1] <= polytope.dim + 1
+    torch.testing.assert_close((probs[:, None] @ atoms)[:, 0], mean, atol=1e-12, rtol=0)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(100, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert (probs >= 0).all()
+    listed = enumerated(polytope)
+    assert ((atoms[:, :, None] == listed).all(-1).any(-1) | (probs == 0)).all(), "not a structure"
+
+
+@pytest.mark.parametrize("dim", [32, 128, 500])
+def test_budget_decomposition_in_large_dimension(dim: int) -> None:
+    for polytope in (Budget(dim, dim // 2), Budget(dim, dim // 3, exactly=True)):
+        mean = polytope.project(scores_for(polytope, "small", batch=20))
+        atoms, probs = polytope.decompose(mean)
+        torch.testing.assert_close((probs[:, None] @ atoms)[:, 0], mean, atol=1e-12, rtol=0)
+        sizes = atoms.sum(-1)[probs > 0]
+        assert (sizes == polytope.budget).all() if polytope.exactly else (sizes <= polytope.budget).all()
+
+
+with_gibbs = [name for name, polytope in POLYTOPES.items() if supports(polytope, SupportsGibbs)]
+
+
+@pytest.mark.parametrize("kind", ["normal", "large", "zero", "forbidden"])
+@pytest.mark.parametrize("name", with_gibbs)
+def test_gibbs_equals_enumeration(name: str, kind: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsGibbs)
+    scores = scores_for(POLYTOPES[name], "normal" if kind == "forbidden" else kind)
+    if kind == "forbidden" and name not in ("simplex of one", "exactly all", "explicit"):
+        scores[:, 0] = -torch.inf
+    vertices = enumerated(POLYTOPES[name])
+    logs = totals(vertices, scores).log_softmax(-1)
+    distribution = polytope.gibbs(scores)
+    for place, structure in enumerate(vertices):
+        torch.testing.assert_close(distribution.log_prob(structure.expand_as(scores)), logs[:, place], atol=1e-10, rtol=0)
+    entropy = torch.special.entr(logs.exp()).sum(-1)
+    torch.testing.assert_close(distribution.entropy(), entropy, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", with_gibbs)
+def test_gibbs_gradients(name: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsGibbs)
+    scores = scores_for(POLYTOPES[name], "normal", batch=2).requires_grad_()
+    structure = enumerated(POLYTOPES[name])[-1].expand_as(scores)
+
+    def both(scores: Tensor) -> Tensor:
+        distribution = polytope.gibbs(scores)
+        return distribution.log_prob(structure) + distribution.entropy()
+
+    assert torch.autograd.gradcheck(both, scores)
+
+
+@pytest.mark.parametrize("name", with_gibbs)
+def test_gibbs_samples_pass_chi_square(name: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsGibbs)
+    scores = scores_for(POLYTOPES[name], "normal", batch=1, seed=5)
+    vertices = enumerated(POLYTOPES[name])
+    draws = polytope.gibbs(scores).sample((20_000,), generator=torch.Generator().manual_seed(0))
+    assert draws.shape == (20_000, 1, POLYTOPES[name].dim)
+    match = (draws[:, 0, None] == vertices).all(-1)
+    assert match.any(-1).all(), "not a structure"
+    counts = match.double().sum(0)
+    expected = 20_000 * totals(vertices, scores).softmax(-1)[0]
+    rare = expected < 5  # the test's own rule of thumb: pool the rare
+    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    keep = expected > 0
+    if keep.sum() > 1:
+        assert stats.chisquare(counts[keep].numpy(), expected[keep].numpy()).pvalue > 1e-3
+
+
+def test_off_the_set_has_no_probability() -> None:
+    scores = scores_for(Budget(4, 2), "normal", batch=1)
+    for structure in ([1, 1, 1, 0], [0.5, 0, 0, 0]):
+        outside = torch.tensor([structure], dtype=torch.float64)
+        assert Budget(4, 2).gibbs(scores).log_prob(outside).item() == -torch.inf
+
+
+@pytest.mark.parametrize("name", [name for name, polytope in POLYTOPES.items() if supports(polytope, SupportsVertices)])
+def test_vertices_are_all_structures(name: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsVertices)
+    listed, wanted = polytope.vertices(), enumerated(POLYTOPES[name])
+    assert len(listed) == len(wanted)
+    assert (listed[:, None] == wanted).all(-1).any(-1).all()
+
+
+@pytest.mark.parametrize("name", [name for name, polytope in POLYTOPES.items() if supports(polytope, SupportsHalfspaces)])
+def test_halfspaces_are_the_hull(name: str) -> None:
+    polytope = POLYTOPES[name]
+    assert supports(polytope, SupportsHalfspaces)
+    half, vertices = polytope.halfspaces(), enumerated(POLYTOPES[name])
+    assert (vertices @ half.a_ub.T <= half.b_ub + 1e-12).all()
+    assert (vertices @ half.a_eq.T == half.b_eq).all()
+    # In random directions the two descriptions have the same maximum.
+    point = cvxpy.Variable(POLYTOPES[name].dim)
+    constraints = [half.a_ub.numpy() @ point <= half.b_ub.numpy()]
+    if len(half.b_eq):
+        constraints.append(half.a_eq.numpy() @ point == half.b_eq.numpy())
+    for direction in scores_for(POLYTOPES[name], "normal", batch=5):
+        best = cvxpy.Problem(cvxpy.Maximize(direction.numpy() @ point), constraints).solve(solver=cvxpy.CLARABEL)
+        assert best == pytest.approx(float((vertices @ direction).amax()), abs=1e-6)
+
+
+def test_product_has_what_its_parts_have() -> None:
+    assert supports(POLYTOPES["product"], SupportsProjection)
+    assert not supports(POLYTOPES["product of an opaque part"], SupportsProjection)
+
+
+def test_the_docstring_example() -> None:
+    best = KBest(BernoulliCube(2), k=3)(torch.tensor([[1.0, -0.5]])).scores
+    torch.testing.assert_close(best, torch.tensor([[1.0, 0.5, 0.0]]))
+
+
+class Fractions(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores) / 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Simplex(0), "Simplex: dim must be at least 1, not 0"),
+        (lambda: BernoulliCube(2.0), "dim must be an int at least 1, not 2.0"),
+        (lambda: Budget(4, 5), "Budget(dim=4): budget must be between 0 and 4, not 5"),
+        (lambda: Budget(4, -1), "budget must be between 0 and 4, not -1"),
+        (lambda: topk(Simplex(3), torch.zeros(2, 3), 0), "k must be at least 1, not 0"),
+        (lambda: KBest(Simplex(3), 0), "KBest: k must be at least 1, not 0"),
+        (lambda: topk(Simplex(3), torch.zeros(2, 4), 1), "scores has 4 columns but Simplex(dim=3) needs 3"),
+        (lambda: topk(Simplex(3), torch.zeros(2, 3, dtype=torch.int64), 1), "scores must be a float tensor"),
+        (lambda: topk(Fractions(), torch.ones(2, 6), 2), "needs structures of 0s and 1s, but Fractions.maximize returned"),
+        (lambda: Explicit(torch.zeros(0, 3)), "vertices [V, D] with V, D >= 1"),
+        (lambda: Explicit(torch.tensor([[0.0, torch.nan]])), "finite vertices"),
+        (lambda: Explicit(torch.zeros(2, 3)), "distinct vertices, but 1 of 2 rows repeat"),
+        (lambda: Explicit([torch.zeros(2), torch.ones(2).double()]), "one dtype, but they have torch.float32, torch.float64"),
+        (lambda: Explicit([torch.zeros(2), torch.ones(3)]), "one shape"),
+        (lambda: Product(), "Product needs one or more polytopes"),
+        (lambda: Product(Simplex), "Product needs one or more polytopes"),
+        (lambda: BernoulliCube(30).vertices(), "too many to enumerate"),
+        (lambda: Budget(40, 20).vertices(), "too many to enumerate"),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
