@@ -19,11 +19,13 @@ class MetricsCSV(Logger):
         path: the file.
         resume_step: number of optimizer steps behind the checkpoint that the run resumes from; rows from this
             step on are removed. None starts a new file.
+        fixed_step: the step of every row, where Lightning does not know it: in a test run, the checkpoint's.
     """
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+    def __init__(self, path: Path, resume_step: int | None = None, fixed_step: int | None = None) -> None:
         super().__init__()
         self.path = path
+        self._fixed_step = fixed_step
         self._resume_step = resume_step
         self._columns: list[str] = []
         self._started = False
@@ -47,6 +49,8 @@ class MetricsCSV(Logger):
         """Append a row. Numbers are written with all their digits."""
         self._start()
         row = {"step": step, **metrics}
+        if self._fixed_step is not None:
+            row = {"step": self._fixed_step, **{name: metrics[name] for name in metrics if name != "epoch"}}
         new_columns = [name for name in row if name not in self._columns]
         if new_columns:
             rows = self._read() if self.path.exists() else []

@@ -1,5 +1,7 @@
 """`sparsemarg fit` and `sparsemarg test`: Lightning's command line, with one folder for each run."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from .checkpoints import (
+    CONFIG_KEY,
     AtomicCheckpointIO,
     Checkpoints,
     check_same_config,
@@ -20,6 +23,7 @@ from .checkpoints import (
 from .errors import UsageError
 from .metrics_csv import MetricsCSV
 from .named_configs import resolve_configs
+from .parsing_errors import explain
 from .random_state import RandomState
 from .run_record import RunRecord
 
@@ -30,6 +34,7 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     Raises:
         UsageError: a mistake in the arguments, the configuration, the data folder or the checkpoint.
     """
+    _silence()
     arguments, run_name = resolve_configs(arguments)
     return ExperimentCLI(arguments, run_name or "unnamed")
 
@@ -42,15 +47,17 @@ class ExperimentCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], run_name: str) -> None:
+        self._command = arguments[0]
         self._run_name = run_name
         self._resume_step: int | None = None
+        parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
             save_config_callback=None,  # RunRecord does it
             trainer_defaults={"num_sanity_val_steps": 0},
             seed_everything_default=42,
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            parser_kwargs=dict.fromkeys(self.subcommands(), parser_options) | parser_options,
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
@@ -73,7 +80,8 @@ class ExperimentCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)  # pyright: ignore[reportArgumentType]  # always a list here
         except jsonargparse.ArgumentError as error:
-            raise UsageError(f"{error} (`sparsemarg {args[0]} --help` lists what can be given.)") from error  # pyright: ignore
+            cause = explain(str(error)).rstrip(".")
+            raise UsageError(f"{cause}. `sparsemarg {self._command} --help` lists what can be given.") from error
         options = self.config[self.config.subcommand]
         options.folder = options.folder or str(Path("runs") / self._run_name)
         options.trainer.default_root_dir = options.folder
@@ -85,7 +93,7 @@ class ExperimentCLI(LightningCLI):
         except UsageError:
             raise
         except (ValueError, TypeError) as error:
-            raise UsageError(f"the configuration cannot be built: {error}") from error
+            raise UsageError(f"the configuration cannot be built: {explain(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config[self.config.subcommand]
@@ -113,7 +121,7 @@ class ExperimentCLI(LightningCLI):
         wanted = {"model": config["model"]}
         if fitting:
             wanted |= {"data": _without_location(config["data"]), "seed_everything": config["seed_everything"]}
-        saved = checkpoint["sparsemarg_config"]
+        saved = checkpoint[CONFIG_KEY]
         check_same_config(path, saved | {"data": _without_location(saved["data"])}, wanted)
         options.ckpt_path = str(path)
         self._resume_step = checkpoint["global_step"]
@@ -126,11 +134,18 @@ class ExperimentCLI(LightningCLI):
 
     def _loggers(self, folder: Path) -> list[Logger]:
         if self.subcommand == "test":
-            return [MetricsCSV(folder / "test.csv")]
+            return [MetricsCSV(folder / "test.csv", fixed_step=self._resume_step)]
         return [
             MetricsCSV(folder / "metrics.csv", self._resume_step),
             TensorBoardLogger(folder, name="tensorboard", version="", purge_step=self._resume_step),
         ]
+
+
+def _silence() -> None:
+    """Leave out an advertisement, and a deprecation inside Lightning that a user can do nothing about."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 
 def _without_location(data: dict[str, Any]) -> dict[str, Any]:
