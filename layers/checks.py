@@ -18,7 +18,7 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
     One reduction and one host synchronisation. Code that is compiled or transformed (`torch.compile`, `torch.func.vmap`)
     cannot branch on data: there nothing is checked.
     """
-    if _cannot_branch(scores) or scores.numel() == 0:
+    if cannot_branch(scores) or scores.numel() == 0:
         return
     peak = scores.detach().amax(dim)  # NaN spreads
     sound = peak < torch.inf
@@ -39,7 +39,7 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
 
 def warn_unconverged(stats: SolverStats, solver: object) -> None:
     """One `ConvergenceWarning` if a row has not converged. A host synchronisation; skipped where data cannot be seen."""
-    if _cannot_branch(stats.converged) or stats.converged.all():
+    if cannot_branch(stats.converged) or stats.converged.all():
         return
     failed = ~stats.converged
     warnings.warn(
@@ -51,6 +51,7 @@ def warn_unconverged(stats: SolverStats, solver: object) -> None:
     )
 
 
-def _cannot_branch(tensor: Tensor) -> bool:
+def cannot_branch(tensor: Tensor) -> bool:
+    """Whether the values of the tensor are out of reach: being compiled, or inside a `torch.func` transform."""
     # torch.func has no public way to ask; the attribute is in every torch that we support.
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]

@@ -95,8 +95,9 @@ class _Rows:
 
     def __init__(self, oracle: BatchOracle) -> None:
         self.oracle = oracle
-        self.origin = oracle.start()  # atoms are held relative to it
+        self.origin = oracle.start()  # the working set holds atoms relative to it
         self.target = oracle.target - self.origin
+        self.vertices = self.origin[:, None]  # the atoms as the oracle gave them, slot by slot: x - o + o may not be x
         self.working = WorkingSet(torch.zeros_like(self.origin), POLL + 1)
         self.weights = torch.zeros_like(self.working.inverse[:, 0])
         self.weights[:, 0] = 1
@@ -113,7 +114,8 @@ class _Rows:
         """One iteration of every row: test, add or drop one atom, take a Newton step as far as it is feasible."""
         working = self.working
         residual = self.target - self.mean
-        found = self.oracle(residual) - self.origin
+        vertex = self.oracle(residual)
+        found = vertex - self.origin
         slopes, overlaps = working.products(residual, found)  # A'(t - A p) and A'v
         level = (self.weights * slopes).sum(-1)  # tau of eq. 13, once the weights are optimal
         deviation = (slopes - level[:, None]) * working.on
@@ -138,6 +140,7 @@ class _Rows:
         change = torch.where(added[:, None], border, working.removal(self.dropping.clamp(min=0)))
         working.update(change, added.to(change) - (dropped & live).to(change))
         working.put(slot, found, added)
+        self.vertices.scatter_(1, slot[:, None, None].expand(-1, 1, vertex.shape[1]), vertex[:, None])
         working.on &= ~(self._is(self.dropping) & live[:, None])
         deviation = torch.where(self._is(slot), torch.where(added, gap, 0)[:, None], deviation)
 
@@ -155,8 +158,10 @@ class _Rows:
 
     def prepare(self, iterations: int) -> None:
         """Makes room for as many atoms as `iterations` can add, and renews the factorisations that have gone stale."""
-        extra = self.working.reserve(iterations)
-        self.weights = torch.nn.functional.pad(self.weights, (0, extra))
+        self.working.reserve(iterations)
+        slots = self.working.on.shape[1]
+        self.weights = torch.nn.functional.pad(self.weights, (0, slots - self.weights.shape[1]))
+        self.vertices = torch.nn.functional.pad(self.vertices, (0, 0, 0, slots - self.vertices.shape[1]))
         stale = (self.stalled >= STALE).nonzero()[:, 0]
         if len(stale):
             self.working.rebuild(stale)
@@ -179,7 +184,7 @@ class _Rows:
         order = order[:, : int((weights > 0).sum(-1).amax())] if len(weights) else order[:, :1]
         probs = weights.gather(-1, order)
         index = order[..., None].expand(-1, -1, self.origin.shape[1])
-        atoms = self.working.atoms[rows].gather(1, index) + self.origin[rows][:, None]
+        atoms = self.vertices[rows].gather(1, index)
         atoms = atoms * (probs > 0)[..., None]
         stats = SolverStats(self.iterations[rows], self.gap[rows], self.converged[rows])
         return Support(atoms, probs / probs.sum(-1, keepdim=True), stats)

@@ -75,8 +75,8 @@ class WorkingSet:
         along, level = (solved * ones[..., None]).unbind(-1)
         return along - (along.sum(-1) / level.sum(-1))[:, None] * level
 
-    def reserve(self, spare: int) -> int:
-        """Makes room for `spare` more atoms in every row; returns how many slots were added."""
+    def reserve(self, spare: int) -> None:
+        """Makes room for `spare` more atoms in every row."""
         slots = self.on.shape[1]
         needed = int(self.on.sum(-1).amax()) + spare
         extra = max(0, needed - slots)
@@ -84,7 +84,6 @@ class WorkingSet:
             self.atoms = torch.nn.functional.pad(self.atoms, (0, 0, 0, extra))
             self.on = torch.nn.functional.pad(self.on, (0, extra))
             self.inverse = torch.nn.functional.pad(self.inverse, (0, extra, 0, extra))
-        return extra
 
     def rebuild(self, rows: Tensor) -> None:
         """Computes H of some rows [n] afresh, by a Cholesky factorisation."""

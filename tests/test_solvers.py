@@ -1,0 +1,229 @@
+"""Solvers: the mean against closed forms and a second algorithm, the support, reproducibility, non-convergence."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated, projection, ring_vertices, scores_for
+from sparsemarg.layers import ConvergenceWarning, SparseMAP
+from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
+from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, SupportsProjection, supports
+from torch import Tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("polytope", "solver"), POLYTOPE_SOLVERS)
+def test_sparsemap_equals_the_qp_over_all_structures(polytope: str, solver: str, kind: str) -> None:
+    chosen = POLYTOPES[polytope]
+    vertices, scores = enumerated(chosen), scores_for(chosen, kind)
+    found = sparsemap(scores, chosen, solver=SOLVERS[solver])
+    check_distribution(found, vertices)
+    torch.testing.assert_close(found.mean(), projection(vertices, scores), atol=1e-8, rtol=0)
+
+
+def check_distribution(found, vertices: Tensor) -> None:
+    """A distribution over listed structures, each once a row, with a support of at most D + 1 and a true certificate."""
+    assert found.stats.converged.all()
+    assert (found.probs >= 0).all()
+    _, probs = found.padded()
+    torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs[..., 0]), atol=1e-6, rtol=0)
+    assert found.support_size().max() <= vertices.shape[1] + 1
+    match = (found.atoms[:, None] == vertices).all(-1)
+    assert match.any(-1).all(), "not a structure"
+    pairs = torch.stack([found.row, match.to(torch.int8).argmax(-1)])
+    assert pairs.unique(dim=1).shape[1] == pairs.shape[1], "a structure twice in a row"
+
+
+large = [
+    (polytope, sigma, dtype)
+    for dim in (32, 128)
+    for polytope in (BernoulliCube(dim), Budget(dim, dim // 2))
+    for sigma in (0.3, 1.0, 3.0, None)
+    for dtype in (torch.float64, torch.float32)
+]
+
+
+@pytest.mark.parametrize(("polytope", "sigma", "dtype"), large, ids=str)
+def test_no_bad_row_of_512(polytope: Polytope, sigma: float | None, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(512, polytope.dim, generator=generator, dtype=torch.float64)
+    scores = (torch.full_like(normal, 0.37) if sigma is None else sigma * normal).to(dtype)
+    found = sparsemap(scores, polytope)
+    assert supports(polytope, SupportsProjection)
+    error = (found.mean().double() - polytope.project(scores.double())).abs().amax(-1)
+    bad = int((error > (1e-8 if dtype == torch.float64 else 1e-5)).sum())
+    print(f"{polytope} sigma={sigma} {dtype}: {bad} bad rows of 512, worst {error.max():.1e}, ", end="")
+    print(f"support {found.support_size().double().mean():.1f}, iterations {found.stats.iterations.double().mean():.1f}")
+    assert bad == 0
+    assert (found.probs >= 0).all()
+    _, probs = found.padded()
+    assert (probs.sum(-1) - 1).abs().max() <= 1e-6
+    assert found.support_size().max() <= polytope.dim + 1
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(128), Budget(128, 64), Budget(128, 40, exactly=True)], ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sorted_decomposition_is_exact(polytope: Polytope, kind: str) -> None:
+    scores = scores_for(polytope, kind, batch=64)
+    found = sparsemap(scores, polytope, solver=SortedDecomposition())
+    assert supports(polytope, SupportsProjection)
+    torch.testing.assert_close(found.mean(), polytope.project(scores), atol=1e-12, rtol=0)
+    if isinstance(polytope, Budget):
+        sizes = found.atoms.sum(-1)
+        assert (sizes == polytope.budget).all() if polytope.exactly else (sizes <= polytope.budget).all()
+
+
+def test_a_polytope_of_ten_lines() -> None:
+    """`Ring` has `dim` and `maximize`, nothing else."""
+    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-5)):
+        scores = scores_for(Ring(), "normal", batch=200, seed=7).to(dtype)
+        wanted = projection(ring_vertices(), scores.double())
+        torch.testing.assert_close(sparsemap(scores, Ring()).mean().double(), wanted, atol=tolerance, rtol=0)
+        best = topk_sparsemax(scores, Ring(), 6)
+        full = projection(torch.eye(6, dtype=torch.float64), scores.double() @ ring_vertices().T)
+        torch.testing.assert_close(best.mean().double(), full @ ring_vertices(), atol=tolerance, rtol=0)
+        assert best.stats.exact.all()  # pyright: ignore
+
+
+@pytest.mark.parametrize(("polytope", "solver"), POLYTOPE_SOLVERS)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_same_input_same_bits(polytope: str, solver: str, deterministic: bool) -> None:
+    scores = scores_for(POLYTOPES[polytope], "integer", batch=20)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        runs = []
+        for _ in range(2):
+            leaf = scores.clone().requires_grad_()
+            found = sparsemap(leaf, POLYTOPES[polytope], solver=SOLVERS[solver])
+            value = found.expectation(lambda atoms, row: atoms.cumsum(-1).tanh().sum(-1))
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            runs.append([found.atoms, found.probs.detach(), found.row, value.detach(), gradient])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["normal", "small", "integer", "equal"])
+@pytest.mark.parametrize("polytope", [BernoulliCube(32), Budget(32, 16), Ring()], ids=repr)
+def test_a_row_does_not_depend_on_its_batch(polytope: Polytope, kind: str) -> None:
+    scores = scores_for(polytope, kind, batch=40)
+    atoms, probs = sparsemap(scores, polytope).padded()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    permuted_atoms, permuted_probs = sparsemap(scores[order], polytope).padded()
+    assert torch.equal(permuted_atoms, atoms[order])
+    torch.testing.assert_close(permuted_probs, probs[order], atol=1e-12, rtol=0)
+    for row in range(0, 40, 7):
+        alone_atoms, alone_probs = sparsemap(scores[row], polytope).padded()
+        used = alone_probs > 0
+        assert torch.equal(alone_atoms[used], atoms[row][probs[row] > 0])
+        torch.testing.assert_close(alone_probs[used], probs[row][probs[row] > 0], atol=1e-12, rtol=0)
+
+
+def same_atoms(scores: Tensor, rounded: Tensor, polytope: Polytope) -> int:
+    """On how many rows SparseMAP of the two scores has the same atoms."""
+    one, other = sparsemap(scores, polytope), sparsemap(rounded, polytope)
+    (atoms, probs), (other_atoms, other_probs) = one.padded(), other.padded()
+    width = max(atoms.shape[1], other_atoms.shape[1])
+    atoms = torch.nn.functional.pad(atoms, (0, 0, 0, width - atoms.shape[1]))
+    other_atoms = torch.nn.functional.pad(other_atoms, (0, 0, 0, width - other_atoms.shape[1]))
+    same_size = (probs > 0).sum(-1) == (other_probs > 0).sum(-1)
+    return int(((atoms == other_atoms).all(-1).all(-1) & same_size).sum())
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(16), Budget(16, 8), Budget(16, 8, exactly=True)], ids=repr)
+def test_float32_and_float64_choose_the_same_atoms(polytope: Polytope) -> None:
+    """On the same scores, and on scores rounded to float32: a relative change of 6e-8."""
+    scores = scores_for(polytope, "normal", batch=1000, seed=11)
+    exact = scores.float().double()
+    assert same_atoms(exact, exact.float(), polytope) == 1000
+    assert same_atoms(scores, scores.float(), polytope) == 1000
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(128), Budget(128, 64)], ids=repr)
+def test_float32_and_float64_atoms_in_large_dimension(polytope: Polytope) -> None:
+    scores = scores_for(polytope, "normal", batch=1000, seed=11)
+    exact = scores.float().double()
+    print(f"{polytope}: same atoms on {same_atoms(scores, scores.float(), polytope)} of 1000 rows after rounding to float32")
+    assert same_atoms(exact, exact.float(), polytope) == 1000
+
+
+@pytest.mark.parametrize("solver", [ActiveSet(max_iter=5), PairwiseFrankWolfe(max_iter=5)], ids=repr)
+def test_stopping_early_is_data(solver) -> None:
+    polytope = BernoulliCube(40)
+    leaf = scores_for(polytope, "small").requires_grad_()
+    with pytest.warns(ConvergenceWarning, match=r"did not converge on 8 of 8 rows \(largest gap .*raise max_iter or tol"):
+        found = sparsemap(leaf, polytope, solver=solver)
+    assert not found.stats.converged.any()  # pyright: ignore
+    _, probs = found.padded()
+    assert (probs >= 0).all()
+    torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs[:, 0]))
+    (gradient,) = torch.autograd.grad(found.entropy().sum(), leaf)
+    assert gradient.isfinite().all()
+
+
+def test_the_gap_bounds_the_error_of_an_early_stop() -> None:
+    polytope = BernoulliCube(40)
+    scores = scores_for(polytope, "small")
+    for iterations in (2, 5, 10):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = sparsemap(scores, polytope, solver=PairwiseFrankWolfe(max_iter=iterations))
+        error = (found.mean() - polytope.project(scores)).square().sum(-1)
+        assert (error <= found.stats.gap + 1e-12).all()  # pyright: ignore
+
+
+def test_pairs_coding_is_the_projection_of_half_one_plus_scores() -> None:
+    scores = scores_for(BernoulliCube(8), "large")
+    wanted = ((1 + scores) / 2).clamp(0, 1)
+    torch.testing.assert_close(sparsemap(scores, BernoulliCube(8), coding="pairs").mean(), wanted, atol=1e-10, rtol=0)
+    torch.testing.assert_close(sparsemap_marginals(scores, BernoulliCube(8), coding="pairs"), wanted)
+    # Two indicators a bit, as the equivalence says: the projection of [t, 0] on the hull of [z, 1 - z].
+    bits = enumerated(BernoulliCube(8))
+    twice = projection(torch.cat([bits, 1 - bits], -1), torch.cat([scores, torch.zeros_like(scores)], -1))
+    torch.testing.assert_close(twice[:, :8], wanted, atol=1e-8, rtol=0)
+
+
+class Shapeless(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores)[0]
+
+
+class Boolean(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores).bool()
+
+
+class SinglePrecision(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize((scores @ torch.eye(6)).double())
+
+
+class Nothing(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return None  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: sparsemap(s, Shapeless()), "Shapeless.maximize must return one structure a row"),
+        (lambda s: sparsemap(s, Nothing()), "it returned NoneType"),
+        (lambda s: sparsemap(s, Boolean()), "Boolean.maximize returned torch.bool on cpu for scores of torch.float64"),
+        (lambda s: sparsemap(s, SinglePrecision()), "SinglePrecision.maximize failed on torch.float64 scores"),
+        (lambda s: sparsemap(s, Ring(), solver=SortedDecomposition()), "SortedDecomposition needs Ring.project"),
+        (lambda s: sparsemap(s, BernoulliCube(5)), "scores has 6 columns but BernoulliCube(dim=5) needs 5"),
+        (lambda s: sparsemap(s.long(), Ring()), "scores must be a float tensor, not torch.int64"),
+        (lambda s: sparsemap(s[0, 0], Ring()), "scores has no dimension but"),
+        (lambda s: sparsemap(s, Ring(), coding="bit"), 'coding must be "bits" (paper eq. 4) or "pairs"'),
+        (lambda s: SparseMAP(Ring(), coding="none"), 'coding must be "bits"'),  # pyright: ignore
+        (lambda s: ActiveSet(max_iter=0), "max_iter must be None or at least 1, not 0"),
+        (lambda s: ActiveSet(tol=-1), "tol must be at least 0, not -1"),
+        (lambda s: PairwiseFrankWolfe(max_iter=0), "max_iter must be at least 1, not 0"),
+        (lambda s: PairwiseFrankWolfe(tol=float("nan")), "tol must be at least 0, not nan"),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(scores_for(Ring(), "normal"))
