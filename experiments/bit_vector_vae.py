@@ -18,9 +18,8 @@ class BitVectorVAETask(LightningModule):
 
     Correia et al. 2020, section 5.3. Every step logs the negative ELBO (nats per image; bits per pixel),
     distortion and rate (nats per image), support size (mean and quartiles), decoder calls per image, the number
-    of distinct most probable codes, and the norm of the encoder's gradient: where every support is a single
-    atom that norm is exactly 0, and the encoder has stopped learning. Validation and test log the same over
-    their whole split.
+    of distinct most probable codes, and the norm of the encoder's gradient: where every support of a batch is
+    a single atom that norm is exactly 0. Validation and test log the same (but the norm) over their whole split.
 
     Args:
         estimator: how the expected cost over codes is computed.

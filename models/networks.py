@@ -12,9 +12,11 @@ class Encoder(nn.Module):
 
     `normalize_scores` adds a batch normalisation (with learned scale and shift) after the last layer. The published
     setting has none, and collapses: in the first steps the decoder learns one direction common to all images, all
-    scores grow along it past the point where every bit of SparseMAP is certain, the support goes from about 28 atoms to
-    1 within some 20 steps at D = 32, and from then on the encoder's gradient is exactly 0, so nothing can undo it. A
-    score that is normalised over the batch cannot be the same for all images, so the bits go on to tell images apart.
+    scores grow along it past the point where every bit of SparseMAP is certain, and an image with a single atom gives the
+    encoder a gradient of exactly 0. On Fashion-MNIST with D = 32 the support goes from 29 atoms to 1 and the codes of
+    1,000 held-out images to a single one within 20 steps; the gradient of whole batches is 0 at steps 30 to 100, and at
+    step 300 there are 2 codes. A score normalised over the batch cannot be on the same side for all images, so the
+    bits go on to tell images apart.
 
     Args:
         pixels: number of pixels of an image.

@@ -1,0 +1,193 @@
+"""The bit-vector VAE against enumeration of all codes, and against formulas written out here."""
+
+import math
+
+import pytest
+import torch
+from sparsemarg.layers import SparseMAP, TopKSparsemax
+from sparsemarg.layers.solvers import SortedDecomposition
+from sparsemarg.models import BitVectorVAE, Decoder, Encoder, pixel_cross_entropy
+from sparsemarg.models.estimators import Marginalize
+from sparsemarg.oracles import BernoulliCube, Budget
+from torch import Tensor, nn
+
+DIM, PIXELS, LEVELS = 4, 6, 5
+
+LAYERS = {
+    "sparsemap": lambda: SparseMAP(BernoulliCube(DIM), coding="pairs"),
+    "budget": lambda: SparseMAP(Budget(DIM, 2), coding="pairs"),
+    "sorted": lambda: SparseMAP(BernoulliCube(DIM), coding="pairs", solver=SortedDecomposition()),
+    "topk": lambda: TopKSparsemax(BernoulliCube(DIM), k=5),
+    "topk-all": lambda: TopKSparsemax(BernoulliCube(DIM), k=2**DIM),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request: pytest.FixtureRequest) -> nn.Module:
+    return LAYERS[request.param]()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(LEVELS, (7, PIXELS), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def make_vae(layer: nn.Module, max_atoms: int | None = None, normalize_scores: bool = False) -> BitVectorVAE:
+    torch.manual_seed(0)
+    encoder = Encoder(PIXELS, LEVELS, DIM, hidden=8, normalize_scores=normalize_scores)
+    return BitVectorVAE(encoder, Decoder(DIM, PIXELS, LEVELS, hidden=8, rank=3), Marginalize(layer, max_atoms)).double()
+
+
+def all_codes() -> Tensor:
+    return torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * DIM)
+
+
+def enumerated_costs(vae: BitVectorVAE, images: Tensor) -> Tensor:
+    """-log p(x | z) of every image and every code, [B, 2^D], from torch's own Categorical."""
+    pixels = torch.distributions.Categorical(logits=vae.decoder(all_codes()))  # [2^D, pixels]
+    return -pixels.log_prob(images[:, None].long()).sum(-1)
+
+
+def reference_sparsemax(scores: Tensor) -> Tensor:
+    """Martins and Astudillo 2016, algorithm 1, row by row."""
+    rows = []
+    for row in scores:
+        ordered = row.sort(descending=True).values
+        count = max(k for k in range(1, len(row) + 1) if 1 + k * ordered[k - 1] > ordered[:k].sum())
+        rows.append((row - (ordered[:count].sum() - 1) / count).clamp(min=0))
+    return torch.stack(rows)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    return -(probs * probs.clamp(min=1e-300).log()).sum(-1)
+
+
+def gradients(vae: BitVectorVAE, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(vae.parameters())))
+
+
+def test_loss_and_gradient_equal_enumeration_of_all_codes(images: Tensor) -> None:
+    """With k = 2^D the distribution is sparsemax over all codes, so value and gradient can be written out."""
+    vae = make_vae(LAYERS["topk-all"]())
+    probs = reference_sparsemax(vae.encoder(images) @ all_codes().T)
+    assert (probs == 0).any()  # else the test says nothing about sparsity
+    costs = enumerated_costs(vae, images)
+    expected = (probs * costs).sum(-1)
+    loss = (expected - entropy(probs)).mean()
+
+    bound = vae(images)
+
+    torch.testing.assert_close(bound.loss, loss, rtol=0, atol=1e-10)
+    torch.testing.assert_close(bound.distortion, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(bound.rate, DIM * math.log(2) - entropy(probs), rtol=0, atol=1e-10)
+    for ours, enumerated in zip(gradients(vae, bound.loss), gradients(vae, loss), strict=True):
+        torch.testing.assert_close(ours, enumerated, rtol=0, atol=1e-9)
+
+
+def test_bound_equals_dense_sum_and_bounds_the_likelihood(layer: nn.Module, images: Tensor) -> None:
+    vae = make_vae(layer)
+    distribution = layer(vae.encoder(images))
+    every_code = all_codes()
+    log_probs = torch.stack([distribution.log_prob(code.expand(len(images), -1)) for code in every_code], dim=-1)
+    costs = enumerated_costs(vae, images)
+    negative_elbo = (log_probs.exp() * costs).sum(-1) - entropy(log_probs.exp()) + DIM * math.log(2)
+    log_likelihood = (-costs).logsumexp(-1) - DIM * math.log(2)
+
+    bound = vae(images)
+
+    torch.testing.assert_close(bound.negative_elbo, negative_elbo, rtol=0, atol=1e-10)
+    assert (bound.negative_elbo >= -log_likelihood).all()
+    torch.testing.assert_close(bound.loss, (negative_elbo - DIM * math.log(2)).mean(), rtol=0, atol=1e-10)
+
+
+def test_encoder_gradient_equals_finite_differences(layer: nn.Module, images: Tensor) -> None:
+    vae = make_vae(layer)
+    bias = vae.encoder.output.bias
+    analytic = torch.autograd.grad(vae(images).loss, bias)[0]
+    step = 1e-6
+    numeric = torch.empty_like(bias)
+    with torch.no_grad():
+        for i in range(DIM):
+            bias[i] += step
+            above = vae(images).loss
+            bias[i] -= 2 * step
+            numeric[i] = (above - vae(images).loss) / (2 * step)
+            bias[i] += step
+    assert analytic.abs().max() > 1e-3
+    torch.testing.assert_close(analytic, numeric, rtol=0, atol=1e-6)
+
+
+def test_decoder_sees_each_pair_with_mass_once(layer: nn.Module, images: Tensor) -> None:
+    vae = make_vae(layer)
+    rows: list[int] = []
+    vae.decoder.hidden.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    estimate = vae(images).estimate
+    assert rows == [int(estimate.support.sum())] == [estimate.evaluations]
+    assert estimate.mode.shape == (len(images), DIM)
+
+
+def test_max_atoms_changes_neither_value_nor_gradient(layer: nn.Module, images: Tensor) -> None:
+    whole, pieces = make_vae(layer), make_vae(layer, max_atoms=3)
+    torch.testing.assert_close(pieces(images).loss, whole(images).loss, rtol=0, atol=1e-12)
+    pairs = zip(gradients(pieces, pieces(images).loss), gradients(whole, whole(images).loss), strict=True)
+    for ours, expected in pairs:
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_logits", [1, 2 * PIXELS * LEVELS, None])
+def test_pixel_cross_entropy_equals_categorical(max_logits: int | None, images: Tensor) -> None:
+    torch.manual_seed(2)
+    head = nn.Linear(3, LEVELS).double()
+    features = torch.randn(len(images), PIXELS, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(len(images), dtype=torch.float64)
+    inputs = [features, head.weight, head.bias]
+    expected = -torch.distributions.Categorical(logits=head(features)).log_prob(images.long()).sum(-1)
+    costs = pixel_cross_entropy(features, head, images, max_logits=max_logits)
+    torch.testing.assert_close(costs, expected, rtol=0, atol=1e-12)
+    pairs = zip(torch.autograd.grad(costs @ weights, inputs), torch.autograd.grad(expected @ weights, inputs), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_saturated_scores_collapse_without_normalization_only(images: Tensor) -> None:
+    """A large common bias makes every bit certain: one atom, gradient exactly 0. Normalised scores do not notice."""
+    found = {}
+    for normalize_scores in (False, True):
+        vae = make_vae(LAYERS["sparsemap"](), normalize_scores=normalize_scores)
+        with torch.no_grad():
+            vae.encoder.output.bias += 10
+        bound = vae(images)
+        norm = torch.cat([g.flatten() for g in torch.autograd.grad(bound.loss, list(vae.encoder.parameters()))]).norm()
+        found[normalize_scores] = (bound.estimate.support.double().mean().item(), norm.item())
+    assert found[False] == (1.0, 0.0)
+    assert found[True][0] > 1
+    assert found[True][1] > 1e-3
+
+
+def test_published_sizes() -> None:
+    count = sum(p.numel() for net in (Encoder(784, 256, 32), Decoder(32, 784, 256)) for p in net.parameters())
+    assert count == (784 * 128 + 128 + 128 * 32 + 32) + (32 * 128 + 128 + 128 * 3920 + 3920 + 5 * 256 + 256)
+
+
+def test_bits_per_dim_of_a_uniform_decoder() -> None:
+    """A decoder of zeros gives each of 256 levels the same probability: 8 bits a pixel, whatever the code."""
+    vae = BitVectorVAE(Encoder(784, 256, DIM), Decoder(DIM, 784, 256), Marginalize(LAYERS["sparsemap"]()))
+    nn.init.zeros_(vae.decoder.head.weight)
+    nn.init.zeros_(vae.decoder.head.bias)
+    images = torch.randint(256, (3, 784), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    torch.testing.assert_close(vae.bits_per_dim(vae(images).distortion), torch.full((3,), 8.0))
+
+
+def test_reconstruction_is_the_mean_level() -> None:
+    vae = make_vae(LAYERS["sparsemap"]())
+    probs = torch.distributions.Categorical(logits=vae.decoder(all_codes())).probs
+    mean = sum(level * probs[..., level] for level in range(LEVELS))
+    torch.testing.assert_close(vae.reconstruct(all_codes()), mean, rtol=0, atol=1e-12)
+
+
+def test_wrong_sizes_are_refused(images: Tensor) -> None:
+    encoder, estimator = Encoder(PIXELS, LEVELS, DIM), Marginalize(LAYERS["sparsemap"]())
+    with pytest.raises(ValueError, match=r"images has shape \[7, 5\], but .* \[B, 6\]"):
+        encoder(images[:, 1:])
+    with pytest.raises(ValueError, match="scores of 4 bits but the decoder takes 3"):
+        BitVectorVAE(encoder, Decoder(3, PIXELS, LEVELS), estimator)
