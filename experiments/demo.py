@@ -55,7 +55,7 @@ def draw_reconstructions(task: BitVectorVAETask, data: ImageData, path: Path, co
         for picture, axis in zip(pictures, line, strict=True):
             height = 8 if len(picture) == data.pixels else 4
             top = data.levels - 1 if len(picture) == data.pixels else 1
-            axis.imshow(picture.reshape(height, -1), cmap="gray_r", vmin=0, vmax=top)
+            axis.imshow(picture.reshape(height, -1).numpy(), cmap="gray_r", vmin=0, vmax=top)
             axis.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=150)
 

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -46,8 +47,14 @@ class RunRecord(Callback):
 
 def versions() -> dict[str, str | None]:
     """Name the versions of what a result depends on, and the revision of the source where it is a git checkout."""
-    packages = {name: metadata.version(name) for name in ("sparsemarg", "torch", "lightning", "numpy")}
-    return {"python": platform.python_version(), **packages, "platform": platform.platform(), "git": git_revision()}
+    packages = {name: metadata.version(name) for name in ("sparsemarg", "lightning", "numpy")}
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # unlike the package's version it names the build
+        **packages,
+        "platform": platform.platform(),
+        "git": git_revision(),
+    }
 
 
 def git_revision() -> str | None:

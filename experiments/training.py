@@ -128,7 +128,7 @@ class ExperimentCLI(LightningCLI):
 
     def _resolved_config(self) -> dict[str, Any]:
         """Dump the configuration of the subcommand, such that `--config` takes it again."""
-        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        text = self.parser.dump(self.config, skip_unset=False, format="yaml")
         config = yaml.safe_load(text)[self.config.subcommand]
         return {**config, "ckpt_path": None}
 

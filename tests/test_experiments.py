@@ -1,0 +1,420 @@
+"""Data, configurations, command line, checkpoints and exact resume. Small runs on the embedded digits."""
+
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from sparsemarg.experiments import demo, training
+from sparsemarg.experiments.batches import Batches
+from sparsemarg.experiments.bit_vector_vae import BitVectorVAETask
+from sparsemarg.experiments.checkpoints import AtomicCheckpointIO, Checkpoints
+from sparsemarg.experiments.cli import main
+from sparsemarg.experiments.data import MNIST, Digits, FashionMNIST, ImageData
+from sparsemarg.experiments.errors import UsageError
+from sparsemarg.experiments.metrics_csv import MetricsCSV
+from sparsemarg.experiments.named_configs import config_names
+from sparsemarg.experiments.random_state import RandomState
+from torch import Tensor
+
+DIGITS = "bit_vector_vae/digits/sparsemap_normalized"
+ON_DIGITS = [
+    *("--data", "sparsemarg.experiments.data.Digits"),
+    *("--model.init_args.pixels", "64"),
+    *("--model.init_args.levels", "17"),
+]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+real_data = pytest.mark.skipif("SPARSEMARG_DATA" not in os.environ, reason="needs SPARSEMARG_DATA")
+
+
+@pytest.fixture(autouse=True)
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def fit(*arguments: str, config: str = DIGITS, steps: int = 2) -> training.ExperimentCLI:
+    return training.run(["fit", "--config", config, "--trainer.max_steps", str(steps), *QUIET, *arguments])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command line says on stderr when it refuses, on one line."""
+    assert main([*arguments, *QUIET]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return " ".join(message[message.index("sparsemarg:") :].split())
+
+
+# Data
+
+
+def test_digits_are_split_without_loss_or_overlap() -> None:
+    from sklearn.datasets import load_digits
+
+    splits = Digits().splits
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [1257, 180, 360]
+    together = torch.cat([splits.train, splits.val, splits.test]).numpy()
+    everything = load_digits().data.astype(np.uint8)
+    np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(everything, axis=0))
+    assert together.sum() == everything.sum()
+    assert together.max() == Digits.levels - 1
+    assert torch.equal(Digits().splits.test, splits.test)
+
+
+@real_data
+@pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
+def test_real_splits_are_slices_of_the_original_files(kind: type[MNIST]) -> None:
+    root = Path(os.environ["SPARSEMARG_DATA"])
+    splits = kind(str(root), download=False).splits
+    raw = root / kind.dataset / "raw"
+    train = np.fromfile(raw / "train-images-idx3-ubyte", np.uint8)[16:].reshape(60000, 784)
+    test = np.fromfile(raw / "t10k-images-idx3-ubyte", np.uint8)[16:].reshape(10000, 784)
+    np.testing.assert_array_equal(splits.train.numpy(), train[:55000])
+    np.testing.assert_array_equal(splits.val.numpy(), train[55000:])
+    np.testing.assert_array_equal(splits.test.numpy(), test)
+
+
+def test_batches_cover_each_epoch_in_a_new_order() -> None:
+    batches = Batches(torch.arange(10), 4, seed=3)
+    epochs = [list(batches) for _ in range(3)]
+    assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
+    orders = [torch.cat(epoch).tolist() for epoch in epochs]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert torch.cat(list(Batches(torch.arange(10), 4))).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("given_out", range(1, 9))
+@pytest.mark.parametrize("limit", [None, 2])
+def test_batches_continue_from_their_state(given_out: int, limit: int | None) -> None:
+    """As Lightning uses them: a new iterator each epoch, left after `limit` batches."""
+
+    def stream(batches: Batches) -> Any:
+        while True:
+            for batch in batches:
+                yield batch.tolist()
+                if batches.position == limit:
+                    break
+
+    first = Batches(torch.arange(10), 4, seed=3, batches_per_epoch=limit)
+    original = stream(first)
+    for _ in range(given_out):
+        next(original)
+    resumed = Batches(torch.arange(10), 4, seed=99, batches_per_epoch=limit)
+    resumed.load_state_dict(first.state_dict())
+    continued = stream(resumed)
+    assert [next(continued) for _ in range(7)] == [next(original) for _ in range(7)]
+
+
+# Configurations and runs
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_packaged_config_trains_and_tests(name: str) -> None:
+    """Two steps on digits, with the rest of the configuration as it stands."""
+    limits = ["--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "2"]
+    small = [*ON_DIGITS, "--data.init_args.batch_size", "4"]
+    fit(*small, *limits, config=name)
+    training.run(["test", "--config", name, *small, *limits, "--verbose", "false", *QUIET])
+
+    folder = Path("runs") / name
+    dim = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["dim"]
+    train = rows_of(folder / "metrics.csv")
+    assert [row["step"] for row in train] == ["0", "1"]
+    (test,) = rows_of(folder / "test.csv")
+    assert test["step"] == "2"
+    for split, row in (("train", train[0]), ("train", train[1]), ("test", test)):
+        value = {key.removeprefix(f"{split}/"): float(text) for key, text in row.items() if "/" in key}
+        assert 1 <= value["support_q25"] <= value["support_q50"] <= value["support_q75"] <= dim + 1
+        assert value["decoder_calls"] == value["support_mean"]
+        assert 1 <= value["distinct_codes"] <= 8
+        assert value["negative_elbo"] == pytest.approx(value["distortion"] + value["rate"], rel=1e-6)
+        assert value["bits_per_dim"] == pytest.approx(value["negative_elbo"] / 64 / np.log(2), rel=1e-6)
+    assert float(train[0]["train/encoder_grad_norm"]) > 0
+
+
+@real_data
+@pytest.mark.parametrize("method", ["sparsemap", "sparsemap_budget", "sparsemap_sorted", "topk"])
+def test_published_configs_train_on_real_images(method: str) -> None:
+    root = ["--data.init_args.root", os.environ["SPARSEMARG_DATA"], "--data.init_args.download", "false"]
+    fit(*root, "--data.init_args.batch_size", "4", config=f"bit_vector_vae/{method}")
+    first, second = rows_of(Path("runs/bit_vector_vae") / method / "metrics.csv")
+    # A fresh decoder is near uniform over 256 levels: 8 bits a pixel and a little more.
+    assert 7.5 < float(first["train/bits_per_dim"]) < 9
+    assert float(second["train/bits_per_dim"]) != float(first["train/bits_per_dim"])
+
+
+def test_run_folder_holds_everything() -> None:
+    fit("--folder", "here", "--trainer.max_epochs", "1", steps=-1)
+    files = {path.relative_to("here").as_posix() for path in Path("here").rglob("*") if path.is_file()}
+    assert {"config.yaml", "versions.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= files
+    assert any(name.startswith("tensorboard/events") for name in files)
+    (start,) = yaml.safe_load(Path("here/versions.yaml").read_text())
+    assert start["torch"] == torch.__version__
+    assert {"sparsemarg", "python", "git", "lightning"} <= start.keys()
+    validation = [row for row in rows_of(Path("here/metrics.csv")) if row["val/negative_elbo"]]
+    assert [row["step"] for row in validation] == ["19"]
+    assert int(float(validation[0]["val/distinct_codes"])) >= 1
+    # The resolved configuration is itself a configuration, for both commands.
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config="here/config.yaml", steps=22)
+    assert rows_of(Path("here/metrics.csv"))[-1]["step"] == "21"
+    training.run(["test", "--config", "here/config.yaml", "--verbose", "false", *QUIET])
+
+
+def test_demo_prints_a_table_and_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    demo.run(["demo", "--trainer.max_epochs", "1", *QUIET])
+    printed = capsys.readouterr().out
+    (test,) = rows_of(Path("demo/run/test.csv"))
+    assert f"{float(test['test/negative_elbo']):.2f} nats" in printed
+    assert f"{float(test['test/distinct_codes']):.0f} for 360 images" in printed
+    for picture in ("reconstructions.png", "support.png"):
+        assert (Path("demo") / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, sparsemarg.experiments.cli; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+    assert main(["configs"]) == 0
+    assert DIGITS in capsys.readouterr().out.split()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "expected a command .* but got 'nonsense'"),
+        (
+            ["fit", "--config", "bit_vector_vae/sparsmap"],
+            "'bit_vector_vae/sparsmap' is neither. Did you mean bit_vector_vae/sp",
+        ),
+        (["fit", "--config", DIGITS, "--trainer.max_epoch", "3"], "unrecognized arguments: --trainer.max_epoch"),
+        (["fit", "--config", DIGITS, "--model.init_args.dimm", "3"], "no option 'dimm'. Did you mean dim[?] Its options are"),
+        (
+            ["fit", "--config", DIGITS, "--model.init_args.dim", "x"],
+            "model.init_args.dim: Expected a <class 'int'>. Got value: x",
+        ),
+        (["fit"], "arguments are required: fit.data, fit.model"),
+        (
+            ["fit", "--config", "bit_vector_vae/topk", "--model.init_args.estimator.init_args.layer.init_args.k", "0"],
+            "cannot be built: .*k",
+        ),
+        (["fit", "--config", DIGITS, "--ckpt_path", "last"], "last.ckpt, but there is no such file. Start the run without"),
+        (["fit", "--config", DIGITS, "--ckpt_path", "no.ckpt"], "no.ckpt, but there is no such file. Give an existing file"),
+        (["test", "--config", DIGITS], "last.ckpt, but there is no such file"),
+        (["fit", "--config", DIGITS, "--model.init_args.pixels", "784"], "784 pixels of 17 .* Digits has 64 pixels of 17: set"),
+        (
+            [
+                *("fit", "--config", "bit_vector_vae/topk", "--data.init_args.root", "absent"),
+                "--data.init_args.download",
+                "false",
+            ],
+            "expected the FashionMNIST files in absent/FashionMNIST/raw, but they are missing .* --data.init_args.root",
+        ),
+    ],
+)
+def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    said = complaint(capsys, *arguments) if arguments[0] in ("fit", "test") else _plain_complaint(capsys, *arguments)
+    assert re.search(message, said), said
+
+
+def _plain_complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_unknown_key_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fit("--folder", "here")
+    config = yaml.safe_load(Path("here/config.yaml").read_text())
+    config["model"]["init_args"]["estimator"]["init_args"]["samples"] = 3
+    Path("bad.yaml").write_text(yaml.safe_dump(config))
+    assert "Marginalize has no option 'samples'. Its options are layer" in complaint(capsys, "fit", "--config", "bad.yaml")
+
+
+def test_unusable_checkpoints_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--folder", "here")
+    last = Path("here/checkpoints/last.ckpt")
+    again = ["fit", "--config", DIGITS, "--folder", "here"]
+    assert "already holds a run. Go on with it by --ckpt_path last" in complaint(capsys, *again)
+
+    other = complaint(capsys, *again, "--ckpt_path", "last", "--model.init_args.normalize_scores", "false")
+    assert "another configuration: model.init_args.normalize_scores is False, the checkpoint has True" in other
+    other = complaint(capsys, *again, "--ckpt_path", "last", "--data.init_args.batch_size", "8")
+    assert "data.init_args.batch_size is 8, the checkpoint has 64" in other
+
+    Path("short.ckpt").write_bytes(last.read_bytes()[:100_000])
+    assert "(100,000 bytes) is truncated, damaged" in complaint(capsys, *again, "--ckpt_path", "short.ckpt")
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    assert "holds something else" in complaint(capsys, "test", "--config", DIGITS, "--ckpt_path", "foreign.ckpt")
+
+
+# Checkpoints
+
+
+class Unwritable:
+    """An object whose pickling fails after part of the file was written."""
+
+    def __reduce__(self) -> Any:
+        raise OSError("no space left on device")
+
+
+def test_failed_write_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.ones(1000)}, path)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="no space left"):
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(1000), "bad": Unwritable()}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_failing_run_leaves_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit("--folder", "here", steps=3)
+    before = Path("here/checkpoints/last.ckpt").read_bytes()
+
+    def fail(self: BitVectorVAETask, images: Tensor) -> Tensor:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(BitVectorVAETask, "training_step", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        fit("--folder", "here", "--ckpt_path", "last", steps=5)
+    assert Path("here/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_metrics_csv_drops_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    first = MetricsCSV(path)
+    for step in range(4):
+        first.log_metrics({"a": step / 3}, step)
+    first.log_metrics({"b": 1.0}, 3)
+    with path.open("a") as file:
+        file.write("4,0.3")  # the process was killed in mid-write
+    resumed = MetricsCSV(path, resume_step=3)
+    resumed.log_metrics({"a": 7.0}, 3)
+    rows = rows_of(path)
+    assert [(row["step"], row["a"], row["b"]) for row in rows] == [
+        *((str(i), repr(i / 3), "") for i in range(3)),
+        ("3", "7.0", ""),
+    ]
+
+
+# Exact resume
+
+
+class Dice(LightningModule):
+    """Logs numbers drawn from every global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.drawn: list[tuple[float, float, float]] = []
+
+    def training_step(self, images: Tensor) -> Tensor:
+        self.drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))  # noqa: NPY002
+        return self.weight * images.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Few(ImageData):
+    pixels, levels = 1, 9
+
+    def load(self) -> Any:
+        images = torch.arange(8, dtype=torch.uint8)[:, None]
+        return type("Splits", (), {"train": images, "val": images, "test": images})()
+
+
+def roll(folder: Path, steps: int, resume: bool = False) -> list[tuple[float, float, float]]:
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+    dice = Dice()
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[RandomState(), Checkpoints()],
+    )
+    trainer.fit(dice, datamodule=Few(2), ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
+    return dice.drawn
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 5])
+def test_random_generators_continue(tmp_path: Path, stop: int) -> None:
+    """Epochs have 4 steps: stopped within an epoch, at its end, and after it."""
+    whole = roll(tmp_path / "whole", 7)
+    first = roll(tmp_path / "parts", stop)
+    second = roll(tmp_path / "parts", 7, resume=True)
+    assert first + second == whole
+
+
+def launch(folder: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "sparsemarg.experiments.cli", "fit", "--config", DIGITS, "--folder", folder]
+    options = ["--trainer.max_epochs", "3", "--checkpoint.every_n_steps", "6", *QUIET, *arguments]
+    return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """SIGKILL in the second of three epochs of 20 steps; then metrics and weights are those of an undisturbed run."""
+    undisturbed = launch("whole")
+    killed = launch("parts")
+    metrics = Path("parts/metrics.csv")
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 30):  # header, 20, validation, 8
+        assert killed.poll() is None, killed.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert undisturbed.wait() == 0
+    done = len(rows_of(metrics))
+    assert 28 <= done < 60, "the run was not killed in mid-epoch"
+    step = torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step == 26, "after the checkpoint of epoch 1 (step 20) the next is due six steps on"
+
+    resumed = launch("parts", "--ckpt_path", "last")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors.decode()
+
+    assert metrics.read_text() == Path("whole/metrics.csv").read_text()
+    for name in ("last", "best"):
+        ours, theirs = (torch.load(f"{run}/checkpoints/{name}.ckpt", weights_only=True) for run in ("parts", "whole"))
+        assert ours["global_step"] == theirs["global_step"]
+        for key, weight in theirs["state_dict"].items():
+            assert torch.equal(ours["state_dict"][key], weight), key
+        for key, moments in theirs["optimizer_states"][0]["state"].items():
+            for moment, value in moments.items():
+                assert torch.equal(ours["optimizer_states"][0]["state"][key][moment], value), (key, moment)
+
+
+def test_resume_refuses_another_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--folder", "here")
+    with pytest.raises(UsageError, match="seed_everything is 7, the checkpoint has 42"):
+        fit("--folder", "here", "--ckpt_path", "last", "--seed_everything", "7")
