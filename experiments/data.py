@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -35,6 +36,8 @@ class ImageData(LightningDataModule, ABC):
         super().__init__()
         self.batch_size = batch_size
         self._splits: Splits | None = None
+        self._train: Batches | None = None
+        self._train_state: dict[str, Any] | None = None
 
     @abstractmethod
     def load(self) -> Splits:
@@ -56,7 +59,21 @@ class ImageData(LightningDataModule, ABC):
         whole_epoch = len(Batches(images, self.batch_size))
         limit = self.trainer.limit_train_batches if self.trainer is not None else None
         stop = int(whole_epoch * limit) if isinstance(limit, float) else limit
-        return Batches(images, self.batch_size, seed=torch.initial_seed(), batches_per_epoch=stop)
+        self._train = Batches(images, self.batch_size, seed=torch.initial_seed(), batches_per_epoch=stop)
+        if self._train_state is not None:
+            self._train.load_state_dict(self._train_state)
+        return self._train
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the training batches.
+
+        Lightning saves it too, but does not load it from a checkpoint of the end of an epoch: the next epoch would then
+        repeat the order of the first.
+        """
+        return {} if self._train is None else {"train": self._train.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._train_state = state_dict.get("train")
 
     def val_dataloader(self) -> Batches:
         return Batches(self.splits.val, self.batch_size)

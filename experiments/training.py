@@ -26,6 +26,7 @@ from .named_configs import resolve_configs
 from .parsing_errors import explain
 from .random_state import RandomState
 from .run_record import RunRecord
+from .step_limit import StepLimit
 
 
 def run(arguments: list[str]) -> "ExperimentCLI":
@@ -97,9 +98,15 @@ class ExperimentCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config[self.config.subcommand]
-        self.trainer_defaults["callbacks"] = [RandomState(), RunRecord(self._resolved_config(), options.ckpt_path)]
+        self.trainer_defaults["callbacks"] = [
+            RandomState(),
+            RunRecord(self._resolved_config(), options.ckpt_path),
+            StepLimit(options.trainer.max_steps),
+        ]
+        if options.trainer.max_epochs is None and options.trainer.max_steps != -1:
+            kwargs["max_epochs"] = -1
         loggers = self._loggers(Path(options.folder))
-        return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], **kwargs)
+        return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], max_steps=-1, **kwargs)
 
     def _choose_checkpoint(self, options: jsonargparse.Namespace) -> None:
         """Replace `ckpt_path` by a file that exists, can be read and belongs to this configuration."""

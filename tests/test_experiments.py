@@ -26,6 +26,7 @@ from sparsemarg.experiments.errors import UsageError
 from sparsemarg.experiments.metrics_csv import MetricsCSV
 from sparsemarg.experiments.named_configs import config_names
 from sparsemarg.experiments.random_state import RandomState
+from sparsemarg.experiments.step_limit import StepLimit
 from torch import Tensor
 
 DIGITS = "bit_vector_vae/digits/sparsemap_normalized"
@@ -324,15 +325,16 @@ def test_metrics_csv_drops_what_comes_after_the_checkpoint(tmp_path: Path) -> No
 
 
 class Dice(LightningModule):
-    """Logs numbers drawn from every global generator."""
+    """Keeps the epoch, the batch, and a number drawn from every global generator."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.drawn: list[tuple[float, float, float]] = []
+        self.drawn: list[tuple[Any, ...]] = []
 
     def training_step(self, images: Tensor) -> Tensor:
-        self.drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))  # noqa: NPY002
+        numbers = (torch.rand(()).item(), np.random.rand(), random.random())  # noqa: NPY002
+        self.drawn.append((self.current_epoch, images.flatten().tolist(), *numbers))
         return self.weight * images.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -347,31 +349,68 @@ class Few(ImageData):
         return type("Splits", (), {"train": images, "val": images, "test": images})()
 
 
-def roll(folder: Path, steps: int, resume: bool = False) -> list[tuple[float, float, float]]:
+def roll(folder: Path, steps: int, resume: bool = False) -> list[tuple[Any, ...]]:
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     random.seed(5)
     dice = Dice()
     trainer = Trainer(
-        max_steps=steps,
+        max_epochs=-1,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[RandomState(), Checkpoints()],
+        callbacks=[RandomState(), Checkpoints(), StepLimit(steps)],
     )
     trainer.fit(dice, datamodule=Few(2), ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
     return dice.drawn
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 5])
-def test_random_generators_continue(tmp_path: Path, stop: int) -> None:
+def test_epochs_batches_and_random_generators_continue(tmp_path: Path, stop: int) -> None:
     """Epochs have 4 steps: stopped within an epoch, at its end, and after it."""
-    whole = roll(tmp_path / "whole", 7)
+    whole = roll(tmp_path / "whole", 10)
     first = roll(tmp_path / "parts", stop)
-    second = roll(tmp_path / "parts", 7, resume=True)
+    second = roll(tmp_path / "parts", 10, resume=True)
     assert first + second == whole
+    assert [epoch for epoch, *_ in whole] == [0] * 4 + [1] * 4 + [2] * 2
+
+
+def same_state(ours: Any, theirs: Any) -> bool:
+    """Whether nested dictionaries, lists and tensors are equal bit for bit."""
+    if isinstance(theirs, Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same_state(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(map(same_state, ours, theirs))
+    return ours == theirs
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert (ours / "metrics.csv").read_text() == (theirs / "metrics.csv").read_text()
+    for name in ("last", "best"):
+        one, two = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (ours, theirs))
+        for key in ("global_step", "epoch", "state_dict", "optimizer_states", "callbacks", "Digits"):
+            assert same_state(one[key], two[key]), f"{name}.ckpt: {key}"
+
+
+def test_stopped_run_resumes_bit_for_bit() -> None:
+    """Stopped within an epoch of 5 steps, at its end, just after it; with a limit on steps and with one on epochs."""
+
+    def fit_to(folder: str, steps: int, epochs: int, *more: str) -> None:
+        limits = ["--trainer.limit_train_batches", "5", "--trainer.max_epochs", str(epochs)]
+        fit("--folder", folder, *limits, *more, config="bit_vector_vae/digits/topk", steps=steps)
+
+    fit_to("whole", -1, 3)
+    for stop in (2, 5, 6, 10):
+        fit_to(f"steps{stop}", stop, 100)
+        fit_to(f"steps{stop}", 15, 100, "--ckpt_path", "last")
+        assert_same_run(Path(f"steps{stop}"), Path("whole"))
+    fit_to("epochs", -1, 2)
+    fit_to("epochs", -1, 3, "--ckpt_path", "last")
+    assert_same_run(Path("epochs"), Path("whole"))
 
 
 def launch(folder: str, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -403,15 +442,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors.decode()
 
-    assert metrics.read_text() == Path("whole/metrics.csv").read_text()
-    for name in ("last", "best"):
-        ours, theirs = (torch.load(f"{run}/checkpoints/{name}.ckpt", weights_only=True) for run in ("parts", "whole"))
-        assert ours["global_step"] == theirs["global_step"]
-        for key, weight in theirs["state_dict"].items():
-            assert torch.equal(ours["state_dict"][key], weight), key
-        for key, moments in theirs["optimizer_states"][0]["state"].items():
-            for moment, value in moments.items():
-                assert torch.equal(ours["optimizer_states"][0]["state"][key][moment], value), (key, moment)
+    assert_same_run(Path("parts"), Path("whole"))
 
 
 def test_resume_refuses_another_seed(capsys: pytest.CaptureFixture[str]) -> None:
