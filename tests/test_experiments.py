@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from sparsemarg.experiments import demo, training
+from sparsemarg.experiments import demo, run_record, training
 from sparsemarg.experiments.batches import Batches
 from sparsemarg.experiments.bit_vector_vae import BitVectorVAETask
 from sparsemarg.experiments.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -176,6 +176,13 @@ def test_run_folder_holds_everything() -> None:
     fit("--ckpt_path", "last", "--trainer.max_epochs", "2", config="here/config.yaml", steps=22)
     assert rows_of(Path("here/metrics.csv"))[-1]["step"] == "21"
     training.run(["test", "--config", "here/config.yaml", "--verbose", "false", *QUIET])
+
+
+def test_git_revision_is_that_of_the_checkout() -> None:
+    folder = Path(run_record.__file__).parent
+    head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    revision = run_record.git_revision()
+    assert (revision or "").removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_demo_prints_a_table_and_draws(capsys: pytest.CaptureFixture[str]) -> None:
