@@ -42,7 +42,8 @@ real_data = pytest.mark.skipif("SPARSEMARG_DATA" not in os.environ, reason="need
 @pytest.fixture(autouse=True)
 def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
+    torch.set_num_threads(1)  # tiny tensors
 
 
 def fit(*arguments: str, config: str = DIGITS, steps: int = 2) -> training.ExperimentCLI:
