@@ -83,7 +83,9 @@ class SparseDistribution:
         """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""
         slots = int(self._sizes().amax()) if len(self._first) > 1 else 0
         atoms = self._spread(self.atoms, slots)
-        return atoms.reshape(*self.batch_shape, slots, -1), self._spread(self.probs, slots).reshape(*self.batch_shape, slots)
+        return atoms.reshape((*self.batch_shape, slots, atoms.shape[-1])), self._spread(self.probs, slots).reshape(
+            *self.batch_shape, slots
+        )
 
     def expectation(self, f: Callable[[Tensor, Tensor], Tensor], *, max_atoms: int | None = None) -> Tensor:
         """E_xi[f] = sum_n probs[n] f(atoms[n], row[n]), exactly (paper eq. 1), with f evaluated once on every pair.
@@ -100,11 +102,11 @@ class SparseDistribution:
         """
         values = self._evaluate(f, max_atoms)
         weighted = self.probs.reshape(-1, *[1] * (values.dim() - 1)) * values
-        return self._sum(weighted).reshape(*self.batch_shape, *values.shape[1:])
+        return self._sum(weighted).reshape((*self.batch_shape, *values.shape[1:]))
 
     def mean(self) -> Tensor:
         """mu = sum_n probs[n] atoms[n], [*B, D]."""
-        return self._sum(self.probs[:, None] * self.atoms).reshape(*self.batch_shape, -1)
+        return self._sum(self.probs[:, None] * self.atoms).reshape((*self.batch_shape, self.atoms.shape[1]))
 
     def entropy(self) -> Tensor:
         """The Shannon entropy -sum p log p, nats, [*B]."""
@@ -117,7 +119,7 @@ class SparseDistribution:
     def mode(self) -> Tensor:
         """The most probable atom of each row (the first of equals), [*B, D]."""
         probs = self._spread(self.probs.detach(), None)
-        return self.atoms[self._first[:-1] + probs.argmax(-1)].reshape(*self.batch_shape, -1)
+        return self.atoms[self._first[:-1] + probs.argmax(-1)].reshape((*self.batch_shape, self.atoms.shape[1]))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One atom a row, drawn with its probability, [*B, D]; no gradient."""
@@ -127,7 +129,7 @@ class SparseDistribution:
         drawn = (wide <= uniform * wide[:, -1:]).sum(-1)
         # Rounding may leave u above the last cumulative sum; the last atom takes that sliver.
         drawn = torch.minimum(drawn, self._sizes() - 1)
-        return self.atoms[self._first[:-1] + drawn].reshape(*self.batch_shape, -1)
+        return self.atoms[self._first[:-1] + drawn].reshape((*self.batch_shape, self.atoms.shape[1]))
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """log xi(z) in nats, `-inf` off the support: structures [*B, D] -> [*B]."""
@@ -163,7 +165,7 @@ class SparseDistribution:
         """[N, *E] -> [B, slots, *E], zero where a row has fewer atoms."""
         batch = len(self._first) - 1
         if slots is None:
-            slots = int(self._sizes().amax()) if batch else 0
+            slots = int(self._sizes().amax()) if batch else 1  # argmax wants one
         place = torch.arange(len(self.row), device=self.row.device) - self._first[self.row]
         spread = values.new_zeros(batch, slots, *values.shape[1:])
         return spread.index_put((self.row, place), values)

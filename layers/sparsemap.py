@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..oracles import Polytope, Simplex, SupportsProjection, supports
@@ -10,7 +11,7 @@ from .checks import check_finite, warn_unconverged
 from .distribution import SparseDistribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import Solver
+from .solvers.base import Oracle, Solver
 
 Coding = Literal["bits", "pairs"]
 
@@ -59,7 +60,7 @@ def sparsemap(
     tensor([[0.5000, 1.0000, 0.0000]])
     """
     target = _target(scores, polytope, coding, check)
-    flat = target.reshape(-1, target.shape[-1])
+    flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     support = solver.solve(flat.detach(), polytope)
     probs = refit(flat, support.atoms, support.probs, check)
     if check:
@@ -67,8 +68,8 @@ def sparsemap(
     shape = scores.shape[:-1]
     packed = SparseDistribution.pack(
         support.atoms.to(scores.dtype).reshape(*shape, *support.atoms.shape[1:]),
-        probs.to(scores.dtype).reshape(*shape, -1),
-        support.probs.reshape(*shape, -1) > 0,
+        probs.to(scores.dtype).reshape(*shape, probs.shape[-1]),
+        support.probs.reshape(*shape, probs.shape[-1]) > 0,
         support.stats.reshape(shape),
     )
     if isinstance(polytope, Simplex):
@@ -90,7 +91,11 @@ def sparsemap_marginals(
     and errors are those of `sparsemap`.
     """
     if solver is None and supports(polytope, SupportsProjection):
-        return polytope.project(_target(scores, polytope, coding, check)).to(scores.dtype)
+        target = _target(scores, polytope, coding, check)
+        if check:
+            with torch.no_grad():
+                Oracle.of(polytope, target.reshape(scores.shape[:-1].numel(), target.shape[-1])).check_allowed()
+        return polytope.project(target).to(scores.dtype)
     return sparsemap(scores, polytope, coding=coding, solver=solver or ActiveSet(), check=check).mean()
 
 

@@ -39,7 +39,7 @@ def topk(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     check_dimension(scores, polytope)
     check_count("k", k, 1)
-    flat = scores.detach().reshape(-1, scores.shape[-1])
+    flat = scores.detach().reshape(scores.shape[:-1].numel(), polytope.dim)
     name, shape = type(polytope).__name__, (len(flat), k, polytope.dim)
     if supports(polytope, SupportsTopk):
         vertices, valid = polytope.topk(flat, k)
@@ -52,7 +52,7 @@ def topk(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
             f"{name}.topk must return vertices [B, k, D] = {list(shape)} and valid [B, k] = {list(shape[:2])}; "
             f"it returned {list(vertices.shape)} and {list(valid.shape)}"
         )
-    return vertices.reshape(*scores.shape[:-1], k, -1), valid.reshape(*scores.shape[:-1], k)
+    return vertices.reshape(*scores.shape[:-1], *shape[1:]), valid.reshape(*scores.shape[:-1], k)
 
 
 class KBestStructures(NamedTuple):

@@ -71,7 +71,8 @@ def project_simplex(scores: Tensor) -> Tensor:
     support, peak = _simplex_support(precise.detach())
     kept = torch.where(support, precise - peak, 0)
     tau = (kept.sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
-    return torch.where(support, (kept - tau).clamp(min=0), 0).to(scores.dtype)
+    # Off the support 0, or NaN in a row with NaN or with nothing allowed: never a silent zero.
+    return torch.where(support, (kept - tau).clamp(min=0), 0 * peak).to(scores.dtype)
 
 
 def _simplex_support(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def best_subsets(scores: Tensor, k: int, smallest: int, largest: int) -> tuple[T
 
     Cost: O(D log D + k (D + k)) a row, k rounds of a dozen tensor operations.
     """
-    flat = scores.reshape(-1, scores.shape[-1]).double()
+    flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1]).double()
     ordered, order = flat.sort(dim=-1, descending=True, stable=True)
     rows = torch.arange(flat.shape[0], device=flat.device)
     places = torch.arange(flat.shape[1], device=flat.device)
@@ -48,7 +48,7 @@ def best_subsets(scores: Tensor, k: int, smallest: int, largest: int) -> tuple[T
             nodes = _Node(*map(_append, nodes, _children(ordered, taken, step)))
     vertices = torch.zeros_like(subsets).scatter_(-1, order[:, None, :].expand_as(subsets), subsets)
     shape = scores.shape[:-1]
-    return vertices.to(scores.dtype).reshape(*shape, k, -1), valid.reshape(*shape, k)
+    return vertices.to(scores.dtype).reshape(*shape, k, scores.shape[-1]), valid.reshape(*shape, k)
 
 
 class _Node(NamedTuple):

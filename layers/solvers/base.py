@@ -1,13 +1,14 @@
 """What a solver is: it finds the support of the projection on a polytope, and certifies it. No gradients."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...oracles import Polytope
+from ..checks import cannot_branch
 from ..stats import SolverStats
 
 
@@ -40,12 +41,13 @@ class Solver(ABC):
         """
 
 
-# Residuals are rounded to multiples of 2^-40 (about 1e-12) before the oracle sees them: far above the rounding noise of
-# a residual of scale 1 (about 1e-15), far below the accuracy that is promised for the mean (1e-8). A power of two, so
-# that rounding is exact and sums of D rounded scores of 0/1 structures are exact up to D |t| = 2^13: ties stay ties.
+# Residuals are rounded to multiples of 2^-40 (about 1e-12) of the row's scale before the oracle sees them: far above
+# their rounding noise (about 1e-15), far below the accuracy that is promised for the mean (1e-8).
 GRID_EXPONENT = -40
 # Relative to a large score the noise is larger: keep 48 of float64's 53 bits.
 GRID_BITS = 48
+# The tie-break, in units of the grid: 1e-9 at scale 1. Large against the grid, so that rounding never decides.
+TIE_BREAK = 2.0**10
 
 
 class BatchOracle(Protocol):
@@ -56,8 +58,11 @@ class BatchOracle(Protocol):
         """[B, D] float64, the points to project, finite."""
         ...
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        """A structure that maximises each row of the residual: [B, D] -> [B, D]."""
+    def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
+        """A structure that maximises each row of the residual: [B, D], [B] bool -> [B, D].
+
+        Rows that are not `exact` are maximised up to the tie-break, about 1e-9: see `Ties`.
+        """
         ...
 
     def start(self) -> Tensor:
@@ -69,38 +74,67 @@ class BatchOracle(Protocol):
         ...
 
 
-def rounded(residual: Tensor, grid: Tensor) -> Tensor:
-    """The residual on the grid, [B, D]."""
-    return (residual / grid).round() * grid
+def row_scale(target: Tensor) -> Tensor:
+    """The scale on which the mean of each row is to be accurate, [B]: that of the scores, at most 1 (that of structures)."""
+    return target.abs().amax(-1).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """How residuals are made safe to hand to an oracle: which structure wins a tie must not depend on rounding.
+
+    Ties are the rule, not the exception: the residual is zero on every coordinate of the mean that is already right, and
+    every atom of an optimal working set has the same score. What is left of a tie in floating point is noise, which
+    differs between float32 and float64, CPU and GPU, one batch and another, t and t + 1e-6; a path of the algorithm that
+    follows it jumps between supports. So a fixed small vector is added, which breaks ties always in the same way; its entries
+    are negative, so that a tied bit is off, and no two sums of them agree. At the end, where it would hide what is left of
+    the gap, the residual is taken exact, but rounded, so that coordinates that are zero up to noise are zero.
+    """
+
+    grid: Tensor  # [B, D] powers of two
+    tie_break: Tensor  # [D]
+
+    @staticmethod
+    def of(target: Tensor) -> "Ties":
+        """For points to project [B, D] float64."""
+        scale = torch.frexp(row_scale(target)).exponent[:, None]
+        exponent = torch.maximum(torch.frexp(target).exponent - GRID_BITS, scale + GRID_EXPONENT)
+        place = torch.arange(1, target.shape[-1] + 1, dtype=target.dtype, device=target.device)
+        # Multiples of the golden ratio modulo 1 are spread evenly and have no small integer relations.
+        spread = (place * ((5**0.5 - 1) / 2)).frac()
+        return Ties(torch.ldexp(torch.ones_like(target), exponent), -TIE_BREAK * (1 + spread))
+
+    def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
+        """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
+        steps = (residual / self.grid).round() + torch.where(exact[:, None], 0, self.tie_break)
+        return steps * self.grid
+
+    def rows(self, kept: Tensor) -> "Ties":
+        """Those of some of the rows."""
+        return Ties(self.grid[kept], self.tie_break)
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """`maximize` as solvers need it: rounded residuals in, checked structures out, forbidden coordinates off.
-
-    On a coordinate where the mean already equals the target the residual is rounding noise. Rounded, it is zero, and the
-    oracle's own tie rule decides: the same for float32 and float64, CPU and GPU, any batch.
-    """
+    """`maximize` as solvers need it: ties broken, forbidden coordinates off, results checked."""
 
     polytope: Polytope
     target: Tensor  # [B, D], 0 where forbidden
     forbidden: Tensor | None  # [B, D] bool
-    grid: Tensor  # [B, D]
+    ties: Ties
 
     @staticmethod
     def of(polytope: Polytope, scores: Tensor) -> "Oracle":
         """The oracle of a batch of scores [B, D] float64."""
         forbidden = scores.isneginf()
         target = torch.where(forbidden, 0, scores)
-        exponent = torch.frexp(target).exponent - GRID_BITS
-        grid = torch.ldexp(torch.ones_like(target), exponent.clamp(min=GRID_EXPONENT))
         # Compiled code cannot branch on data; it always masks.
-        masked = torch.compiler.is_compiling() or bool(forbidden.any())
-        return Oracle(polytope, target, forbidden if masked else None, grid)
+        masked = cannot_branch(scores) or bool(forbidden.any())
+        return Oracle(polytope, target, forbidden if masked else None, Ties.of(target))
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        """A structure that maximises the rounded residual: [B, D] -> [B, D] float64."""
-        scores = rounded(residual, self.grid)
+    def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
+        """See `BatchOracle`."""
+        scores = self.ties.broken(residual, exact)
         if self.forbidden is not None:
             # A structure with a forbidden coordinate loses to any without: P exceeds every total of 0/1 structures.
             penalty = 1 + 2 * scores.abs().sum(-1, keepdim=True)
@@ -108,9 +142,9 @@ class Oracle:
         return checked_maximize(self.polytope, scores)
 
     def rows(self, kept: Tensor) -> "Oracle":
-        """The oracle of some of the rows."""
+        """See `BatchOracle`."""
         forbidden = None if self.forbidden is None else self.forbidden[kept]
-        return replace(self, target=self.target[kept], forbidden=forbidden, grid=self.grid[kept])
+        return Oracle(self.polytope, self.target[kept], forbidden, self.ties.rows(kept))
 
     def start(self) -> Tensor:
         """The MAP structure of each row, [B, D].
@@ -118,8 +152,8 @@ class Oracle:
         Raises:
             ValueError: a row where even that has a forbidden coordinate on.
         """
-        first = self(self.target)
-        if self.forbidden is not None and not torch.compiler.is_compiling():
+        first = self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
+        if self.forbidden is not None and not cannot_branch(first):
             blocked = ((first != 0) & self.forbidden).any(-1)
             if blocked.any():
                 row = int(blocked.nonzero()[0])
@@ -128,6 +162,11 @@ class Oracle:
                     f"is -inf; leave at least one structure allowed"
                 )
         return first
+
+    def check_allowed(self) -> None:
+        """Raises ValueError if a row allows no structure; free where no score is `-inf`."""
+        if self.forbidden is not None:
+            self.start()
 
 
 def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:

@@ -8,10 +8,15 @@ from torch import Tensor
 from ...oracles import Polytope
 from ..stats import SolverStats
 from .active_set import active_set
-from .base import Oracle, Solver, Support, rounded
+from .base import Oracle, Solver, Support, Ties, row_scale
 
 # Iterations between looks at the batch from Python.
 POLL = 16
+# Gaps at which a walk stops to see whether its atoms already hold the solution. Early, so that which atoms those are is
+# decided where differences are large: the last digits of a walk choose atoms by rounding noise.
+STOPS = tuple(10.0**-exponent for exponent in range(1, 14))
+# Below this gap the tie-break (see `base.Ties`) would hide what is left.
+EXACT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class PairwiseFrankWolfe(Solver):
     cross-checks in small dimension.
 
     Its atoms may be affinely dependent, so that the scores do not determine their weights. A last step therefore solves the
-    same projection on the hull of each row's own atoms, which leaves an affinely independent support; `gap` is
-    then measured with the polytope's oracle.
+    same projection on the hull of each row's own atoms, which leaves an affinely independent support with optimal weights.
+    The certificate is then computed with the polytope's oracle; where it fails the walk goes on.
 
     Cost: an iteration is O(B S D) and one oracle call, S up to the number of iterations.
 
@@ -34,7 +39,7 @@ class PairwiseFrankWolfe(Solver):
     """
 
     max_iter: int = 5000
-    tol: float = 1e-12
+    tol: float = 1e-9
 
     def __post_init__(self) -> None:
         if self.max_iter < 1:
@@ -47,17 +52,18 @@ class PairwiseFrankWolfe(Solver):
         """See `Solver.solve`."""
         oracle = Oracle.of(polytope, scores)
         walk = _Walk(oracle)
-        for iteration in range(self.max_iter if len(scores) else 0):
-            if iteration % POLL == 0:
-                if walk.converged.all():
-                    break
-                walk.reserve(POLL)
-            walk.iterate(self.tol)
-        support = active_set(walk.own_atoms(), 100 + 20 * scores.shape[-1], self.tol)
-        mean = (support.probs[:, None] @ support.atoms)[:, 0]
-        gap, noise = walk.gap(mean)
-        stats = SolverStats(walk.iterations, gap.clamp(min=0), gap <= self.tol + noise)
-        return replace(support, stats=stats)
+        limit = 100 + 20 * scores.shape[-1]
+        support = active_set(walk.own_atoms(), limit, self.tol)
+        for stop in STOPS:
+            walk.exact |= stop < EXACT
+            walk.run(self.max_iter, stop)
+            support = active_set(walk.own_atoms(), limit, self.tol)
+            gap, noise = walk.certificate((support.probs[:, None] @ support.atoms)[:, 0])
+            walk.certified = gap <= self.tol + noise
+            support = replace(support, stats=SolverStats(walk.iterations, gap.clamp(min=0), walk.certified))
+            if len(scores) == 0 or walk.certified.all():
+                break
+        return support
 
 
 class _Walk:
@@ -67,26 +73,41 @@ class _Walk:
         self.oracle = oracle
         self.atoms = oracle.start()[:, None].clone()
         self.weights = torch.ones_like(self.atoms[..., 0])
+        self.scale = row_scale(oracle.target)
         self.iterations = torch.zeros(len(self.atoms), dtype=torch.int64, device=self.atoms.device)
-        self.converged = torch.zeros_like(self.iterations, dtype=torch.bool)
+        self.certified = torch.zeros_like(self.iterations, dtype=torch.bool)
+        self.exact = torch.zeros_like(self.certified)
 
-    def iterate(self, tol: float) -> None:
-        """One pairwise step of every row that has not converged."""
+    def run(self, max_iter: int, tol: float) -> None:
+        """Walks every row that is not certified until its gap is at most `tol`."""
+        arrived = self.certified.clone()
+        step = 0
+        while len(arrived):
+            if step % POLL == 0:
+                if (arrived | (self.iterations >= max_iter)).all():
+                    break
+                self.reserve(POLL)
+            arrived = self.iterate(arrived | (self.iterations >= max_iter), tol)
+            step += 1
+
+    def iterate(self, arrived: Tensor, tol: float) -> Tensor:
+        """One pairwise step of every row that has not arrived; returns which have now."""
         mean = (self.weights[:, None] @ self.atoms)[:, 0]
         residual = self.oracle.target - mean
-        towards = self.oracle(residual)
+        towards = self.oracle(residual, self.exact)
         gap, noise = self.gap(mean, towards)
-        self.converged |= gap <= tol + noise
-        self.iterations += ~self.converged
-        slopes = (self.atoms @ residual[..., None])[..., 0]
+        # Where scores are small so are weights, and the gap is of the order of their product.
+        arrived = arrived | (gap <= tol * self.scale.square() + noise)
+        self.iterations += ~arrived
+        slopes = (self.atoms @ self.oracle.ties.broken(residual, self.exact)[..., None])[..., 0]
         worst = torch.where(self.weights > 0, slopes, torch.inf).argmin(-1, keepdim=True)
-        away = self._take(worst)
+        away = self._take(worst)[:, 0]
         direction = towards - away
         # Exact line search on the quadratic, up to all of the worst atom's mass.
         rise, curve = (residual * direction).sum(-1, keepdim=True), direction.square().sum(-1, keepdim=True)
         most = self.weights.gather(-1, worst)
         mass = torch.minimum((rise / curve.clamp(min=torch.finfo(curve.dtype).tiny)).clamp(min=0), most)
-        mass = torch.where(self.converged[:, None], 0, mass)
+        mass = torch.where(arrived[:, None], 0, mass)
         same = (self.atoms == towards[:, None]).all(-1) & (self.weights > 0)
         free = (self.weights == 0).to(torch.int8).argmax(-1, keepdim=True)
         slot = torch.where(same.any(-1, keepdim=True), same.to(torch.int8).argmax(-1, keepdim=True), free)
@@ -94,13 +115,17 @@ class _Walk:
         # All of the mass is moved by assignment, so that an atom that is left has weight zero exactly.
         self.weights.scatter_(-1, worst, torch.where(mass == most, 0, most - mass))
         self.weights.scatter_add_(-1, slot, mass)
+        return arrived
 
-    def gap(self, mean: Tensor, best: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """max_v <t - mu, v - mu> and the rounding noise in it, [B] each."""
+    def certificate(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """max_v <t - mu, v - mu> over the polytope, and the rounding noise in it, [B] each."""
+        return self.gap(mean, self.oracle(self.oracle.target - mean, torch.ones_like(self.exact)))
+
+    def gap(self, mean: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+        """<t - mu, v - mu> for one v, and the rounding noise in it, [B] each."""
         residual = self.oracle.target - mean
-        best = self.oracle(residual) if best is None else best
         eps = torch.finfo(mean.dtype).eps
-        noise = 16 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
+        noise = 16 * eps * ((self.oracle.target.abs() + mean.abs()) * (best.abs() + mean.abs())).sum(-1)
         return (residual * (best - mean)).sum(-1), noise
 
     def reserve(self, spare: int) -> None:
@@ -108,16 +133,15 @@ class _Walk:
         order = (self.weights == 0).to(torch.int8).argsort(dim=-1, stable=True)
         longest = int((self.weights > 0).sum(-1).amax())
         order = order[:, :longest]
-        self.atoms = torch.nn.functional.pad(self._take(order, keep=True), (0, 0, 0, spare))
+        self.atoms = torch.nn.functional.pad(self._take(order), (0, 0, 0, spare))
         self.weights = torch.nn.functional.pad(self.weights.gather(-1, order), (0, spare))
 
     def own_atoms(self) -> "_OwnAtoms":
         """The oracle of the hull of each row's own atoms."""
-        return _OwnAtoms(self.oracle.target, self.oracle.grid, self.atoms, self.weights > 0)
+        return _OwnAtoms(self.oracle.target, self.oracle.ties, self.atoms, self.weights > 0)
 
-    def _take(self, slots: Tensor, keep: bool = False) -> Tensor:
-        taken = self.atoms.gather(1, slots[..., None].expand(-1, -1, self.atoms.shape[2]))
-        return taken if keep else taken[:, 0]
+    def _take(self, slots: Tensor) -> Tensor:
+        return self.atoms.gather(1, slots[..., None].expand(-1, -1, self.atoms.shape[2]))
 
 
 @dataclass(frozen=True)
@@ -125,17 +149,17 @@ class _OwnAtoms:
     """Maximisation over atoms [B, S, D] that each row has for itself, where `usable` [B, S]."""
 
     target: Tensor
-    grid: Tensor
+    ties: Ties
     atoms: Tensor
     usable: Tensor
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        totals = (self.atoms @ rounded(residual, self.grid)[..., None])[..., 0]
+    def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
+        totals = (self.atoms @ self.ties.broken(residual, exact)[..., None])[..., 0]
         best = torch.where(self.usable, totals, -torch.inf).argmax(-1)
         return self.atoms.gather(1, best[:, None, None].expand(-1, 1, self.atoms.shape[2]))[:, 0]
 
     def start(self) -> Tensor:
-        return self(self.target)
+        return self(self.target, torch.zeros_like(self.usable[:, 0]))
 
     def rows(self, kept: Tensor) -> "_OwnAtoms":
-        return _OwnAtoms(self.target[kept], self.grid[kept], self.atoms[kept], self.usable[kept])
+        return _OwnAtoms(self.target[kept], self.ties.rows(kept), self.atoms[kept], self.usable[kept])

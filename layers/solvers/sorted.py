@@ -36,19 +36,21 @@ class SortedDecomposition(Solver):
             raise missing(polytope, SupportsProjection, "SortedDecomposition")
         if not supports(polytope, SupportsDecomposition):
             raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
+        oracle = Oracle.of(polytope, scores)
+        oracle.check_allowed()
         mean = polytope.project(scores)
         atoms, probs = polytope.decompose(mean)
         probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
         probs = probs / probs.sum(-1, keepdim=True)
-        return Support(atoms, probs, self._certify(scores, mean, polytope))
+        return Support(atoms, probs, _certify(oracle, mean))
 
-    def _certify(self, scores: Tensor, mean: Tensor, polytope: Polytope) -> SolverStats:
-        oracle = Oracle.of(polytope, scores)
-        residual = oracle.target - mean
-        best = oracle(residual)
-        gap = (residual * (best - mean)).sum(-1)
-        # The gap of an exact projection is rounding noise, of the size of the terms that cancel in it.
-        eps = torch.finfo(scores.dtype).eps
-        noise = 1e-10 + 64 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
-        iterations = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-        return SolverStats(iterations, gap.clamp(min=0), gap <= noise)
+
+def _certify(oracle: Oracle, mean: Tensor) -> SolverStats:
+    residual = oracle.target - mean
+    best = oracle(residual, torch.ones_like(mean[:, 0], dtype=torch.bool))
+    gap = (residual * (best - mean)).sum(-1)
+    # The gap of an exact projection is rounding noise, of the size of the terms that cancel in it.
+    eps = torch.finfo(mean.dtype).eps
+    noise = 1e-10 + 64 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
+    iterations = torch.zeros(len(mean), dtype=torch.int64, device=mean.device)
+    return SolverStats(iterations, gap.clamp(min=0), gap <= noise)

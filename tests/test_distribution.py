@@ -1,0 +1,169 @@
+"""`SparseDistribution`: packed sums against dense ones, and what it says of itself."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from cases import scores_for
+from scipy import stats
+from sparsemarg.layers import SparseDistribution
+from sparsemarg.layers.functional import sparsemap, sparsemax, topk_sparsemax
+from sparsemarg.oracles import BernoulliCube, Simplex
+from torch import Tensor, nn
+
+
+@pytest.fixture
+def found() -> SparseDistribution:
+    return sparsemap(scores_for(BernoulliCube(6), "small", batch=12).reshape(3, 4, 6).requires_grad_(), BernoulliCube(6))
+
+
+def dense(found: SparseDistribution, values: Tensor) -> Tensor:
+    """The expectation as a plain Python sum: values [N, *E] -> [B, *E]."""
+    total = torch.zeros(math.prod(found.batch_shape), *values.shape[1:], dtype=values.dtype)
+    for prob, row, value in zip(found.probs, found.row, values, strict=True):
+        total[row] = total[row] + prob * value
+    return total
+
+
+def test_fields(found: SparseDistribution) -> None:
+    assert found.atoms.shape == (len(found.probs), 6)
+    assert found.row.dtype == torch.int64
+    assert (found.row.diff() >= 0).all()
+    assert found.batch_shape == (3, 4)
+    assert not found.atoms.requires_grad
+    assert found.probs.requires_grad
+    assert repr(found) == f"SparseDistribution(batch_shape=[3, 4], atoms={len(found.probs)}, dim=6)"
+
+
+@pytest.mark.parametrize("event", [(), (2,), (2, 3)])
+def test_expectation_equals_the_dense_sum(found: SparseDistribution, event: tuple[int, ...]) -> None:
+    weights = torch.randn(6, *event, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def f(atoms: Tensor, row: Tensor) -> Tensor:
+        scale = (1 + row).reshape(-1, *[1] * len(event))
+        return torch.tensordot(atoms, weights, dims=1).tanh() * scale
+
+    result = found.expectation(f)
+    assert result.shape == (3, 4, *event)
+    torch.testing.assert_close(result.reshape(12, *event), dense(found, f(found.atoms, found.row)))
+
+
+def test_f_is_called_once_a_chunk_on_exactly_the_support(found: SparseDistribution) -> None:
+    support = int(found.support_size().sum())
+    decoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    calls: list[int] = []
+    decoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+
+    def run(max_atoms: int | None) -> tuple[Tensor, list[Tensor]]:
+        calls.clear()
+        value = found.expectation(lambda atoms, row: decoder(atoms)[:, 0] * (row + 1), max_atoms=max_atoms)
+        seen = list(calls)
+        gradients = torch.autograd.grad(value.sum(), [found.probs, *decoder.parameters()], retain_graph=True)
+        assert sum(seen) == support
+        assert max(seen) <= (max_atoms or support)
+        assert len(seen) == (1 if max_atoms is None else -(-support // max_atoms))
+        return value, list(gradients)
+
+    value, gradients = run(None)
+    for max_atoms in (1, 5, support - 1, support, 10 * support):
+        other, others = run(max_atoms)
+        torch.testing.assert_close(other, value, atol=1e-14, rtol=0)
+        for one, two in itertools.zip_longest(gradients, others):
+            torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
+
+
+def test_chunks_hold_one_piece_of_the_graph(found: SparseDistribution) -> None:
+    """With `max_atoms`, what autograd keeps of f does not grow with the support."""
+    kept: list[int] = []
+    weight = torch.ones(6, 1000, dtype=torch.float64, requires_grad=True)
+
+    def saved(max_atoms: int | None) -> int:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            found.expectation(lambda atoms, row: (atoms @ weight).tanh().sum(-1), max_atoms=max_atoms)
+        return sum(kept)
+
+    assert saved(5) < saved(None) / 5
+
+
+def test_random_numbers_in_f_are_replayed(found: SparseDistribution) -> None:
+    weight = torch.ones(6, dtype=torch.float64, requires_grad=True)
+
+    def value(max_atoms: int | None) -> Tensor:
+        torch.manual_seed(0)
+        return found.expectation(
+            lambda atoms, row: torch.rand(len(row), dtype=torch.float64) * (atoms @ weight), max_atoms=max_atoms
+        )
+
+    plain, chunked = value(None), value(7)
+    torch.testing.assert_close(plain, chunked)
+    one, two = torch.autograd.grad(plain.sum(), weight, retain_graph=True), torch.autograd.grad(chunked.sum(), weight)
+    torch.testing.assert_close(one, two)
+
+
+def test_summaries(found: SparseDistribution) -> None:
+    torch.testing.assert_close(found.mean().reshape(12, 6), dense(found, found.atoms))
+    torch.testing.assert_close(found.entropy().reshape(12), dense(found, -found.probs.log()))
+    atoms, probs = found.padded()
+    assert atoms.shape[:-1] == probs.shape
+    assert probs.shape[:2] == (3, 4)
+    assert torch.equal(found.support_size(), (probs > 0).sum(-1))
+    best = probs.argmax(-1)[..., None, None].expand(3, 4, 1, 6)
+    assert torch.equal(found.mode(), atoms.gather(2, best)[:, :, 0])
+    for place in range(probs.shape[-1]):
+        expected = torch.where(probs[..., place] > 0, probs[..., place].log(), torch.nan)
+        held = probs[..., place] > 0
+        torch.testing.assert_close(found.log_prob(atoms[:, :, place])[held], expected[held])
+    off = torch.full((3, 4, 6), 0.5, dtype=torch.float64)
+    assert (found.log_prob(off) == -torch.inf).all()
+
+
+def test_samples_pass_chi_square() -> None:
+    scores = torch.tensor([0.3, 0.1, 0.05, 0.25], dtype=torch.float64).expand(20_000, 4)
+    found = SparseDistribution.from_simplex(sparsemax(scores))
+    drawn = found.sample(torch.Generator().manual_seed(0)).sum(0)
+    assert stats.chisquare(drawn.numpy(), (20_000 * sparsemax(scores[0])).numpy()).pvalue > 1e-3
+
+
+def test_padded_and_back(found: SparseDistribution) -> None:
+    again = SparseDistribution.from_padded(*found.padded())
+    assert torch.equal(again.atoms, found.atoms)
+    assert torch.equal(again.row, found.row)
+    torch.testing.assert_close(again.probs, found.probs, atol=0, rtol=0)
+    (gradient,) = torch.autograd.grad(again.probs.square().sum(), found.probs)
+    torch.testing.assert_close(gradient, 2 * found.probs)
+
+
+def test_pruning_leaves_out_light_atoms(found: SparseDistribution) -> None:
+    pruned = SparseDistribution.from_padded(*found.padded(), prune=0.1)
+    assert (pruned.probs > 0.1).all()
+    assert len(pruned.probs) == int((found.probs > 0.1).sum()) < len(found.probs)
+
+
+@pytest.mark.parametrize("make", [lambda s: sparsemap(s, Simplex(5)), lambda s: topk_sparsemax(s, Simplex(5), 5)])
+def test_index_of_categories(make) -> None:
+    scores = scores_for(Simplex(5), "small")
+    wanted = SparseDistribution.from_simplex(sparsemax(scores))
+    found = make(scores)
+    assert wanted.index is not None
+    assert set(zip(found.row.tolist(), found.index.tolist(), strict=True)) == set(
+        zip(wanted.row.tolist(), wanted.index.tolist(), strict=True)
+    )
+    torch.testing.assert_close(found.mean(), sparsemax(scores))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: d.expectation(lambda atoms, row: atoms.sum()), "f must return one value a pair"),
+        (lambda d: d.expectation(lambda atoms, row: None), "it returned NoneType"),
+        (lambda d: d.expectation(lambda atoms, row: row, max_atoms=0), "max_atoms must be None or at least 1, not 0"),
+        (lambda d: d.log_prob(torch.zeros(6)), r"needs one structure a row, \[3, 4, 6\], not \[6\]"),
+        (lambda d: SparseDistribution.from_padded(torch.zeros(2, 3, 4), torch.zeros(2, 4)), "atoms .* and probs"),
+        (lambda d: SparseDistribution(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2), (1,)), r"probs \[N\] and row"),
+    ],
+)
+def test_bad_input(found: SparseDistribution, call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(found)

@@ -1,0 +1,155 @@
+"""Derivatives: against central differences, of every order and mode that the layers promise."""
+
+import pytest
+import torch
+from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
+from sparsemarg.layers.functional import refit, sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
+from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from torch import Tensor
+from torch.func import jacfwd, jacrev, jvp, vmap
+
+
+def network(dim: int):
+    """A small random MLP of an atom, [n, D] -> [n]: nonlinear, so that the distribution matters, not just its mean."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(dim, 7, generator=generator, dtype=torch.float64)
+    second = torch.randn(7, generator=generator, dtype=torch.float64)
+    return lambda atoms, row: (atoms @ first).tanh() @ second
+
+
+# At a kink (two atoms tied, a weight that is just zero) the derivative does not exist; random normal scores are not at one,
+# and central differences of step 1e-6 do not reach one for these seeds.
+@pytest.mark.parametrize("kind", ["normal", "small", "large"])
+@pytest.mark.parametrize(("polytope", "solver"), POLYTOPE_SOLVERS)
+def test_sparsemap_expectation(polytope: str, solver: str, kind: str) -> None:
+    chosen = POLYTOPES[polytope]
+    leaf = scores_for(chosen, kind, batch=2, seed=1).requires_grad_()
+
+    def value(scores: Tensor) -> Tensor:
+        found = sparsemap(scores, chosen, solver=SOLVERS[solver])
+        return found.expectation(network(chosen.dim)) + found.entropy()
+
+    assert torch.autograd.gradcheck(value, leaf)
+    assert torch.autograd.gradgradcheck(value, leaf)
+
+
+@pytest.mark.parametrize("name", POLYTOPES)
+def test_topk_sparsemax_expectation(name: str) -> None:
+    polytope = POLYTOPES[name]
+    leaf = scores_for(polytope, "normal", batch=4, seed=1).requires_grad_()
+
+    def value(scores: Tensor) -> Tensor:
+        found = topk_sparsemax(scores, polytope, 3)
+        return found.expectation(network(polytope.dim)) + found.entropy()
+
+    assert torch.autograd.gradcheck(value, leaf)
+    assert torch.autograd.gradgradcheck(value, leaf)
+
+
+@pytest.mark.parametrize("name", POLYTOPES)
+def test_marginals(name: str) -> None:
+    polytope = POLYTOPES[name]
+    leaf = scores_for(polytope, "normal", batch=4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda scores: sparsemap_marginals(scores, polytope), leaf)
+    assert torch.autograd.gradgradcheck(lambda scores: sparsemap_marginals(scores, polytope), leaf)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, -2])
+def test_sparsemax(dim: int) -> None:
+    leaf = scores_for(Simplex(6), "normal", batch=4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda scores: sparsemax(scores, dim), leaf, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda scores: sparsemax(scores, dim), leaf, check_fwd_over_rev=True)
+
+
+def test_sparsemax_jacobian_is_equation_10() -> None:
+    scores = scores_for(Simplex(6), "small", batch=1)[0]
+    support = (sparsemax(scores) > 0).double()
+    wanted = torch.diag(support) - torch.outer(support, support) / support.sum()
+    torch.testing.assert_close(torch.autograd.functional.jacobian(sparsemax, scores), wanted)
+
+
+def test_sparsemax_under_function_transforms() -> None:
+    scores = scores_for(Simplex(6), "small", batch=5)
+    wanted = torch.stack([torch.autograd.functional.jacobian(sparsemax, row) for row in scores])  # pyright: ignore
+    torch.testing.assert_close(vmap(sparsemax)(scores), sparsemax(scores), atol=0, rtol=0)
+    torch.testing.assert_close(vmap(jacrev(sparsemax))(scores), wanted)
+    torch.testing.assert_close(vmap(jacfwd(sparsemax))(scores), wanted)
+    tangent = scores_for(Simplex(6), "normal", batch=5, seed=1)
+    _, moved = jvp(sparsemax, (scores,), (tangent,))
+    torch.testing.assert_close(moved, (wanted @ tangent[..., None])[..., 0])
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(5), Budget(6, 3, exactly=True)], ids=repr)
+def test_refit_under_function_transforms(polytope: Polytope) -> None:
+    scores = scores_for(polytope, "small", batch=5)
+    support = ActiveSet().solve(scores, polytope)
+
+    def alone(scores: Tensor, atoms: Tensor, probs: Tensor) -> Tensor:
+        return refit(scores[None], atoms[None], probs[None])[0]
+
+    rows = list(zip(scores, support.atoms, support.probs, strict=True))
+    wanted = torch.stack([torch.autograd.functional.jacobian(lambda s, a=a, p=p: alone(s, a, p), s) for s, a, p in rows])  # pyright: ignore
+    inputs = (scores, support.atoms, support.probs)
+    torch.testing.assert_close(vmap(alone)(*inputs), refit(*inputs))
+    torch.testing.assert_close(vmap(jacrev(alone))(*inputs), wanted)
+    torch.testing.assert_close(vmap(jacfwd(alone))(*inputs), wanted)
+    tangent = scores_for(polytope, "normal", batch=5, seed=1)
+    _, moved = jvp(lambda s: refit(s, support.atoms, support.probs), (scores,), (tangent,))
+    torch.testing.assert_close(moved, (wanted @ tangent[..., None])[..., 0])
+
+
+def test_refit_is_the_kkt_system() -> None:
+    """Equation 13, solved densely by NumPy's least squares, and its Jacobian, equation 17."""
+    polytope = Budget(6, 3)
+    scores = scores_for(polytope, "small", batch=8, seed=2)
+    support = ActiveSet().solve(scores, polytope)
+    found = refit(scores, support.atoms, support.probs)
+    for row in range(8):
+        used = support.probs[row] > 0
+        atoms = support.atoms[row][used]
+        count = len(atoms)
+        system = torch.zeros(count + 1, count + 1, dtype=torch.float64)
+        system[:count, :count] = atoms @ atoms.T
+        system[:count, count] = system[count, :count] = 1
+        inverse = torch.from_numpy(__import__("numpy").linalg.pinv(system.numpy()))
+        right = torch.cat([atoms @ scores[row], torch.ones(1, dtype=torch.float64)])
+        torch.testing.assert_close(found[row][used], (inverse @ right)[:count], atol=1e-10, rtol=0)
+        jacobian = torch.autograd.functional.jacobian(lambda s, row=row: refit(s, support.atoms, support.probs)[row], scores)
+        torch.testing.assert_close(jacobian[used][:, row], inverse[:count, :count] @ atoms, atol=1e-10, rtol=0)  # pyright: ignore
+
+
+def test_refit_refuses_dependent_atoms() -> None:
+    corners = torch.tensor([[[0, 0], [1, 0], [0, 1], [1, 1]]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"support of row 0 are affinely dependent.*at most dim \+ 1"):
+        refit(torch.full((1, 2), 0.5, dtype=torch.float64), corners, torch.full((1, 4), 0.25, dtype=torch.float64))
+
+
+def test_one_atom_gives_no_gradient() -> None:
+    """Collapse: where every coordinate saturates the distribution is one atom and the scores' gradient exactly zero."""
+    leaf = torch.tensor([[5.0, -5.0, 7.0]], requires_grad=True)
+    found = sparsemap(leaf, BernoulliCube(3))
+    assert found.support_size().tolist() == [1]
+    (gradient,) = torch.autograd.grad(found.expectation(lambda atoms, row: atoms.square().sum(-1)).sum(), leaf)
+    assert torch.equal(gradient, torch.zeros(1, 3))
+
+
+def test_compile_without_graph_breaks() -> None:
+    scores = scores_for(BernoulliCube(6), "small", batch=5)
+    compiled = torch.compile(sparsemax, fullgraph=True)
+    torch.testing.assert_close(compiled(scores), sparsemax(scores))
+    # How many atoms have mass is known only at run time: dynamo must be allowed to trace that.
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
+        decoder = network(6)
+        for polytope in (BernoulliCube(6), Budget(6, 2)):
+
+            def value(scores: Tensor, polytope: Polytope = polytope) -> Tensor:
+                found = sparsemap(scores, polytope, solver=SortedDecomposition())
+                return found.expectation(decoder) + found.entropy()
+
+            plain, traced = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+            result = torch.compile(value, fullgraph=True)(traced)
+            torch.testing.assert_close(result, value(plain))
+            result.sum().backward()
+            value(plain).sum().backward()
+            torch.testing.assert_close(traced.grad, plain.grad)

@@ -1,0 +1,61 @@
+"""Fenchel-Young losses against their definition."""
+
+import pytest
+import torch
+from cases import enumerated, scores_for
+from sparsemarg.layers import SparseMAPLoss, SparsemaxLoss
+from sparsemarg.layers.functional import sparsemap_loss, sparsemap_marginals, sparsemax, sparsemax_loss
+from sparsemarg.oracles import BernoulliCube, Budget, Simplex
+
+
+def test_sparsemax_loss_is_the_published_formula() -> None:
+    """Martins and Astudillo 2016, eq. 19: -s_y + 1/2 sum_{j in support} (s_j^2 - tau^2) + 1/2."""
+    scores, target = scores_for(Simplex(5), "normal"), torch.arange(8) % 5
+    support = sparsemax(scores) > 0
+    tau = (torch.where(support, scores, 0).sum(-1) - 1) / support.sum(-1)
+    squares = torch.where(support, scores.square() - tau[:, None].square(), 0).sum(-1)
+    wanted = -scores.gather(-1, target[:, None])[:, 0] + squares / 2 + 0.5
+    torch.testing.assert_close(sparsemax_loss(scores, target), wanted)
+    onehot = torch.nn.functional.one_hot(target, 5).double()
+    torch.testing.assert_close(sparsemax_loss(scores, onehot), wanted)
+    torch.testing.assert_close(SparsemaxLoss()(scores, target), wanted.mean())
+
+
+@pytest.mark.parametrize("coding", ["bits", "pairs"])
+@pytest.mark.parametrize("polytope", [BernoulliCube(5), Budget(5, 2), Budget(5, 2, exactly=True)], ids=repr)
+def test_sparsemap_loss_gradient_is_prediction_minus_target(polytope, coding) -> None:
+    leaf = scores_for(polytope, "normal").requires_grad_()
+    target = enumerated(polytope)[torch.arange(8) % 5 + 2]
+    loss = sparsemap_loss(leaf, target, polytope, coding=coding)
+    assert (loss >= 0).all()
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    wanted = sparsemap_marginals(leaf, polytope, coding=coding) - target
+    torch.testing.assert_close(gradient, wanted / (1 if coding == "bits" else 2))
+    assert torch.autograd.gradcheck(lambda s: sparsemap_loss(s, target, polytope, coding=coding), leaf)
+    assert torch.autograd.gradgradcheck(lambda s: sparsemap_loss(s, target, polytope, coding=coding), leaf)
+    torch.testing.assert_close(SparseMAPLoss(polytope, coding)(leaf, target), loss.mean())
+
+
+def test_zero_exactly_at_the_target() -> None:
+    target = torch.tensor([[1.0, 0.0, 1.0]])
+    assert sparsemap_loss(3 * target - 1, target, BernoulliCube(3)).item() == 0
+    assert sparsemax_loss(torch.tensor([[5.0, 0.0]]), torch.tensor([0])).item() == 0
+
+
+def test_forbidden_target_is_infinite() -> None:
+    scores = torch.tensor([[0.0, -torch.inf, 0.3]])
+    assert sparsemax_loss(scores, torch.tensor([1])).item() == torch.inf
+    assert sparsemax_loss(scores, torch.tensor([0])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sparsemax_loss(torch.zeros(2, 3), torch.tensor([0, 3])), r"categories must lie in 0\.\.2; got 0\.\.3"),
+        (lambda: sparsemax_loss(torch.zeros(2, 3), torch.zeros(2)), r"needs targets \[2\] int64"),
+        (lambda: sparsemap_loss(torch.zeros(2, 3), torch.zeros(3), BernoulliCube(3)), r"one target \[\*B, D\] = \[2, 3\]"),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,242 @@
+"""The numerics contract: dtypes, forbidden entries, degenerate shapes, extreme scales, bad scores."""
+
+import re
+
+import pytest
+import torch
+from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, scores_for
+from sparsemarg.layers import SparseMAP, Sparsemax, TopKSparsemax
+from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
+from sparsemarg.layers.solvers import SortedDecomposition
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from torch import Tensor
+
+OPERATORS = {
+    "sparsemap": lambda s, polytope: sparsemap(s, polytope),
+    "sparsemap, sorted": lambda s, polytope: sparsemap(s, polytope, solver=SortedDecomposition()),
+    "top-k": lambda s, polytope: topk_sparsemax(s, polytope, 4),
+}
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
+SHAPES = [BernoulliCube(6), Budget(6, 3), Budget(6, 3, exactly=True), Simplex(6)]
+each_shape = pytest.mark.parametrize("polytope", SHAPES, ids=repr)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each_operator
+@each_shape
+def test_dtype_is_kept(polytope: Polytope, operator: str, dtype: torch.dtype) -> None:
+    leaf = scores_for(polytope, "normal").to(dtype).requires_grad_()
+    found = OPERATORS[operator](leaf, polytope)
+    value = found.expectation(lambda atoms, row: atoms.square().sum(-1)) + found.entropy()
+    for tensor in (found.atoms, found.probs, found.mean(), value):
+        assert tensor.dtype == dtype
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    assert gradient.dtype == dtype
+    precise = OPERATORS[operator](leaf.detach().double(), polytope)
+    assert torch.equal(found.atoms.double(), precise.atoms), "the dtype chose other atoms"
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.probs.double(), precise.probs, atol=eps, rtol=eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sparsemax_dtype(dtype: torch.dtype) -> None:
+    scores = scores_for(Simplex(50), "small").to(dtype)
+    probs = sparsemax(scores)
+    assert probs.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(probs.double(), sparsemax(scores.double()), atol=4 * eps, rtol=4 * eps)
+
+
+@each_operator
+@each_shape
+def test_forbidden_entries_equal_the_face(polytope: Polytope, operator: str) -> None:
+    """With -inf on two coordinates the answer is that of the structures without them."""
+    scores = scores_for(polytope, "normal", batch=20)
+    scores[:, [1, 4]] = -torch.inf
+    leaf = scores.clone().requires_grad_()
+    found = OPERATORS[operator](leaf, polytope)
+    assert not found.atoms[:, [1, 4]].any()
+    if operator != "top-k":
+        listed = enumerated(polytope)
+        face = listed[~listed[:, [1, 4]].any(-1)]
+        finite = torch.where(scores.isneginf(), 0, scores)
+        torch.testing.assert_close(found.mean(), projection(face, finite), atol=1e-8, rtol=0)
+    (gradient,) = torch.autograd.grad(found.entropy().sum(), leaf)
+    assert gradient.isfinite().all()
+    assert not gradient[:, [1, 4]].any()
+
+
+def test_forbidden_entries_with_low_scores_left() -> None:
+    """A forbidden bit of a k-subset stays off however low the others' scores are."""
+    scores = torch.tensor([[-torch.inf, -50.0, -51.0, -50.5]], dtype=torch.float64)
+    polytope = Budget(4, 2, exactly=True)
+    for mean in (sparsemap(scores, polytope).mean(), sparsemap_marginals(scores, polytope)):
+        torch.testing.assert_close(mean, torch.tensor([[0.0, 1.0, 0.25, 0.75]], dtype=torch.float64))
+
+
+def test_sparsemax_masks() -> None:
+    scores = torch.tensor([[0.0, -torch.inf, 0.5], [-torch.inf, -torch.inf, 3.0]], requires_grad=True)
+    probs = sparsemax(scores)
+    torch.testing.assert_close(probs, torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.0, 1.0]]))
+    (gradient,) = torch.autograd.grad(probs.square().sum(), scores)
+    assert gradient.isfinite().all()
+
+
+@each_operator
+@pytest.mark.parametrize("polytope", [Budget(4, 1, exactly=True), Simplex(4)], ids=repr)
+def test_one_category_allowed(polytope: Polytope, operator: str) -> None:
+    scores = torch.full((3, 4), -torch.inf)
+    scores[:, 2] = torch.tensor([0.0, -1e8, 5.0])
+    assert OPERATORS[operator](scores, polytope).mean().tolist() == [[0, 0, 1, 0]] * 3
+
+
+@each_operator
+@each_shape
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3), (), (2, 3), (1, 2, 2)], ids=str)
+def test_batch_shapes(polytope: Polytope, operator: str, shape: tuple[int, ...]) -> None:
+    leaf = torch.randn(*shape, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = OPERATORS[operator](leaf, polytope)
+    assert found.batch_shape == shape
+    value = found.expectation(lambda atoms, row: atoms.sum(-1))
+    assert value.shape == found.entropy().shape == found.support_size().shape == shape
+    assert found.mean().shape == found.mode().shape == found.sample().shape == (*shape, 6)
+    assert found.log_prob(found.mode()).shape == shape
+    atoms, probs = found.padded()
+    assert atoms.shape == (*probs.shape, 6)
+    assert probs.shape[:-1] == shape
+    value.sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.shape == leaf.shape
+    if 0 not in shape:
+        flat = OPERATORS[operator](leaf.detach().reshape(-1, 6), polytope)
+        assert torch.equal(flat.atoms, found.atoms)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4), (4,)])
+def test_sparsemax_batch_shapes(shape: tuple[int, ...]) -> None:
+    assert sparsemax(torch.zeros(shape)).shape == shape
+
+
+def test_sparsemax_dimensions() -> None:
+    scores = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for dim in (0, 1, 2, -1, -2, -3):
+        torch.testing.assert_close(sparsemax(scores, dim), sparsemax(scores.movedim(dim, -1)).movedim(-1, dim), atol=0, rtol=0)
+        torch.testing.assert_close(sparsemax(scores, dim).sum(dim), torch.ones_like(scores.sum(dim)))
+
+
+@pytest.mark.parametrize("scale", [1e8, 1e-8])
+@pytest.mark.parametrize(("name", "solver"), POLYTOPE_SOLVERS)
+def test_extreme_scales(name: str, solver: str, scale: float) -> None:
+    polytope = POLYTOPES[name]
+    vertices, scores = enumerated(polytope), scale * scores_for(polytope, "normal")
+    found = sparsemap(scores, polytope, solver=SOLVERS[solver])
+    assert found.stats.converged.all()  # pyright: ignore
+    if scale > 1:  # random scores this large put all mass on the best structure
+        best = vertices[(scores @ vertices.T).argmax(-1)]
+        assert torch.equal(found.mean(), best)
+    else:
+        torch.testing.assert_close(found.mean(), projection(vertices, scores), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["active set", "sorted"])
+def test_small_scores_are_accurate_relative_to_themselves(solver: str) -> None:
+    scores = 1e-8 * scores_for(BernoulliCube(6), "normal")
+    mean = sparsemap(scores, BernoulliCube(6), solver=SOLVERS[solver]).mean()
+    torch.testing.assert_close(1e8 * mean, 1e8 * scores.clamp(min=0), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_scores_keep_their_differences(dtype: torch.dtype) -> None:
+    """A common shift of 2^20 changes nothing on the simplex and the k-subsets; nor do saturated neighbours of 1e8."""
+    scores = torch.tensor([[0.25, 0.0, 0.5, -1.0]], dtype=dtype)
+    shifted = scores + 2**20
+    torch.testing.assert_close(sparsemax(shifted), sparsemax(scores), atol=0, rtol=0)
+    for polytope in (Simplex(4), Budget(4, 2, exactly=True)):
+        torch.testing.assert_close(sparsemap(shifted, polytope).mean(), sparsemap(scores, polytope).mean())
+    mixed = torch.tensor([[1e8, 0.3, -1e8, 0.7]], dtype=dtype)
+    torch.testing.assert_close(sparsemap(mixed, BernoulliCube(4)).mean(), mixed.clamp(0, 1), atol=1e-7, rtol=0)
+
+
+def test_duplicated_scores_share_equally() -> None:
+    torch.testing.assert_close(sparsemax(torch.zeros(3, 7)), torch.full((3, 7), 1 / 7))
+    mean = sparsemap(torch.full((2, 8), 0.4, dtype=torch.float64), Budget(8, 2)).mean()
+    torch.testing.assert_close(mean, torch.full((2, 8), 0.25, dtype=torch.float64))
+
+
+BAD = [
+    (float("nan"), "scores row 1 holds NaN; scores must be finite"),
+    (float("inf"), "scores row 1 holds +inf; scores must be finite"),
+]
+
+
+@each_operator
+@pytest.mark.parametrize(("value", "message"), BAD)
+def test_bad_scores(operator: str, value: float, message: str) -> None:
+    scores = torch.zeros(3, 6)
+    scores[1, 2] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        OPERATORS[operator](scores, BernoulliCube(6))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sparsemax(scores)
+
+
+@each_operator
+@pytest.mark.parametrize("polytope", [Budget(6, 5, exactly=True), Simplex(6)], ids=repr)
+def test_nothing_allowed(polytope: Polytope, operator: str) -> None:
+    scores = torch.zeros(3, 6)
+    scores[2, : 2 if isinstance(polytope, Budget) else 6] = -torch.inf
+    with pytest.raises(ValueError, match=r"scores row 2 allows no structure of .* leave at least one structure allowed"):
+        OPERATORS[operator](scores, polytope)
+
+
+def test_sparsemax_bad_input() -> None:
+    scores = torch.zeros(2, 3, 4)
+    scores[1, 2] = -torch.inf
+    with pytest.raises(ValueError, match=re.escape("scores row (1, 2) has -inf in every entry")):
+        sparsemax(scores)
+    with pytest.raises(ValueError, match=r"sparsemax needs float scores, not torch\.int64"):
+        sparsemax(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"at least one category along dim=-1"):
+        sparsemax(torch.zeros(3, 0))
+
+
+def test_the_check_can_be_switched_off() -> None:
+    scores = torch.tensor([[0.0, torch.nan]])
+    assert sparsemax(scores, check=False).isnan().any()
+    with pytest.raises(ValueError, match="NaN"):
+        sparsemax(scores)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "text"),
+    [
+        (Sparsemax(0), lambda s: sparsemax(s, 0), "Sparsemax(dim=0)"),
+        (TopKSparsemax(Simplex(6), 2), lambda s: topk_sparsemax(s, Simplex(6), 2), "TopKSparsemax(Simplex(dim=6), k=2)"),
+        (
+            SparseMAP(Simplex(6), "pairs"),
+            lambda s: sparsemap(s, Simplex(6), coding="pairs"),
+            "coding='pairs', solver=ActiveSet",
+        ),
+    ],
+)
+def test_modules_are_their_functions(module, function, text: str) -> None:
+    scores = scores_for(Simplex(6), "normal")
+    found, wanted = module(scores), function(scores)
+    pairs = [(found, wanted)] if isinstance(found, Tensor) else [(found.probs, wanted.probs), (found.atoms, wanted.atoms)]
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert text in repr(module)
+
+
+def test_topk_is_exact_when_it_says_so() -> None:
+    """The certificate against sparsemax over all 64 structures."""
+    polytope = BernoulliCube(6)
+    listed = enumerated(polytope)
+    seen = set()
+    for k in (2, 5, 20, 64, 100):
+        scores = scores_for(polytope, "normal", batch=50, seed=k)
+        found = topk_sparsemax(scores, polytope, k)
+        full = sparsemax(scores @ listed.T) @ listed
+        same = torch.isclose(found.mean(), full, atol=1e-10).all(-1)
+        assert same[found.stats.exact].all()  # pyright: ignore
+        seen.update(found.stats.exact.tolist())  # pyright: ignore
+    assert seen == {False, True}
