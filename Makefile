@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/sparsemarg demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: .venv/installed
 	$(BIN)/ruff check .

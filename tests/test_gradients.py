@@ -76,7 +76,7 @@ def test_sparsemax_under_function_transforms() -> None:
     torch.testing.assert_close(vmap(jacrev(sparsemax))(scores), wanted)
     torch.testing.assert_close(vmap(jacfwd(sparsemax))(scores), wanted)
     tangent = scores_for(Simplex(6), "normal", batch=5, seed=1)
-    _, moved = jvp(sparsemax, (scores,), (tangent,))
+    moved = jvp(sparsemax, (scores,), (tangent,))[1]
     torch.testing.assert_close(moved, (wanted @ tangent[..., None])[..., 0])
 
 
@@ -95,7 +95,7 @@ def test_refit_under_function_transforms(polytope: Polytope) -> None:
     torch.testing.assert_close(vmap(jacrev(alone))(*inputs), wanted)
     torch.testing.assert_close(vmap(jacfwd(alone))(*inputs), wanted)
     tangent = scores_for(polytope, "normal", batch=5, seed=1)
-    _, moved = jvp(lambda s: refit(s, support.atoms, support.probs), (scores,), (tangent,))
+    moved = jvp(lambda s: refit(s, support.atoms, support.probs), (scores,), (tangent,))[1]
     torch.testing.assert_close(moved, (wanted @ tangent[..., None])[..., 0])
 
 
