@@ -31,6 +31,9 @@ class Polytope(ABC):
 
     dim: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(dim={self.dim})"
+
     @abstractmethod
     def maximize(self, scores: Tensor) -> Tensor:
         """A structure of maximal score: v in argmax_{z in Z} <a_z, scores>, row by row.
