@@ -82,10 +82,8 @@ class SparseDistribution:
     def padded(self) -> tuple[Tensor, Tensor]:
         """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""
         slots = int(self._sizes().amax()) if len(self._first) > 1 else 0
-        atoms = self._spread(self.atoms, slots)
-        return atoms.reshape((*self.batch_shape, slots, atoms.shape[-1])), self._spread(self.probs, slots).reshape(
-            *self.batch_shape, slots
-        )
+        atoms, probs = self._spread(self.atoms, slots), self._spread(self.probs, slots)
+        return atoms.reshape((*self.batch_shape, *atoms.shape[1:])), probs.reshape((*self.batch_shape, slots))
 
     def expectation(self, f: Callable[[Tensor, Tensor], Tensor], *, max_atoms: int | None = None) -> Tensor:
         """E_xi[f] = sum_n probs[n] f(atoms[n], row[n]), exactly (paper eq. 1), with f evaluated once on every pair.
@@ -97,8 +95,12 @@ class SparseDistribution:
                 memory is that of one piece; its random numbers are replayed. Value and gradient do not change.
 
         Returns:
-            [*B, *E]; differentiable in the probabilities and in whatever f is made of. With an empty batch f is not called
-            if `max_atoms` is given, and is called on [0, D] otherwise (it decides E).
+            [*B, *E]; differentiable in the probabilities and in whatever f is made of. With an empty batch f is called once,
+            on [0, D]: it decides E.
+
+        >>> coin = SparseDistribution.from_simplex(torch.tensor([[0.5, 0.0, 0.5]]))
+        >>> coin.expectation(lambda atoms, row: atoms @ torch.tensor([1.0, 10.0, 100.0]))
+        tensor([50.5000])
         """
         values = self._evaluate(f, max_atoms)
         weighted = self.probs.reshape(-1, *[1] * (values.dim() - 1)) * values

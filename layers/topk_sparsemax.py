@@ -30,6 +30,11 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
         ValueError: NaN or +inf scores, a row that allows no structure, k below 1, a wrong last dimension.
 
     Ties at the k-th place are broken by the polytope's rule, deterministically.
+
+    >>> from sparsemarg.oracles import BernoulliCube
+    >>> topk_sparsemax(torch.tensor([[0.2, -3.0]]), BernoulliCube(2), k=3).padded()
+    (tensor([[[1., 0.],
+             [0., 0.]]]), tensor([[0.6000, 0.4000]]))
     """
     check_dimension(scores, polytope)
     if check:

@@ -18,6 +18,9 @@ class Budget(Polytope):
 
     The budget polytope of the paper's section 5.3 and appendix C. Of tied scores the lower index is on; a bit of score 0
     is off unless `exactly` needs it.
+
+    >>> Budget(4, 2).maximize(torch.tensor([[0.5, 2.0, 1.0, -1.0]]))
+    tensor([[0., 1., 1., 0.]])
     """
 
     dim: int

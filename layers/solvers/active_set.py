@@ -106,11 +106,11 @@ class _Rows:
         self.weights[:, 0] = 1
         self.mean = torch.zeros_like(self.origin)
         self.scale = row_scale(oracle.target)
-        self.reach = torch.zeros_like(self.origin)  # largest |coordinate| of any atom seen
         count, device = len(self.origin), self.origin.device
         self.dropping = torch.full((count,), -1, device=device)  # slot to drop, -1 for none
         self.stalled = torch.zeros(count, dtype=torch.int64, device=device)  # steps since the last progress
         self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
+        self.noise = torch.zeros(count, dtype=self.origin.dtype, device=device)  # in products with the residual
         self.gap = torch.full((count,), torch.inf, dtype=self.origin.dtype, device=device)
         self.exact = torch.zeros(count, dtype=torch.bool, device=device)  # whether the oracle is past its tie-break
         self.converged = torch.zeros(count, dtype=torch.bool, device=device)
@@ -126,16 +126,12 @@ class _Rows:
         deviation = (slopes - level[:, None]) * working.on
         size = found.square().sum(-1)
 
-        # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
-        self.reach = torch.maximum(self.reach, found.abs())
-        noise = 8 * torch.finfo(residual.dtype).eps * ((self.target.abs() + self.mean.abs()) * self.reach).sum(-1)
-        enough = tol * self.scale + noise
         dropped = self.dropping >= 0
-        settled = ~dropped & (deviation.abs().amax(-1) <= SETTLED * self.scale + noise)
+        settled = ~dropped & (deviation.abs().amax(-1) <= SETTLED * self.scale + self.noise)
         gap = (residual * found).sum(-1) - level
         self.gap = torch.where(settled & ~self.converged, gap.clamp(min=0), self.gap)
         # No progress up to the tie-break: from here on the oracle is asked exactly, and its word is final.
-        exhausted = settled & (gap <= enough)
+        exhausted = settled & (gap <= tol * self.scale + self.noise)
         self.converged = self.converged | (exhausted & self.exact)
         self.exact = self.exact | exhausted
         live = ~self.converged
@@ -163,7 +159,7 @@ class _Rows:
         self.dropping = torch.where(blocked, blocking, -1)
         moved = (self.weights + reached.clamp(max=1) * step).clamp(min=0)
         self.weights = torch.where(self._is(self.dropping), 0, moved)
-        self.mean = torch.where(live[:, None], working.mean(self.weights), self.mean)
+        self.mean = working.mean(self.weights)
 
     def prepare(self, iterations: int) -> None:
         """Makes room for as many atoms as `iterations` can add, and renews the factorisations that have gone stale."""
@@ -171,6 +167,9 @@ class _Rows:
         slots = self.working.on.shape[1]
         self.weights = torch.nn.functional.pad(self.weights, (0, slots - self.weights.shape[1]))
         self.vertices = torch.nn.functional.pad(self.vertices, (0, 0, 0, slots - self.vertices.shape[1]))
+        # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
+        reach = self.working.reach()
+        self.noise = 8 * torch.finfo(reach.dtype).eps * ((self.target.abs() + reach) * reach).sum(-1)
         stale = (self.stalled >= STALE).nonzero()[:, 0]
         if len(stale):
             self.working.rebuild(stale)
