@@ -72,7 +72,7 @@ def test_digits_are_split_without_loss_or_overlap() -> None:
     splits = Digits().splits
     assert [len(splits.train), len(splits.val), len(splits.test)] == [1257, 180, 360]
     together = torch.cat([splits.train, splits.val, splits.test]).numpy()
-    everything = load_digits().data.astype(np.uint8)
+    everything = load_digits(return_X_y=True)[0].astype(np.uint8)
     np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(everything, axis=0))
     assert together.sum() == everything.sum()
     assert together.max() == Digits.levels - 1
