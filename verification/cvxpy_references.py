@@ -1,0 +1,150 @@
+"""The projection QP in cvxpy and in cvxpylayers: solvers and derivatives by other people.
+
+Nothing is imported until a reference is made. Each is canonicalised once and then solved for many scores.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..oracles import Halfspaces
+
+Array = npt.NDArray[np.float64]
+
+# At their defaults both are less accurate than what they are to check.
+_CLARABEL = {"tol_gap_abs": 1e-13, "tol_gap_rel": 1e-13, "tol_feas": 1e-13}
+_SCS = {"eps": 1e-9, "max_iters": 20000}
+
+
+class Unavailable(Exception):
+    """A reference cannot be used; the text says what to install or write."""
+
+
+class QuadraticProgram:
+    """min ||mu - t||^2 over a polytope in cvxpy, solved by Clarabel's interior point method.
+
+    Args:
+        description: [V, D] float64 vertices, for mu = A xi with xi in the simplex; or `Halfspaces`.
+    """
+
+    def __init__(self, description: Array | Halfspaces) -> None:
+        self._cvxpy = _module("cvxpy")
+        self._target, self._mean, self._problem, _ = _program(self._cvxpy, description)
+
+    def solve(self, scores: Array) -> tuple[Array, list[str]]:
+        """mu [B, D], NaN where there is none, and the solver's status of each row, for scores [B, D]."""
+        means, statuses = np.full_like(scores, np.nan), []
+        for row, target in enumerate(scores):
+            self._target.value = target
+            try:
+                self._problem.solve(solver="CLARABEL", **_CLARABEL)
+            except self._cvxpy.error.SolverError as error:
+                statuses.append(f"solver error ({str(error).splitlines()[0]})")
+                continue
+            statuses.append(str(self._problem.status))
+            if self._problem.status in ("optimal", "optimal_inaccurate"):
+                means[row] = self._mean.value
+        return means, statuses
+
+
+class DifferentiableProgram:
+    """The same QP as a cvxpylayer (Agrawal et al. 2019): the mean, and its Jacobian by diffcp.
+
+    Args:
+        description: as in `QuadraticProgram`.
+    """
+
+    def __init__(self, description: Array | Halfspaces) -> None:
+        target, _, problem, variable = _program(_module("cvxpy"), description)
+        self._layer = _layer(problem, [target], [variable])
+        self._vertices = None if isinstance(description, Halfspaces) else torch.from_numpy(description)
+
+    def mean(self, scores: Tensor) -> Tensor:
+        """mu, [B, D] float64 -> [B, D], differentiable in reverse mode."""
+        (found,) = _quietly(lambda: self._layer(scores, solver_args=_SCS))
+        return found if self._vertices is None else found @ self._vertices
+
+    def mean_and_jacobian(self, scores: Array) -> tuple[Array, Array]:
+        """mu [B, D] and d mu / d t [B, D, D], by D vector-Jacobian products."""
+        leaf = torch.from_numpy(scores).requires_grad_()
+        found = self.mean(leaf)
+        rows = [torch.autograd.grad(found[:, i].sum(), leaf, retain_graph=True)[0] for i in range(scores.shape[1])]
+        return found.detach().numpy(), torch.stack(rows, 1).numpy()
+
+    def vjp(self, scores: Array, cotangents: Array) -> Array:
+        """w' (d mu / d t) for w [B, D], [B, D]."""
+        leaf = torch.from_numpy(scores).requires_grad_()
+        (found,) = torch.autograd.grad(self.mean(leaf), leaf, torch.from_numpy(cotangents))
+        return found.numpy()
+
+    def jvp(self, scores: Array, tangents: Array) -> Array:
+        """(d mu / d t) v for v [B, D], [B, D]. cvxpylayers has reverse mode only, so it costs D of them."""
+        return np.einsum("bij,bj->bi", self.mean_and_jacobian(scores)[1], tangents)
+
+
+class SupportProgram:
+    """min ||A xi - t||^2 over the simplex of the S atoms of a support, as a cvxpylayer: weights and their Jacobian.
+
+    On a support that is affinely independent the weights are unique, which they are not over all structures. One layer serves
+    every support of a size.
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        cvxpy = _module("cvxpy")
+        target, atoms = cvxpy.Parameter(dim), cvxpy.Parameter((dim, size))
+        weights = cvxpy.Variable(size)
+        objective = cvxpy.Minimize(cvxpy.sum_squares(atoms @ weights - target))
+        problem = cvxpy.Problem(objective, [weights >= 0, cvxpy.sum(weights) == 1])
+        self._layer = _layer(problem, [target, atoms], [weights])
+
+    def gradient(self, atoms: Array, scores: Array, values: Array) -> Array:
+        """d/dt sum_s xi_s(t) values_s for one row: [S, D], [D], [S] -> [D]."""
+        leaf = torch.from_numpy(scores).requires_grad_()
+        matrix = torch.from_numpy(np.ascontiguousarray(atoms.T))
+        (found,) = _quietly(lambda: self._layer(leaf, matrix, solver_args=_SCS))
+        (gradient,) = torch.autograd.grad(found @ torch.from_numpy(values), leaf)
+        return gradient.numpy()
+
+
+def _program(cvxpy: Any, description: Array | Halfspaces) -> tuple[Any, Any, Any, Any]:
+    """The parameter t, the expression mu, the problem, and its variable."""
+    if isinstance(description, Halfspaces):
+        target = cvxpy.Parameter(description.a_ub.shape[1])
+        variable = mean = cvxpy.Variable(target.size)
+        constraints = []
+        if len(description.a_ub):
+            constraints.append(description.a_ub.numpy() @ variable <= description.b_ub.numpy())
+        if len(description.a_eq):
+            constraints.append(description.a_eq.numpy() @ variable == description.b_eq.numpy())
+    else:
+        target = cvxpy.Parameter(description.shape[1])
+        variable = cvxpy.Variable(len(description))
+        mean = description.T @ variable
+        constraints = [variable >= 0, cvxpy.sum(variable) == 1]
+    return target, mean, cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(mean - target)), constraints), variable
+
+
+def _layer(problem: Any, parameters: list[Any], variables: list[Any]) -> Any:
+    return _module("cvxpylayers.torch").CvxpyLayer(problem, parameters=parameters, variables=variables)
+
+
+def _quietly(call: Callable[[], Any]) -> Any:
+    """The call's result; what goes wrong inside cvxpylayers is said in one line."""
+    try:
+        return call()
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise Unavailable(f"cvxpylayers could not solve the problem ({type(error).__name__}: {line})") from error
+
+
+def _module(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise Unavailable(f"{name} is not installed; run pip install 'sparsemarg[verification]'") from error

@@ -1,0 +1,119 @@
+"""The smallest failing case that can be found, as code to paste."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..oracles import Explicit, Polytope, Product
+from .broken import Broken
+from .check import Check, Skip
+from .ledger import Ledger
+from .score_kinds import Sample, given
+from .subject import Subject
+
+# A search is for the reader's comfort; it must not take longer than the checks.
+_SECONDS = 3.0
+_SHOWN = 24
+
+
+def smallest_case(check: Check, subject: Subject, sample: Sample, ledger: Ledger) -> str:
+    """Code that reproduces the failure of a check.
+
+    One row of the scores is looked for that fails alone; then its entries are rounded and set to zero as long as it fails.
+    """
+    deadline = time.perf_counter() + _SECONDS
+
+    def fails(scores: Tensor) -> bool:
+        return time.perf_counter() < deadline and _fails(check, subject, scores)
+
+    source = check.source(sample)
+    rows = [row for row, _ in ledger.failures if row >= 0]
+    scores = _one_row(source, rows, fails)
+    if scores is not None:
+        scores = _simplify(scores, fails)
+    return _code(subject.polytope, check.name, scores, subject)
+
+
+def _fails(check: Check, subject: Subject, scores: Tensor) -> bool:
+    """Whether the check fails on these scores alone, with a subject that remembers nothing."""
+    ledger = Ledger()
+    try:
+        check.run(Subject(subject.polytope, subject.device, subject.dtype), given(scores.to(subject.dtype)), ledger)
+    except Broken:
+        return True
+    except Skip:
+        pass
+    return bool(ledger.failures)
+
+
+def _one_row(scores: Tensor, failed: list[int], fails: Callable[[Tensor], bool]) -> Tensor | None:
+    """A row that fails alone, as [1, D]; else as few rows as halving leaves; None if no scores are to blame."""
+    for row in failed[:3]:
+        if fails(scores[row : row + 1]):
+            return scores[row : row + 1]
+    kept = scores
+    if not fails(kept):
+        return None
+    while len(kept) > 1:
+        half = len(kept) // 2
+        kept_half = next((part for part in (kept[:half], kept[half:]) if fails(part)), None)
+        if kept_half is None:
+            break
+        kept = kept_half
+    return kept
+
+
+def _simplify(scores: Tensor, fails: Callable[[Tensor], bool]) -> Tensor:
+    for decimals in (0, 1, 2, 4):
+        rounded = scores.round(decimals=decimals)
+        if fails(rounded):
+            scores = rounded
+            break
+    if len(scores) > 1:
+        return scores
+    for place in range(scores.shape[1]):
+        if scores[0, place] == 0:
+            continue
+        without = scores.clone()
+        without[0, place] = 0
+        if fails(without):
+            scores = without
+    return scores
+
+
+def _code(polytope: Polytope, check: str, scores: Tensor | None, subject: Subject) -> str:
+    lines = ["import torch", "from sparsemarg.verification import verify"]
+    classes = sorted(_classes(polytope))
+    lines += [f"from {module} import {name}" for module, name in classes if module != "__main__"]
+    lines += ["", f"polytope = {as_code(polytope)}"]
+    arguments = [f"only=[{'=' + check!r}]"]
+    if scores is not None and scores.numel() <= _SHOWN * max(1, scores.shape[1]):
+        lines.append(f"scores = torch.tensor({scores.tolist()}, dtype=torch.float64)")
+        arguments.insert(0, "scores=scores")
+    if subject.dtype != torch.float64:
+        arguments.append(f"dtype={subject.dtype}")
+    if "[" in check and check.split("[")[1][:-1] not in ("ActiveSet", "PairwiseFrankWolfe", "SortedDecomposition"):
+        arguments.append("solvers=[...]")
+    return "\n".join([*lines, f"print(verify(polytope, {', '.join(arguments)}))"])
+
+
+def _classes(polytope: Polytope) -> set[tuple[str, str]]:
+    module = type(polytope).__module__
+    public = "sparsemarg.oracles" if module.startswith("sparsemarg.oracles.") else module
+    parts = polytope.parts if isinstance(polytope, Product) else ()
+    return {(public, type(polytope).__name__)}.union(*(_classes(part) for part in parts))
+
+
+def as_code(polytope: Polytope) -> str:
+    """An expression for the polytope; its repr unless that is known not to be one."""
+    if type(polytope) is Explicit:
+        table = polytope.vertices()
+        return f"Explicit(torch.tensor({table.tolist()}, dtype=torch.float64))" if len(table) <= _SHOWN else repr(polytope)
+    if type(polytope) is Product:
+        return f"Product({', '.join(map(as_code, polytope.parts))})"
+    text = repr(polytope)
+    if not text.startswith("<"):
+        return text
+    return f"{type(polytope).__name__}({'...' if vars(polytope) else ''})"
