@@ -56,8 +56,8 @@ def verify(
         A report. Nothing that the polytope does wrong raises: it is a line in the report.
 
     Raises:
-        ValueError: `polytope` is a class or has no `maximize`, scores of another shape, a batch below 1, an unknown dtype, or no
-            check of that name.
+        ValueError: `polytope` is a class or has no `maximize`, scores of another shape, a batch below 1, an unknown
+            dtype, or no check of that name.
 
     >>> from sparsemarg.oracles import Budget
     >>> verify(Budget(5, 2), only=["topk"]).ok
@@ -70,7 +70,6 @@ def verify(
     if not checks:
         names = ", ".join(check.name for check in checks_for(subject, solvers))
         raise ValueError(f"verify: skip={list(skip)} and only={list(only)} leave no check; their names are: {names}")
-    # Vertices of other polytopes have dim columns too; a dim that is wrong is found before anything is drawn.
     try:
         sample = _sample(subject, scores, batch, seed)
         results = tuple(_run(check, subject, sample) for check in checks)

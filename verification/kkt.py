@@ -53,7 +53,7 @@ def residuals(atoms: Array, probs: Array, scores: Array, structures: Array) -> R
 
 def weights(atoms: Array, scores: Array) -> Array:
     """The xi of the KKT system [[A'A, 1], [1', 0]] [xi; tau] = [A't; 1] (eq. 13): [S, D], [D] -> [S]."""
-    return np.linalg.solve(_system(atoms), np.append(atoms @ scores, 1.0))[:-1]
+    return np.asarray(np.linalg.solve(_system(atoms), np.append(atoms @ scores, 1.0)), np.float64)[:-1]
 
 
 def weights_jacobian(atoms: Array) -> Array:
@@ -63,7 +63,7 @@ def weights_jacobian(atoms: Array) -> Array:
     affinely independent.
     """
     right = np.vstack([atoms, np.zeros(atoms.shape[1])])
-    return np.linalg.solve(_system(atoms), right)[:-1]
+    return np.asarray(np.linalg.solve(_system(atoms), right), np.float64)[:-1]
 
 
 def sparsemax_jacobian(probs: Array) -> Array:

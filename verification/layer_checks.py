@@ -101,11 +101,12 @@ class MeanByCvxpy(SolverCheck):
         mean = subject.solved(sample.scores.numpy(), self.solver).mean().double().cpu().numpy()[rows]
         for over in representations:
             means, statuses = _by_cvxpy(subject, over, scores)
-            bad = {status for status in statuses if status not in ("optimal", "optimal_inaccurate")}
+            bad = {status for status in statuses if status != "optimal"}
             if bad & {"infeasible", "unbounded", "infeasible_inaccurate", "unbounded_inaccurate"}:
                 raise broken(subject.name, over, f"describes a set over which the projection is {bad.pop()}")
             if bad:
-                ledger.note(f"cvxpy over {over}: {', '.join(sorted(bad))} on some rows, left out")
+                lost = sum(status in bad for status in statuses)
+                ledger.note(f"cvxpy over {over} says {', '.join(sorted(bad))} on {lost} of {len(rows)} rows, left out")
             solved = [place for place in range(len(rows)) if np.isfinite(means[place]).all()]
             errors = np.abs(mean - means)[solved].max(-1)
             ledger.compare(f"cvxpy over {over}", errors, CVXPY[subject.dtype], "the mean", [rows[place] for place in solved])

@@ -30,17 +30,17 @@ class Ledger:
 
         Args:
             reference: what they are errors against.
-            errors: [n].
+            errors: [n]; negative is 0.
             tolerance: the largest that passes.
             what: the quantity, for the message.
             rows: the number of each row among the scores; 0..n-1 by default.
         """
-        values = np.atleast_1d(np.asarray(errors, dtype=np.float64))
+        values = np.maximum(np.atleast_1d(np.asarray(errors, dtype=np.float64)), 0)
         if values.size == 0:
             return
         self._errors.setdefault(reference, ([], tolerance))[0].append(values)
         for place in np.flatnonzero(~(values <= tolerance)):
-            row = int(place) if rows is None else int(rows[place])
+            row = int(place) if rows is None else int(rows[int(place)])
             self.failures.append((row, f"{what} differs from {reference} by {values[place]:.2e} (tolerance {tolerance:.0e})"))
 
     def require(self, reference: str, holds: ArrayLike, what: str, rows: Sequence[int] | None = None) -> None:
@@ -50,7 +50,7 @@ class Ledger:
             return
         self._errors.setdefault(reference, ([], 0.0))[0].append((~truth).astype(np.float64))
         for place in np.flatnonzero(~truth):
-            self.failures.append((int(place) if rows is None else int(rows[place]), what))
+            self.failures.append((int(place) if rows is None else int(rows[int(place)]), what))
 
     def note(self, text: str) -> None:
         """Records once what could not be compared."""

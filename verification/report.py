@@ -104,9 +104,13 @@ class Report:
         head = f"{self.polytope}: {count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped"
         used = ", ".join(f"{name} {value}" for name, value in (self.settings | self.versions).items())
         lines = [head, used, "", *_table(self.results)]
-        notes = [(result.check, note) for result in self.results for note in (*result.notes, _reason(result)) if note]
+        notes: dict[str, list[str]] = {}
+        for result in self.results:
+            for note in (*result.notes, _reason(result)):
+                notes.setdefault(note, []).append(result.check)
+        notes.pop("", None)
         if notes:
-            lines += ["", *(f"{check}: {note}" for check, note in notes)]
+            lines += ["", *(f"{note}\n    {', '.join(checks)}" for note, checks in notes.items())]
         if self.failed:
             lines += ["", _failures(self.failed)]
         return "\n".join(lines)
@@ -127,13 +131,16 @@ def _indent(code: str) -> str:
 
 
 def _table(results: tuple[Result, ...]) -> list[str]:
-    rows = [("check", "status", "against", "worst", "median", "tolerance", "rows", "redraws")]
+    rows: list[tuple[str, ...]] = [("check", "status", "against", "worst", "median", "tolerance", "rows", "redraws")]
     for result in results:
         first = (result.check, result.status)
         if not result.comparisons:
             rows.append((*first, "", "", "", "", "", ""))
         for place, found in enumerate(result.comparisons):
-            errors = (f"{found.worst:.1e}", f"{found.median:.1e}", f"{found.tolerance:.0e}", str(found.rows))
+            if found.tolerance:
+                errors = (f"{found.worst:.1e}", f"{found.median:.1e}", f"{found.tolerance:.0e}", str(found.rows))
+            else:
+                errors = ("holds" if found.worst == 0 else "fails", "", "", str(found.rows))
             redraws = str(result.redraws) if place == 0 and result.redraws else ""
             rows.append((*(first if place == 0 else ("", "")), found.reference, *errors, redraws))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

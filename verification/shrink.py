@@ -87,7 +87,9 @@ def _code(polytope: Polytope, check: str, scores: Tensor | None, subject: Subjec
     lines = ["import torch", "from sparsemarg.verification import verify"]
     classes = sorted(_classes(polytope))
     lines += [f"from {module} import {name}" for module, name in classes if module != "__main__"]
-    lines += ["", f"polytope = {as_code(polytope)}"]
+    expression = as_code(polytope)
+    opaque = "..." in expression or "vertices=[" in expression
+    lines += ["", f"polytope = {f'...  # {expression}' if opaque else expression}"]
     arguments = [f"only=[{'=' + check!r}]"]
     if scores is not None and scores.numel() <= _SHOWN * max(1, scores.shape[1]):
         lines.append(f"scores = torch.tensor({scores.tolist()}, dtype=torch.float64)")
