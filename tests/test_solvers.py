@@ -1,6 +1,8 @@
 """Solvers: the mean against closed forms and a second algorithm, the support, reproducibility, non-convergence."""
 
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -9,6 +11,7 @@ from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated,
 from sparsemarg.layers import ConvergenceWarning, SparseMAP
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
+from sparsemarg.layers.solvers.active_set import row_kernel
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, SupportsProjection, supports
 from torch import Tensor
 
@@ -147,6 +150,38 @@ def test_float32_and_float64_atoms_in_large_dimension(polytope: Polytope) -> Non
     exact = scores.float().double()
     print(f"{polytope}: same atoms on {same_atoms(scores, scores.float(), polytope)} of 1000 rows after rounding to float32")
     assert same_atoms(exact, exact.float(), polytope) == 1000
+
+
+kernel_cases = [*POLYTOPES.values(), BernoulliCube(40), Budget(40, 20), Budget(128, 64)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("polytope", kernel_cases, ids=repr)
+def test_the_compiled_iteration_is_the_plain_one(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = scores_for(polytope, kind, batch=30)
+    assert row_kernel(scores.device) is not None
+    fast = ActiveSet().solve(scores, polytope)
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert row_kernel(scores.device) is None
+    plain = ActiveSet().solve(scores, polytope)
+    assert torch.equal(fast.atoms, plain.atoms)
+    torch.testing.assert_close(fast.probs, plain.probs, atol=1e-12, rtol=0)
+    assert torch.equal(fast.stats.iterations, plain.stats.iterations)
+    assert torch.equal(fast.stats.converged, plain.stats.converged)
+
+
+def test_the_plain_iteration_runs_without_numba() -> None:
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import torch\n"
+        "from sparsemarg.layers.functional import sparsemap\n"
+        "from sparsemarg.layers.solvers.active_set import row_kernel\n"
+        "from sparsemarg.oracles import BernoulliCube\n"
+        "assert row_kernel(torch.device('cpu')) is None\n"
+        "print(sparsemap(torch.tensor([[0.25, 2.0]]), BernoulliCube(2)).mean().tolist())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "[[0.25, 1.0]]"
 
 
 @pytest.mark.parametrize("solver", [ActiveSet(max_iter=5), PairwiseFrankWolfe(max_iter=5)], ids=repr)

@@ -1,6 +1,9 @@
 """The active set method (Wolfe's min-norm point algorithm) for a batch of problems in lockstep."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,7 +51,8 @@ class ActiveSet(Solver):
 
     All arithmetic is in float64 whatever the dtype of the layer, so float32 and float64 inputs choose the same atoms.
 
-    Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged.
+    Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged. On the CPU, with Numba
+    installed, what is not the oracle runs as one compiled pass (`row_kernel`), about three times as fast at D = 128.
 
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
@@ -93,6 +97,26 @@ def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     return _gather(finished, batch)
 
 
+def row_kernel(device: torch.device) -> Callable[..., None] | None:
+    """The compiled iteration for tensors on `device`; None, for the plain one, where there is none or none is wanted.
+
+    There is one for the CPU where Numba is installed (`pip install sparsemarg[fast]`). The environment variable
+    SPARSEMARG_KERNELS=off turns it off. Both choose the same atoms, with weights that agree but for their last bits.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling() or os.environ.get("SPARSEMARG_KERNELS") == "off":
+        return None
+    return _compiled_row_kernel()
+
+
+@cache
+def _compiled_row_kernel() -> Callable[..., None] | None:
+    try:
+        from .row_kernel import advance
+    except (ImportError, RuntimeError):  # no Numba, or no folder in which it may keep what it compiled
+        return None
+    return advance
+
+
 class _Rows:
     """The state of the rows that are being worked on."""
 
@@ -106,32 +130,51 @@ class _Rows:
         self.weights[:, 0] = 1
         self.mean = torch.zeros_like(self.origin)
         self.scale = row_scale(oracle.target)
+        self.reach = torch.zeros_like(self.origin)  # largest |coordinate| of any atom seen
         count, device = len(self.origin), self.origin.device
         self.dropping = torch.full((count,), -1, device=device)  # slot to drop, -1 for none
         self.stalled = torch.zeros(count, dtype=torch.int64, device=device)  # steps since the last progress
         self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
-        self.noise = torch.zeros(count, dtype=self.origin.dtype, device=device)  # in products with the residual
         self.gap = torch.full((count,), torch.inf, dtype=self.origin.dtype, device=device)
         self.exact = torch.zeros(count, dtype=torch.bool, device=device)  # whether the oracle is past its tie-break
         self.converged = torch.zeros(count, dtype=torch.bool, device=device)
 
     def iterate(self, tol: float) -> None:
         """One iteration of every row: test, add or drop one atom, take a Newton step as far as it is feasible."""
-        working = self.working
         residual = self.target - self.mean
         vertex = self.oracle(residual, self.exact)
         found = vertex - self.origin
+        # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
+        self.reach = torch.maximum(self.reach, found.abs())
+        noise = 8 * torch.finfo(residual.dtype).eps * ((self.target.abs() + self.reach) * self.reach).sum(-1)
+        given = (residual, vertex, found, SETTLED * self.scale + noise, tol * self.scale + noise)
+        kernel = row_kernel(residual.device)
+        if kernel is None:
+            self._advance(*given)
+        else:
+            state = [tensor.numpy() for tensor in (*given, *self._in_place())]
+            kernel(WEIGHT_NOISE, PIVOT_NOISE, *state)
+
+    def _in_place(self) -> tuple[Tensor, ...]:
+        """What the compiled iteration updates, in the order of its arguments."""
+        working = self.working
+        state = (self.mean, self.dropping, self.stalled, self.iterations, self.gap, self.exact, self.converged)
+        return (working.atoms, self.vertices, working.on, working.inverse, self.weights, *state)
+
+    def _advance(self, residual: Tensor, vertex: Tensor, found: Tensor, settled_at: Tensor, enough: Tensor) -> None:
+        """The iteration after the oracle's answer, in tensor operations."""
+        working = self.working
         slopes, overlaps = working.products(residual, found)  # A'(t - A p) and A'v
         level = (self.weights * slopes).sum(-1)  # tau of eq. 13, once the weights are optimal
         deviation = (slopes - level[:, None]) * working.on
         size = found.square().sum(-1)
 
         dropped = self.dropping >= 0
-        settled = ~dropped & (deviation.abs().amax(-1) <= SETTLED * self.scale + self.noise)
+        settled = ~dropped & (deviation.abs().amax(-1) <= settled_at)
         gap = (residual * found).sum(-1) - level
         self.gap = torch.where(settled & ~self.converged, gap.clamp(min=0), self.gap)
         # No progress up to the tie-break: from here on the oracle is asked exactly, and its word is final.
-        exhausted = settled & (gap <= tol * self.scale + self.noise)
+        exhausted = settled & (gap <= enough)
         self.converged = self.converged | (exhausted & self.exact)
         self.exact = self.exact | exhausted
         live = ~self.converged
@@ -167,9 +210,6 @@ class _Rows:
         slots = self.working.on.shape[1]
         self.weights = torch.nn.functional.pad(self.weights, (0, slots - self.weights.shape[1]))
         self.vertices = torch.nn.functional.pad(self.vertices, (0, 0, 0, slots - self.vertices.shape[1]))
-        # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
-        reach = self.working.reach()
-        self.noise = 8 * torch.finfo(reach.dtype).eps * ((self.target.abs() + reach) * reach).sum(-1)
         stale = (self.stalled >= STALE).nonzero()[:, 0]
         if len(stale):
             self.working.rebuild(stale)

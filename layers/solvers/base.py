@@ -76,7 +76,8 @@ class BatchOracle(Protocol):
 
 def row_scale(target: Tensor) -> Tensor:
     """The scale on which the mean of each row is to be accurate, [B]: that of the scores, at most 1 (that of structures)."""
-    return target.abs().amax(-1).clamp(max=1)
+    scale = target.abs().amax(-1).clamp(max=1)
+    return torch.where(scale > 0, scale, 1)
 
 
 @dataclass(frozen=True)

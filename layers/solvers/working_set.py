@@ -31,10 +31,6 @@ class WorkingSet:
         """sum_s p_s a_s: [B, S] -> [B, D]."""
         return torch.bmm(weights[:, None], self.atoms)[:, 0]
 
-    def reach(self) -> Tensor:
-        """The largest |coordinate| of the atoms in use, [B, D]."""
-        return (self.atoms.abs() * self.on[..., None]).amax(1)
-
     def free_slot(self) -> Tensor:
         """The first slot not in use, [B]."""
         return (~self.on).to(torch.int8).argmax(-1)
