@@ -1,6 +1,6 @@
 """Differentiable maps from scores to a sparse distribution. The functions are in `sparsemarg.layers.functional`."""
 
-from .checks import ConvergenceWarning as ConvergenceWarning
+from .convergence import ConvergenceWarning as ConvergenceWarning
 from .distribution import SparseDistribution as SparseDistribution
 from .losses import SparseMAPLoss as SparseMAPLoss
 from .losses import SparsemaxLoss as SparsemaxLoss

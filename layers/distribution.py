@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..oracles.checks import check_count
 from .stats import Stats
 
 
@@ -49,7 +50,7 @@ class SparseDistribution:
 
     @classmethod
     def from_padded(cls, atoms: Tensor, probs: Tensor, prune: float = 0.0, stats: Stats | None = None) -> "SparseDistribution":
-        """Packs atoms [*B, S, D] and probs [*B, S], leaving out slots with probs <= prune.
+        """Packs atoms [*B, S, D] and probs [*B, S], leaving out slots with probs <= prune but for each row's heaviest.
 
         `prune` above 0 is lossy: what is left is not renormalised.
         """
@@ -57,7 +58,11 @@ class SparseDistribution:
             raise ValueError(
                 f"from_padded needs atoms [*B, S, D] and probs [*B, S], not {list(atoms.shape)}, {list(probs.shape)}"
             )
-        return cls.pack(atoms, probs, probs.detach() > prune, stats)
+        held = probs.detach()
+        if held.shape[-1] == 0:
+            raise ValueError(f"from_padded needs at least one slot a row, not probs {list(probs.shape)}")
+        heaviest = torch.zeros_like(held, dtype=torch.bool).scatter_(-1, held.argmax(-1, keepdim=True), True)
+        return cls.pack(atoms, probs, (held > prune) | heaviest, stats)
 
     @classmethod
     def pack(cls, atoms: Tensor, probs: Tensor, used: Tensor, stats: Stats | None = None) -> "SparseDistribution":
@@ -92,7 +97,8 @@ class SparseDistribution:
             f: maps atoms [n, D] and row [n] int64 to values [n, *E]. `row` gathers what belongs to the example, e.g.
                 `lambda atoms, row: loss(decoder(atoms), images[row])`.
             max_atoms: at most this many pairs at a time. f then runs again, piece by piece, in the backward pass, so that
-                memory is that of one piece; its random numbers are replayed. Value and gradient do not change.
+                memory is that of one piece; its random numbers are replayed. Value and gradient do not change. What f
+                changes by the way, such as the running statistics of a batch norm, it changes twice.
 
         Returns:
             [*B, *E]; differentiable in the probabilities and in whatever f is made of. With an empty batch f is called once,
@@ -111,8 +117,11 @@ class SparseDistribution:
         return self._sum(self.probs[:, None] * self.atoms).reshape((*self.batch_shape, self.atoms.shape[1]))
 
     def entropy(self) -> Tensor:
-        """The Shannon entropy -sum p log p, nats, [*B]."""
-        return self._sum(-torch.special.xlogy(self.probs, self.probs)).reshape(self.batch_shape)
+        """The Shannon entropy -sum p log p, nats, [*B]; computed in float32 for float16 and bfloat16."""
+        probs = self.probs.float() if self.probs.dtype in (torch.float16, torch.bfloat16) else self.probs
+        # In float16 an atom's probability can underflow to 0, where log has no gradient.
+        logs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+        return self._sum(-probs * logs).to(self.probs.dtype).reshape(self.batch_shape)
 
     def support_size(self) -> Tensor:
         """The number of atoms of each row, [*B] int64: decoder calls per example."""
@@ -147,8 +156,8 @@ class SparseDistribution:
 
     def _evaluate(self, f: Callable[[Tensor, Tensor], Tensor], max_atoms: int | None) -> Tensor:
         count = len(self.row)
-        if max_atoms is not None and max_atoms < 1:
-            raise ValueError(f"max_atoms must be None or at least 1, not {max_atoms}")
+        if max_atoms is not None:
+            max_atoms = check_count("max_atoms", max_atoms, 1)
         if max_atoms is None or count <= max_atoms:
             values = f(self.atoms, self.row)
             _check_values(values, count)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import Polytope
-from ..oracles.base import check_dimension
+from ..oracles.checks import check_dimension
 from .solvers.base import Solver
 from .sparsemap import Coding, sparsemap_marginals
 from .sparsemax import sparsemax

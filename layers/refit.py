@@ -8,7 +8,7 @@ only place with implicit gradients; double backward, forward mode and vmap come 
 import torch
 from torch import Tensor
 
-from .checks import cannot_branch
+from ..oracles.checks import cannot_branch
 
 
 def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> Tensor:
@@ -20,7 +20,7 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> T
 
     computed as one Newton step from the solver's weights p0, which is exact for a quadratic:
 
-        p = p0 + S dt - S 1 (1'S dt) / (1'S 1),   dt = A'(t - A p0),   S = (A'A + 11')^-1
+        p = p0 + S dt - S 1 (1'S dt) / (1'S 1),   dt = A'(t - A p0),   S = (A'A + c 11')^-1 for any c > 0
 
     so that the value is as accurate as the solver's and the Jacobian dp/dt is that of paper eq. 17. Where the step would
     leave the simplex (a solver that stopped early) the value stays p0 and only the Jacobian is taken.
@@ -45,7 +45,10 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> T
         heaviest = probs.argmax(-1)[:, None, None].expand(-1, 1, atoms.shape[-1])
         base = atoms.gather(1, heaviest)
         shifted = (atoms - base) * used[..., None]
-        gram = shifted @ shifted.mT + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
+        # Any positive multiple of 11' makes A'A definite; one of the size of the atoms keeps it well conditioned.
+        size = shifted.square().sum(-1).amax(-1)
+        size = torch.where(size > 0, size, 1)[..., None, None]
+        gram = shifted @ shifted.mT / size + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
         factor, info = torch.linalg.cholesky_ex(gram)
         if check and not cannot_branch(factor):
             _check_independent(factor, info)
@@ -54,7 +57,7 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> T
         total = (used * level).sum(-1, keepdim=True)
     finite = torch.where(scores.isneginf(), 0, scores)
     residual = finite - base[..., 0, :] - mean
-    slopes = (shifted @ residual[..., None])[..., 0]
+    slopes = (shifted @ residual[..., None])[..., 0] / size[..., 0]
     solved = torch.cholesky_solve(slopes[..., None], factor)[..., 0]
     step = (solved - level * ((used * solved).sum(-1, keepdim=True) / total)) * used
     feasible = ((probs + step.detach()) >= 0).all(-1, keepdim=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import Polytope, Simplex, SupportsProjection, supports
-from ..oracles.base import check_dimension
-from .checks import check_finite, warn_unconverged
+from ..oracles.checks import check_dimension, check_finite
+from .convergence import warn_unconverged
 from .distribution import SparseDistribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
@@ -30,7 +30,9 @@ def sparsemap(
     mean is returned depends on `solver`, and so does E_xi[f]. The same scores give the same bits.
 
     The solver finds the support without gradient, in float64; `refit` then computes the weights on it as a differentiable
-    function of the scores, so the gradient is exact for the support found (paper eq. 17).
+    function of the scores, so the gradient is exact for the support found (paper eq. 17). Where more than about 20
+    coordinates are fractional, the active set's support does not span the face of the solution and some of the gradient is
+    missing: see `solvers.ActiveSet` and `stats.margin`.
 
     Args:
         scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0; structures are then taken to be

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from ..oracles.checks import check_finite
 from ..oracles.simplex import project_simplex
-from .checks import check_finite
 
 
 def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:

@@ -14,17 +14,19 @@ class SolverStats:
         iterations: [*B] int64; 0 for a closed form.
         gap: [*B] float64, the Frank-Wolfe gap max_v <t - mu, v - mu> of the mean, which bounds ||mu - mu*||^2.
         converged: [*B] bool. A row that is not converged still holds a valid distribution.
+        margin: [*B] float64, the smallest weight of an atom, counting those that were dropped as negligible. Derivatives are
+            those of a fixed support, which lasts while no weight reaches zero: for changes of the scores of about this
+            size. See `solvers.ActiveSet` for where it is tiny.
     """
 
     iterations: Tensor
     gap: Tensor
     converged: Tensor
+    margin: Tensor
 
     def reshape(self, batch_shape: torch.Size) -> "SolverStats":
         """The same for rows arranged as `batch_shape`."""
-        return SolverStats(
-            self.iterations.reshape(batch_shape), self.gap.reshape(batch_shape), self.converged.reshape(batch_shape)
-        )
+        return SolverStats(*(field.reshape(batch_shape) for field in vars(self).values()))
 
 
 @dataclass(frozen=True)

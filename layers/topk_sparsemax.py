@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import KBest, Polytope, Simplex
-from ..oracles.base import check_dimension
+from ..oracles.checks import check_dimension
 from ..oracles.simplex import project_simplex
-from .checks import check_finite
 from .distribution import SparseDistribution
 from .stats import TopKStats
 
@@ -37,9 +36,7 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
              [0., 0.]]]), tensor([[0.6000, 0.4000]]))
     """
     check_dimension(scores, polytope)
-    if check:
-        check_finite(scores)
-    best = KBest(polytope, k)(scores.double())
+    best = KBest(polytope, k, check)(scores.double())
     if check:
         _check_allowed(best.valid, polytope)
     probs = project_simplex(best.scores)

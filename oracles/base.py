@@ -30,6 +30,9 @@ class Polytope(ABC):
     """
 
     dim: int
+    # Whether `maximize` itself takes scores of -inf, to forbid structures with a_i != 0. To others solvers pass a large
+    # negative number, which does so if nonzero coordinates are at least 1, as those of 0/1 structures are.
+    takes_forbidden: bool = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim})"
@@ -42,7 +45,7 @@ class Polytope(ABC):
         `self.weights.to(scores)`). It must be deterministic: of tied structures always the same one.
 
         Args:
-            scores: [B, D] float, finite.
+            scores: [B, D] float, finite (unless `takes_forbidden`).
 
         Returns:
             [B, D] structures, in the dtype and on the device of `scores`.
@@ -160,21 +163,3 @@ def missing(polytope: object, capability: type, purpose: str) -> ValueError:
         f"write the method as sparsemarg.oracles.{capability.__name__} describes, or use an operation that needs "
         f"only `maximize` (sparsemap with ActiveSet)"
     )
-
-
-def check_dimension(scores: Tensor, polytope: Polytope) -> None:
-    """Raises ValueError unless `scores` is a float tensor [*B, polytope.dim]."""
-    if not scores.is_floating_point():
-        raise ValueError(f"scores must be a float tensor, not {scores.dtype}; convert it with scores.float()")
-    if scores.dim() == 0 or scores.shape[-1] != polytope.dim:
-        columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
-        raise ValueError(f"scores has {columns} but {polytope!r} needs {polytope.dim} in the last dimension")
-
-
-def check_count(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Raises ValueError unless `value` is an int in [low, high]."""
-    wanted = f"at least {low}" if high is None else f"between {low} and {high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be an int {wanted}, not {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be {wanted}, not {value}")

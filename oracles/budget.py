@@ -7,7 +7,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .base import MAX_ENUMERATED, Halfspaces, Polytope, check_count
+from .base import MAX_ENUMERATED, Halfspaces, Polytope
+from .checks import check_count, check_dimension
 from .gibbs import CardinalityGibbs
 from .subsets import best_subsets
 
@@ -23,13 +24,14 @@ class Budget(Polytope):
     tensor([[0., 1., 1., 0.]])
     """
 
+    takes_forbidden = True
     dim: int
     budget: int
     exactly: bool = False
 
     def __post_init__(self) -> None:
-        check_count("Budget: dim", self.dim, 1)
-        check_count(f"Budget(dim={self.dim}): budget", self.budget, 0, self.dim)
+        object.__setattr__(self, "dim", check_count("Budget: dim", self.dim, 1))
+        object.__setattr__(self, "budget", check_count(f"Budget(dim={self.dim}): budget", self.budget, 0, self.dim))
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The `budget` best bits, less those that do not pay; O(D log D) (paper appendix C)."""
@@ -47,24 +49,28 @@ class Budget(Polytope):
 
         sum clip(t - lambda, 0, 1) is piecewise linear and decreasing in lambda with breakpoints t_i and t_i - 1: sorting
         them and interpolating gives lambda. A differentiable step, lambda = (sum of the t_i strictly between + number of
-        ones - budget) / (number strictly between), then carries the gradient.
+        ones - budget) / (number strictly between), then carries the gradient. Where the sum binds, lambda lies in
+        [m - 1, m] for the budget-th largest score m: scores are taken relative to m, which keeps their differences exact
+        however large they are, and cut at m +- 2, beyond which they are ones or zeros.
         """
         precise = scores.double()
-        between, ones, tight = self._faces(precise.detach())
-        shift = torch.where(between, precise, 0).sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - self.budget
-        shift = torch.where(tight, shift / between.sum(-1, keepdim=True).clamp(min=1), 0)
-        mean = torch.where(between, (precise - shift).clamp(0, 1), ones.double())
+        if self.budget == 0:
+            return 0 * scores.clamp(0, 1)
+        ordered = precise.detach().sort(dim=-1, descending=True).values
+        relative = (precise - ordered[..., self.budget - 1, None]).clamp(-2, 2)
+        between, ones = self._faces(relative.detach())
+        shift = torch.where(between, relative, 0).sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - self.budget
+        shift = shift / between.sum(-1, keepdim=True).clamp(min=1)
+        mean = torch.where(between, (relative - shift).clamp(0, 1), ones.double())
+        if not self.exactly:
+            free = precise.clamp(0, 1)
+            binds = free.detach().sum(-1, keepdim=True) > self.budget
+            mean = torch.where(binds, mean, free)
         return mean.to(scores.dtype)
 
-    def _faces(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which coordinates of the projection lie strictly between 0 and 1, which are 1, and whether the sum binds."""
-        if self.exactly and self.budget in (0, self.dim):
-            corner = torch.full_like(scores, self.budget > 0, dtype=torch.bool)
-            return torch.zeros_like(corner), corner, corner[..., :1]
-        # Forbidden bits take part as scores so low that no lambda in question reaches them.
-        floor = torch.where(scores.isneginf(), 0, scores).amin(-1, keepdim=True).clamp(max=0) - 3
-        finite = torch.where(scores.isneginf(), floor, scores)
-        points, order = torch.cat([finite - 1, finite], -1).sort(dim=-1)
+    def _faces(self, relative: Tensor) -> tuple[Tensor, Tensor]:
+        """Which coordinates of the projection on sum = budget lie strictly between 0 and 1, and which are 1."""
+        points, order = torch.cat([relative - 1, relative], -1).sort(dim=-1)
         # Just above a breakpoint the sum falls with a slope of (t_i - 1 passed) - (t_i passed).
         slope = torch.where(order < self.dim, 1, -1).cumsum(-1)
         drops = (slope[..., :-1] * (points[..., 1:] - points[..., :-1])).cumsum(-1)
@@ -72,13 +78,8 @@ class Budget(Polytope):
         # The last breakpoint with a sum of at least the budget; lambda lies between it and the next.
         left = ((total >= self.budget).sum(-1, keepdim=True) - 1).clamp(0, 2 * self.dim - 2)
         base, excess = points.gather(-1, left), total.gather(-1, left) - self.budget
-        shift = base + excess / slope.gather(-1, left).clamp(min=1)
-        tight = torch.ones_like(shift, dtype=torch.bool)
-        if not self.exactly:
-            tight = finite.clamp(0, 1).sum(-1, keepdim=True) > self.budget
-            shift = torch.where(tight, shift.clamp(min=0), 0)
-        mean = finite - shift
-        return (mean > 0) & (mean < 1), mean >= 1, tight
+        mean = relative - (base + excess / slope.gather(-1, left).clamp(min=1))
+        return (mean > 0) & (mean < 1), mean >= 1
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Systematic sampling, all of it: at most D + 1 subsets, each of floor or ceil(sum mean) bits; O(D^2).
@@ -91,13 +92,13 @@ class Budget(Polytope):
         one = 1 << 45
         ordered, order = mean.double().clamp(0, 1).sort(dim=-1, descending=True, stable=True)
         ends = (ordered.cumsum(-1) * one).round().to(torch.int64)
-        # Rounding in the mean must not cut a subset of another size: a sum within 1e-9 of an integer is that integer.
-        # 2^15 units are 1e-9, far above the rounding of a sum of 1e5 terms and below what the mean contract (1e-8) sees.
+        # Rounding in the mean must not cut a subset of another size: what is an integer up to the rounding of a sum of D
+        # numbers of the mean's dtype is that integer.
+        noise = max(4, round(4 * self.dim * torch.finfo(mean.dtype).eps * one))
         whole = ((ends + one // 2) >> 45) << 45
-        ends = torch.where((ends - whole).abs() <= 4, whole, ends)
+        ends = torch.where((ends - whole).abs() <= noise, whole, ends).clamp(max=self.budget * one)
         if self.exactly:
             ends[..., -1] = self.budget * one
-            ends = ends.clamp(max=self.budget * one)
         starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
         cuts = (ends & (one - 1)).sort(dim=-1).values
         cuts = torch.cat([torch.zeros_like(cuts[..., :1]), cuts, torch.full_like(cuts[..., :1], one)], -1)
@@ -109,6 +110,7 @@ class Budget(Polytope):
 
     def gibbs(self, scores: Tensor) -> CardinalityGibbs:
         """Bits conditioned on their number, by a dynamic program in log space; O(D budget)."""
+        check_dimension(scores, self)
         return CardinalityGibbs(scores, self.budget, self.exactly)
 
     def halfspaces(self) -> Halfspaces:

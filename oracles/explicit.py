@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Polytope
+from .checks import check_dimension
 from .gibbs import EnumeratedGibbs
 
 
@@ -13,15 +15,18 @@ class Explicit(Polytope):
     """conv{rows of `vertices`}: every operation by enumeration, O(V D) a row. Ties go to the lower row.
 
     Args:
-        vertices: [V, D] tensor of any real dtype, or a sequence of V tensors [D] of one dtype. Kept in float64; structures
-            are returned in the dtype of the scores. Rows must be distinct; they need not be 0/1, nor all be extreme.
+        vertices: [V, D] tensor, array or nested list of any real dtype, or a sequence of V tensors [D] of one dtype. Rows
+            must be distinct; they need not be 0/1, nor all be extreme. Kept in float64; structures are returned in the
+            dtype of the scores.
 
     Raises:
         ValueError: no vertices, a wrong number of dimensions, unequal dtypes, a NaN or infinity, a repeated row.
     """
 
-    def __init__(self, vertices: Tensor | Sequence[Tensor]) -> None:
-        table = vertices if isinstance(vertices, Tensor) else _stack(vertices)
+    takes_forbidden = True
+
+    def __init__(self, vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]]) -> None:
+        table = _table(vertices)
         if table.dim() != 2 or 0 in table.shape:
             raise ValueError(f"Explicit needs vertices [V, D] with V, D >= 1, not a tensor of shape {tuple(table.shape)}")
         if table.is_complex() or not table.isfinite().all():
@@ -54,6 +59,7 @@ class Explicit(Polytope):
 
     def gibbs(self, scores: Tensor) -> EnumeratedGibbs:
         """softmax over the rows' scores."""
+        check_dimension(scores, self)
         return EnumeratedGibbs(scores, self._vertices)
 
     def vertices(self) -> Tensor:
@@ -68,7 +74,12 @@ class Explicit(Polytope):
         return (torch.where(precise.isneginf(), 0, precise) @ table.T).masked_fill(forbidden, -torch.inf)
 
 
-def _stack(rows: Sequence[Tensor]) -> Tensor:
+def _table(vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]]) -> Tensor:
+    if isinstance(vertices, Tensor):
+        return vertices
+    if isinstance(vertices, np.ndarray):
+        return torch.from_numpy(vertices)
+    rows = [row if isinstance(row, Tensor) else torch.tensor(row, dtype=torch.float64) for row in vertices]
     dtypes = {row.dtype for row in rows}
     if len(dtypes) > 1:
         raise ValueError(
@@ -77,4 +88,4 @@ def _stack(rows: Sequence[Tensor]) -> Tensor:
         )
     if len({tuple(row.shape) for row in rows}) > 1:
         raise ValueError(f"Explicit needs vertices of one shape [D], not {sorted({tuple(row.shape) for row in rows})}")
-    return torch.stack(tuple(rows)) if rows else torch.zeros(0, 0)
+    return torch.stack(rows) if rows else torch.zeros(0, 0)

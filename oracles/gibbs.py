@@ -1,7 +1,8 @@
 """Gibbs distributions p(z) = exp(<a_z, t> - log Z) over the structures of a polytope: exact, and all in closed form.
 
-They are what Monte Carlo estimators sample from. Each has `sample`, `log_prob` and `entropy` as
-`base.GibbsDistribution` says; scores of `-inf` give their structures probability zero.
+Each has `sample`, `log_prob` and `entropy` as `base.GibbsDistribution` says, computed in float32 for float16 and bfloat16 and
+returned in the dtype of the scores. Scores of `-inf` give their structures probability zero; NaN, +inf, scores of another width
+and rows that allow no structure are ValueErrors. Monte Carlo estimators sample from them.
 """
 
 from collections.abc import Sequence
@@ -11,43 +12,47 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from .base import GibbsDistribution
+from .checks import cannot_branch, check_finite
 
 
 class BernoulliGibbs:
     """Independent bits: p(z_i = 1) = sigmoid(t_i). Everything O(D)."""
 
     def __init__(self, scores: Tensor) -> None:
-        self.scores = scores
+        self.scores, self.dtype = _precise(scores), scores.dtype
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D] bits, without gradient."""
         probs = self.scores.detach().sigmoid()
-        return (_uniform(probs, sample_shape, generator) < probs).to(self.scores.dtype)
+        return (_uniform(probs, sample_shape, generator) < probs).to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """sum_i log sigmoid(+-t_i), nats."""
-        scores = torch.where(self.scores.isneginf(), 0, self.scores)
-        inside = (structures * scores - softplus(scores)).sum(-1)
-        # A forbidden bit contributes log 1 when off; the softplus(0) put in its place is taken back.
-        inside = inside + self.scores.isneginf().to(scores) @ softplus(scores.new_zeros(self.scores.shape[-1], 1)).squeeze(-1)
+        forbidden = self.scores.isneginf()
+        scores = torch.where(forbidden, 0, self.scores)
+        # A forbidden bit contributes log 1 when off.
+        inside = (structures.to(scores) * scores - torch.where(forbidden, 0, softplus(scores))).sum(-1)
         bits = ((structures == 0) | (structures == 1)).all(-1)
-        allowed = ~((structures != 0) & self.scores.isneginf()).any(-1)
-        return torch.where(bits & allowed, inside, -torch.inf)
+        allowed = ~((structures != 0) & forbidden).any(-1)
+        return torch.where(bits & allowed, inside, -torch.inf).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """sum_i H(sigmoid(t_i)) = sum_i softplus(t_i) - t_i sigmoid(t_i), nats."""
-        return binary_entropy(self.scores).sum(-1)
+        return binary_entropy(self.scores).sum(-1).to(self.dtype)
 
 
 class EnumeratedGibbs:
     """A softmax over listed structures; everything O(V D)."""
 
     def __init__(self, scores: Tensor, vertices: Tensor) -> None:
-        self.scores = scores
+        self.dtype = scores.dtype
+        scores = _precise(scores)
         self.vertices = vertices.to(scores)  # [V, D]
         forbidden = (scores.isneginf().to(scores) @ (self.vertices != 0).to(scores).T) > 0
         logits = torch.where(scores.isneginf(), 0, scores) @ self.vertices.T
-        self.log_probs = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)  # [*B, V]
+        logits = logits.masked_fill(forbidden, -torch.inf)
+        _check_some_allowed(logits.detach().amax(-1))
+        self.log_probs = logits.log_softmax(-1)  # [*B, V]
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D] structures, by inverting the cumulative sums."""
@@ -56,18 +61,18 @@ class EnumeratedGibbs:
         uniform = _uniform(cumulative[..., :1], sample_shape, generator)
         # The number of cumulative sums at or below u is the index of the first above it.
         chosen = (cumulative <= uniform).sum(-1)
-        return self.vertices[chosen]
+        return self.vertices[chosen].to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """The listed structure's log-probability, nats."""
-        match = (structures[..., None, :] == self.vertices).all(-1)  # [..., V]
+        match = (structures.to(self.vertices)[..., None, :] == self.vertices).all(-1)  # [..., V]
         picked = torch.where(match, self.log_probs, -torch.inf)
-        return picked.amax(-1)
+        return picked.amax(-1).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """-sum p log p, nats."""
         probs = self.log_probs.exp()
-        return -torch.where(probs > 0, probs * self.log_probs.clamp(min=torch.finfo(probs.dtype).min), 0).sum(-1)
+        return -torch.where(probs > 0, probs * self.log_probs.clamp(min=torch.finfo(probs.dtype).min), 0).sum(-1).to(self.dtype)
 
 
 class CardinalityGibbs:
@@ -81,7 +86,8 @@ class CardinalityGibbs:
     """
 
     def __init__(self, scores: Tensor, budget: int, exactly: bool) -> None:
-        self.scores, self.budget, self.exactly = scores, budget, exactly
+        self.budget, self.exactly, self.dtype = budget, exactly, scores.dtype
+        self.scores = scores = _precise(scores)
         # A finite stand-in for -inf: logaddexp(-inf, -inf) has no gradient. Its exponential is 0 in every dtype.
         self.floor = torch.finfo(scores.dtype).min / 4
         allowed = scores.clamp(min=self.floor)
@@ -92,6 +98,7 @@ class CardinalityGibbs:
         for i in reversed(range(scores.shape[-1])):
             suffixes.append(torch.logaddexp(suffixes[-1], allowed[..., i, None] + self._spent(suffixes[-1])))
         suffixes.reverse()
+        _check_some_allowed(torch.where(suffixes[0] > self.floor / 2, suffixes[0], -torch.inf).detach()[..., budget])
         self.suffixes = suffixes  # D + 1 tensors [*B, budget + 1]
         self.allowed = allowed
 
@@ -112,17 +119,17 @@ class CardinalityGibbs:
             chance = self._log_odds(i).detach().sigmoid().expand(*left.shape[:-1], -1).gather(-1, left)
             bits[..., i] = (uniform[..., i, None] < chance).to(bits).squeeze(-1)
             left = left - bits[..., i, None].to(torch.int64)
-        return bits
+        return bits.to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """<z, t> - log Z, nats."""
         scores = torch.where(self.scores.isneginf(), 0, self.scores)
-        inside = (structures * scores).sum(-1) - self.suffixes[0][..., self.budget]
+        inside = (structures.to(scores) * scores).sum(-1) - self.suffixes[0][..., self.budget]
         size = structures.sum(-1)
         fits = size == self.budget if self.exactly else size <= self.budget
         bits = ((structures == 0) | (structures == 1)).all(-1)
         allowed = ~((structures != 0) & self.scores.isneginf()).any(-1)
-        return torch.where(fits & bits & allowed, inside, -torch.inf)
+        return torch.where(fits & bits & allowed, inside, -torch.inf).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """By the chain rule along the same program, nats: H_i(j) = H(p) + p H_(i+1)(j - 1) + (1 - p) H_(i+1)(j)."""
@@ -132,7 +139,7 @@ class CardinalityGibbs:
             chance = odds.sigmoid()
             spent = torch.cat([torch.zeros_like(entropy[..., :1]), entropy[..., :-1]], -1)
             entropy = binary_entropy(odds) + chance * spent + (1 - chance) * entropy
-        return entropy[..., self.budget]
+        return entropy[..., self.budget].to(self.dtype)
 
 
 class ProductGibbs:
@@ -162,7 +169,20 @@ def binary_entropy(log_odds: Tensor) -> Tensor:
     return -logsigmoid(-finite) - finite * finite.sigmoid()
 
 
+def _precise(scores: Tensor) -> Tensor:
+    check_finite(scores)
+    # float16 and bfloat16 have too few digits for sums of exponentials, and too few uniforms to draw rare structures.
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+def _check_some_allowed(log_normalizer: Tensor) -> None:
+    if not cannot_branch(log_normalizer) and (log_normalizer == -torch.inf).any():
+        row = tuple((log_normalizer == -torch.inf).nonzero()[0].tolist())
+        raise ValueError(
+            f"gibbs: scores row {row[0] if len(row) == 1 else row} allows no structure: every one needs a coordinate whose "
+            f"score is -inf; leave at least one structure allowed"
+        )
+
+
 def _uniform(like: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    # float16 and bfloat16 uniforms have so few values that rare structures would never, or too often, be drawn.
-    wide = torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
-    return torch.rand(*sample_shape, *like.shape, dtype=wide, device=like.device, generator=generator)
+    return torch.rand(*sample_shape, *like.shape, dtype=like.dtype, device=like.device, generator=generator)

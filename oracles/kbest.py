@@ -6,18 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import (
-    Polytope,
-    SupportsTopk,
-    SupportsVertices,
-    check_count,
-    check_dimension,
-    supports,
-)
+from .base import Polytope, SupportsTopk, SupportsVertices, supports
+from .checks import check_count, check_dimension, check_finite, check_structures, checked_maximize
 from .explicit import Explicit
 
 
-def topk(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def topk(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """The k distinct structures of highest score <a_z, t>, best first.
 
     By the polytope's own `topk` if it has one; else by enumeration if it lists its `vertices`; else by Lawler's partition
@@ -27,18 +21,22 @@ def topk(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         polytope: whose structures.
         scores: [*B, D] float; `-inf` forbids the structures with a_i != 0.
         k: how many, at least 1; may exceed the number of structures.
+        check: look for NaN and +inf (a host synchronisation).
 
     Returns:
         vertices [*B, k, D] in the dtype of `scores`, and valid [*B, k] bool: false, with a zero vertex, beyond the number
         of structures. Neither has a gradient.
 
     Raises:
-        ValueError: k below 1, scores of another width, structures that are not 0/1 where Lawler's partition needs them.
+        ValueError: k below 1, NaN or +inf scores, scores of another width, structures that are not 0/1 where Lawler's
+            partition needs them.
 
     Ties are broken deterministically, by a rule that is the polytope's own.
     """
     check_dimension(scores, polytope)
-    check_count("k", k, 1)
+    k = check_count("k", k, 1)
+    if check:
+        check_finite(scores)
     flat = scores.detach().reshape(scores.shape[:-1].numel(), polytope.dim)
     name, shape = type(polytope).__name__, (len(flat), k, polytope.dim)
     if supports(polytope, SupportsTopk):
@@ -76,13 +74,14 @@ class KBest:
 
     polytope: Polytope
     k: int
+    check: bool = True
 
     def __post_init__(self) -> None:
         check_count("KBest: k", self.k, 1)
 
     def __call__(self, scores: Tensor) -> KBestStructures:
         """For scores [*B, D]; see `topk`."""
-        vertices, valid = topk(self.polytope, scores, self.k)
+        vertices, valid = topk(self.polytope, scores, self.k, check=self.check)
         finite = torch.where(scores.isneginf(), 0, scores)
         totals = (vertices * finite[..., None, :]).sum(-1)
         return KBestStructures(vertices, totals.masked_fill(~valid, -torch.inf), valid)
@@ -108,7 +107,7 @@ def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     def best_of(fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         """The best structure with z = bits where fixed, and its score, -inf if there is none: [B, n, D], [B, n]."""
         forced = torch.where(fixed, (2 * bits - 1) * penalty[:, None], finite[:, None])
-        found = _binary(polytope, polytope.maximize(forced.reshape(-1, dim))).reshape(fixed.shape)
+        found = _binary(polytope, checked_maximize(polytope, forced.reshape(-1, dim))).reshape(fixed.shape)
         agrees = ((found == bits) | ~fixed).all(-1)
         return found, torch.where(agrees, (found * finite[:, None]).sum(-1), -torch.inf)
 
@@ -141,6 +140,7 @@ def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _binary(polytope: Polytope, vertices: Tensor) -> Tensor:
+    check_structures(polytope, vertices)
     fraction = (vertices != 0) & (vertices != 1)
     if fraction.any():
         value = vertices[fraction][0].item()

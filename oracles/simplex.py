@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Halfspaces, Polytope, check_count
+from .base import Halfspaces, Polytope
+from .checks import check_count, check_dimension
 from .gibbs import EnumeratedGibbs
 
 
@@ -13,10 +14,11 @@ from .gibbs import EnumeratedGibbs
 class Simplex(Polytope):
     """conv{e_1, ..., e_D} = {x >= 0, sum x = 1}: one of `dim` categories. Ties go to the lower index."""
 
+    takes_forbidden = True
     dim: int
 
     def __post_init__(self) -> None:
-        check_count("Simplex: dim", self.dim, 1)
+        object.__setattr__(self, "dim", check_count("Simplex: dim", self.dim, 1))
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The one-hot vector of the largest score; O(D)."""
@@ -43,6 +45,7 @@ class Simplex(Polytope):
 
     def gibbs(self, scores: Tensor) -> EnumeratedGibbs:
         """The categorical distribution softmax(scores)."""
+        check_dimension(scores, self)
         return EnumeratedGibbs(scores, self.vertices())
 
     def halfspaces(self) -> Halfspaces:

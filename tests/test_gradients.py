@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
 from sparsemarg.layers.functional import refit, sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
-from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition
+from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
 from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vmap
@@ -32,6 +32,47 @@ def test_sparsemap_expectation(polytope: str, solver: str, kind: str) -> None:
 
     assert torch.autograd.gradcheck(value, leaf)
     assert torch.autograd.gradgradcheck(value, leaf)
+
+
+def mean_jacobian(scores: Tensor, polytope: Polytope, solver: Solver) -> tuple[Tensor, Tensor]:
+    """d mean / d scores of one row [D, D], and the differences of its atoms."""
+    found = sparsemap(scores, polytope, solver=solver)
+    jacobian = torch.autograd.functional.jacobian(lambda s: sparsemap(s, polytope, solver=solver).mean(), scores)
+    return jacobian, found.atoms[1:] - found.atoms[:1]  # pyright: ignore
+
+
+def interior(dim: int, seed: int) -> Tensor:
+    """Scores of which no coordinate saturates on the cube: the hardest case for the rank of the support."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.5 + 0.1 * torch.randn(dim, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dim", [8, 32, 128])
+def test_sorted_decomposition_has_the_whole_jacobian(dim: int) -> None:
+    for polytope in (BernoulliCube(dim), Budget(dim, dim // 3)):
+        scores = interior(dim, 0)
+        wanted = torch.autograd.functional.jacobian(lambda s, p=polytope: p.project(s), scores)
+        jacobian, _ = mean_jacobian(scores, polytope, SortedDecomposition())
+        torch.testing.assert_close(jacobian, wanted, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [8, 16, 24, 32, 128])
+def test_active_set_has_the_jacobian_projected_on_its_atoms(dim: int) -> None:
+    """Paper eq. 17: the orthogonal projector on the span of the atoms' differences; all of it where `stats` says so."""
+    complete = 0
+    for seed in range(5):
+        polytope, scores = BernoulliCube(dim), interior(dim, seed)
+        jacobian, differences = mean_jacobian(scores, polytope, ActiveSet())
+        basis = torch.linalg.qr(differences.T).Q
+        torch.testing.assert_close(jacobian, basis @ basis.T, atol=1e-8, rtol=0)
+        stats = sparsemap(scores, polytope).stats
+        gap, margin = float(stats.gap), float(stats.margin)  # pyright: ignore
+        if gap < 1e-13 and margin > 1e-9:
+            complete += 1
+            torch.testing.assert_close(jacobian, torch.eye(dim, dtype=torch.float64), atol=1e-6, rtol=0)
+        lost = (dim - float(torch.trace(jacobian))) / dim
+        print(f"D={dim}: support {len(differences) + 1}, gap {gap:.0e}, margin {margin:.0e}, {lost:.0%} of directions lost")
+    assert complete == 5 or dim > 16
 
 
 @pytest.mark.parametrize("name", POLYTOPES)

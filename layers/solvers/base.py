@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ...oracles import Polytope
-from ..checks import cannot_branch
+from ...oracles.checks import cannot_branch, check_structures, checked_maximize
 from ..stats import SolverStats
 
 
@@ -30,6 +30,8 @@ class Support:
 
 class Solver(ABC):
     """Finds the support of argmin_{mu in conv(polytope)} ||mu - t||^2."""
+
+    advice: ClassVar[str] = "raise max_iter or tol"  # what to do where it does not converge
 
     @abstractmethod
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
@@ -138,7 +140,8 @@ class Oracle:
         scores = self.ties.broken(residual, exact)
         if self.forbidden is not None:
             # A structure with a forbidden coordinate loses to any without: P exceeds every total of 0/1 structures.
-            penalty = 1 + 2 * scores.abs().sum(-1, keepdim=True)
+            finite = not getattr(self.polytope, "takes_forbidden", False)
+            penalty = 1 + 2 * scores.abs().sum(-1, keepdim=True) if finite else torch.inf
             scores = torch.where(self.forbidden, -penalty, scores)
         return checked_maximize(self.polytope, scores)
 
@@ -154,6 +157,7 @@ class Oracle:
             ValueError: a row where even that has a forbidden coordinate on.
         """
         first = self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
+        check_structures(self.polytope, first)
         if self.forbidden is not None and not cannot_branch(first):
             blocked = ((first != 0) & self.forbidden).any(-1)
             if blocked.any():
@@ -168,29 +172,3 @@ class Oracle:
         """Raises ValueError if a row allows no structure; free where no score is `-inf`."""
         if self.forbidden is not None:
             self.start()
-
-
-def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:
-    """`polytope.maximize(scores)`, or a ValueError that says how its result breaks the contract."""
-    name = type(polytope).__name__
-    try:
-        vertices = polytope.maximize(scores)
-    except RuntimeError as error:
-        if "dtype" not in str(error):
-            raise
-        raise ValueError(
-            f"{name}.maximize failed on {scores.dtype} scores ({error}); solvers work in float64, so convert the polytope's "
-            f"own tensors, e.g. `self.weights.to(scores)`"
-        ) from error
-    if not isinstance(vertices, Tensor) or vertices.shape != scores.shape:
-        got = list(vertices.shape) if isinstance(vertices, Tensor) else type(vertices).__name__
-        raise ValueError(
-            f"{name}.maximize must return one structure a row, a tensor of the scores' shape {list(scores.shape)}; "
-            f"it returned {got}"
-        )
-    if vertices.dtype != scores.dtype or vertices.device != scores.device:
-        raise ValueError(
-            f"{name}.maximize returned {vertices.dtype} on {vertices.device} for scores of {scores.dtype} on "
-            f"{scores.device}; return `vertices.to(scores)`"
-        )
-    return vertices

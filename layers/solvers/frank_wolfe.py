@@ -60,7 +60,8 @@ class PairwiseFrankWolfe(Solver):
             support = active_set(walk.own_atoms(), limit, self.tol)
             gap, noise = walk.certificate((support.probs[:, None] @ support.atoms)[:, 0])
             walk.certified = gap <= self.tol + noise
-            support = replace(support, stats=SolverStats(walk.iterations, gap.clamp(min=0), walk.certified))
+            stats = SolverStats(walk.iterations, gap.clamp(min=0), walk.certified, support.stats.margin)
+            support = replace(support, stats=stats)
             if len(scores) == 0 or walk.certified.all():
                 break
         return support

@@ -1,0 +1,25 @@
+"""What a solver that stopped early is worth saying."""
+
+import warnings
+
+from ..oracles.checks import cannot_branch
+from .solvers.base import Solver
+from .stats import SolverStats
+
+
+class ConvergenceWarning(UserWarning):
+    """A solver stopped before its certificate said that it was done."""
+
+
+def warn_unconverged(stats: SolverStats, solver: Solver) -> None:
+    """One `ConvergenceWarning` if a row has not converged. A host synchronisation; skipped where data cannot be seen."""
+    if cannot_branch(stats.converged) or stats.converged.all():
+        return
+    failed = ~stats.converged
+    warnings.warn(
+        f"{solver} did not converge on {int(failed.sum())} of {failed.numel()} rows (largest gap "
+        f"{float(stats.gap[failed].max()):.1e}); those rows hold valid distributions that are not optimal, see "
+        f"stats.converged; {solver.advice}",
+        ConvergenceWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,102 @@
+"""Checks of what comes into the library, made once, where it comes in."""
+
+import operator
+
+import torch
+from torch import Tensor
+
+from .base import Polytope
+
+
+def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> None:
+    """Raises ValueError if a score is NaN or +inf, or (with `some_allowed`) a row along `dim` is `-inf` throughout.
+
+    One reduction and one host synchronisation. Code that is compiled or transformed (`torch.compile`, `torch.func.vmap`)
+    cannot branch on data: there nothing is checked.
+    """
+    if cannot_branch(scores) or scores.numel() == 0:
+        return
+    peak = scores.detach().amax(dim)  # NaN spreads
+    sound = peak < torch.inf
+    if some_allowed:
+        sound &= peak > -torch.inf
+    if sound.all():
+        return
+    row = tuple((~sound).nonzero()[0].tolist())
+    value = float(peak[row])
+    where = f"scores row {row[0] if len(row) == 1 else row}" if row else "scores"
+    if value == -torch.inf:
+        raise ValueError(f"{where} has -inf in every entry, so nothing is allowed; leave at least one entry finite")
+    raise ValueError(
+        f"{where} holds {'NaN' if value != value else '+inf'}; scores must be finite, or -inf to forbid an entry "
+        f"(look for a division by zero or an overflow upstream)"
+    )
+
+
+def check_dimension(scores: Tensor, polytope: Polytope) -> None:
+    """Raises ValueError unless `polytope` is one, with a `dim`, and `scores` a float tensor [*B, dim]."""
+    if isinstance(polytope, type) or not hasattr(polytope, "dim") or not hasattr(polytope, "maximize"):
+        got = f"the class {polytope.__name__}" if isinstance(polytope, type) else repr(polytope)
+        raise ValueError(f"polytope must be an object with `dim` and `maximize`, e.g. BernoulliCube(8), not {got}")
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"scores must be a float tensor, not {got}; convert them, e.g. scores.float()")
+    if scores.dim() == 0 or scores.shape[-1] != polytope.dim:
+        columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
+        raise ValueError(f"scores has {columns} but {polytope!r} needs {polytope.dim} in the last dimension")
+
+
+def check_count(name: str, value: int, low: int, high: int | None = None) -> int:
+    """`value` as an int, or a ValueError unless it is an integer in [low, high]."""
+    wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name} must be an int {wanted}, not {value!r}")
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {wanted}, not {number}")
+    return number
+
+
+def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:
+    """`polytope.maximize(scores)`, or a ValueError that says how its result breaks the contract."""
+    name = type(polytope).__name__
+    try:
+        vertices = polytope.maximize(scores)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("dtype", "scalar type")):
+            raise
+        raise ValueError(
+            f"{name}.maximize failed on {scores.dtype} scores ({error}); solvers work in float64, so convert the polytope's "
+            f"own tensors, e.g. `self.weights.to(scores)`"
+        ) from error
+    if not isinstance(vertices, Tensor) or vertices.shape != scores.shape:
+        got = list(vertices.shape) if isinstance(vertices, Tensor) else type(vertices).__name__
+        raise ValueError(
+            f"{name}.maximize must return one structure a row, a tensor of the scores' shape {list(scores.shape)}; "
+            f"it returned {got}"
+        )
+    if vertices.dtype != scores.dtype or vertices.device != scores.device:
+        raise ValueError(
+            f"{name}.maximize returned {vertices.dtype} on {vertices.device} for scores of {scores.dtype} on "
+            f"{scores.device}; return `vertices.to(scores)`"
+        )
+    return vertices
+
+
+def check_structures(polytope: Polytope, vertices: Tensor) -> None:
+    """Raises ValueError if a structure that `maximize` returned is not finite. A host synchronisation."""
+    if not cannot_branch(vertices) and not vertices.isfinite().all():
+        raise ValueError(
+            f"{type(polytope).__name__}.maximize returned NaN or infinity; it must return structures, and finite ones: "
+            f"scores may be large (forbidden entries are very negative), so look for an overflow or 0 * inf"
+        )
+
+
+def cannot_branch(tensor: Tensor) -> bool:
+    """Whether the values of the tensor are out of reach: being compiled, or inside a `torch.func` transform."""
+    # torch.func has no public way to ask; the attribute is in every torch that we support.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() or wrapped
