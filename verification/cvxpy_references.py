@@ -3,6 +3,7 @@
 Nothing is imported until a reference is made. Each is canonicalised once and then solved for many scores.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ Array = npt.NDArray[np.float64]
 # tightest first: on some scores at a kink Clarabel cannot reach the first and says so. At 1e-12 a mean is good to 6e-7.
 _CLARABEL = (1e-13, 1e-12)
 _SCS = {"eps": 1e-9, "max_iters": 20000}
-# diffcp's default, LSQR, is inaccurate where xi is not unique (measured: off by 8e-4 at 500 vertices in 12 dimensions). A dense solve is good to 1e-8; its cost is cubic, so larger programmes take LSMR.
+# diffcp's default, LSQR, is inaccurate where xi is not unique: off by 8e-4 at 500 vertices in 12 dimensions. A dense solve is
+# good to 1e-8 there; its cost is cubic, so larger programmes take LSMR.
 _DENSE = 600
 
 
@@ -147,7 +149,9 @@ def _layer(problem: Any, parameters: list[Any], variables: list[Any]) -> Any:
 def _quietly(call: Callable[[], Any]) -> Any:
     """The call's result; what goes wrong inside cvxpylayers is said in one line."""
     try:
-        return call()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # cvxpylayers 1.2 with NumPy 2.4
+            return call()
     except Exception as error:
         line = (str(error).splitlines() or [""])[0]
         raise Unavailable(f"cvxpylayers could not solve the problem ({type(error).__name__}: {line})") from error

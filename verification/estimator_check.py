@@ -48,8 +48,8 @@ def model_check(
         cost: cost(structures [n, D], row [n]) -> [n].
         scores: [B, D]; random normal by default.
         probs: the estimator's own distribution q: scores [B, D] -> probabilities of `polytope.vertices()` [B, V],
-            differentiable. By default that of the estimator's `layer`, a layer that returns a `SparseDistribution`, where it has one, else the
-            polytope's `gibbs`.
+            differentiable. By default that of the estimator's `layer`, if it has one that returns a `SparseDistribution`, else
+            the polytope's `gibbs`.
         kind: "deterministic": equal to 1e-6. "unbiased": the mean over the draws within 4 standard errors, in every
             coordinate. "biased": the bias is measured and reported, and nothing is compared.
         draws: how many times a stochastic estimator is called.

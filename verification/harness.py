@@ -19,7 +19,7 @@ from .check import Check, Skip
 from .ledger import Ledger
 from .report import Report, Result
 from .score_kinds import Sample, draw, given
-from .shrink import smallest_case
+from .shrink import reproduction, smallest_case
 from .subject import Subject
 
 # Slow references: left out by `skip=SLOW` where hundreds of polytopes are verified.
@@ -74,7 +74,8 @@ def verify(
         sample = _sample(subject, scores, batch, seed)
         results = tuple(_run(check, subject, sample) for check in checks)
     except Broken as error:
-        results = (Result("dim" if error.method == "dim" else "maximize: contract", "failed", error.message),)
+        name = "dim" if error.method == "dim" else "maximize: contract"
+        results = (Result(name, "failed", error.message, reproduction(subject, "maximize: contract", None)),)
     settings = {"batch": str(batch), "seed": str(seed), "dtype": str(dtype), "device": str(device)}
     return Report(repr(polytope), results, versions(), settings)
 

@@ -94,7 +94,9 @@ def check_combination(
         else:
             ledger.note(f"that atoms are structures was not checked: {subject.structures().source}")
     else:
-        inside = [(enumeration.index_of(a[on], table) >= 0).all() for a, on in zip(atoms, used, strict=True)]
+        # float32 atoms are the structures rounded.
+        rounded = 0.0 if dtype == torch.float64 else 1e-6 * float(np.abs(table).max())
+        inside = [(enumeration.index_of(a[on], table, rounded) >= 0).all() for a, on in zip(atoms, used, strict=True)]
         ledger.require("atoms are structures", inside, f"{what} gave mass to a point that is not a structure")
     independent = []
     for row, on in zip(atoms, used, strict=True):

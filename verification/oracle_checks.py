@@ -169,7 +169,9 @@ def _maximum(subject: Subject, direction: Array) -> float:
     half = subject.halfspaces()
     empty = {"A_eq": half.a_eq.numpy(), "b_eq": half.b_eq.numpy()} if len(half.a_eq) else {}
     upper = {"A_ub": half.a_ub.numpy(), "b_ub": half.b_ub.numpy()} if len(half.a_ub) else {}
-    solved = optimize.linprog(-direction, **upper, **empty, bounds=(None, None), method="highs")
+    # HiGHS stops at 1e-7 by default, which may pick the second best of two structures that are nearly tied.
+    accuracy = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    solved = optimize.linprog(-direction, **upper, **empty, bounds=(None, None), method="highs", options=accuracy)
     if solved.status == 0:
         return -float(solved.fun)
     kind = {2: "infeasible", 3: "unbounded", 4: "numerically difficult or unbounded"}.get(solved.status, "not solved")

@@ -33,7 +33,7 @@ def smallest_case(check: Check, subject: Subject, sample: Sample, ledger: Ledger
     scores = _one_row(source, rows, fails)
     if scores is not None:
         scores = _simplify(scores, fails)
-    return _code(subject.polytope, check.name, scores, subject)
+    return reproduction(subject, check.name, scores)
 
 
 def _fails(check: Check, subject: Subject, scores: Tensor) -> bool:
@@ -49,7 +49,7 @@ def _fails(check: Check, subject: Subject, scores: Tensor) -> bool:
 
 
 def _one_row(scores: Tensor, failed: list[int], fails: Callable[[Tensor], bool]) -> Tensor | None:
-    """A row that fails alone, as [1, D]; else as few rows as halving leaves; None if no scores are to blame."""
+    """A row that fails alone, as [1, D]; else as few rows as are found to fail together; None if no scores are to blame."""
     for row in failed[:3]:
         if fails(scores[row : row + 1]):
             return scores[row : row + 1]
@@ -58,10 +58,14 @@ def _one_row(scores: Tensor, failed: list[int], fails: Callable[[Tensor], bool])
         return None
     while len(kept) > 1:
         half = len(kept) // 2
-        kept_half = next((part for part in (kept[:half], kept[half:]) if fails(part)), None)
-        if kept_half is None:
+        smaller = next((part for part in (kept[:half], kept[half:]) if fails(part)), None)
+        if smaller is None:
             break
-        kept = kept_half
+        kept = smaller
+    for row in reversed(range(len(kept))):
+        without = torch.cat([kept[:row], kept[row + 1 :]])
+        if len(without) and fails(without):
+            kept = without
     return kept
 
 
@@ -71,19 +75,17 @@ def _simplify(scores: Tensor, fails: Callable[[Tensor], bool]) -> Tensor:
         if fails(rounded):
             scores = rounded
             break
-    if len(scores) > 1:
-        return scores
-    for place in range(scores.shape[1]):
-        if scores[0, place] == 0:
-            continue
+    for row, place in scores.nonzero().tolist():
         without = scores.clone()
-        without[0, place] = 0
+        without[row, place] = 0
         if fails(without):
             scores = without
     return scores
 
 
-def _code(polytope: Polytope, check: str, scores: Tensor | None, subject: Subject) -> str:
+def reproduction(subject: Subject, check: str, scores: Tensor | None) -> str:
+    """Code that runs one check on a polytope, with these scores [n, D] if there are any."""
+    polytope = subject.polytope
     lines = ["import torch", "from sparsemarg.verification import verify"]
     classes = sorted(_classes(polytope))
     lines += [f"from {module} import {name}" for module, name in classes if module != "__main__"]

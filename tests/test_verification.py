@@ -1,0 +1,394 @@
+"""`verify`: everything that ships passes; bad polytopes give a line; reports, the decorator, the command and `model_check`."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+from cases import POLYTOPES, SOLVERS, Ring, enumerated, projection, scores_for
+from sparsemarg.layers import SparseMAP, Sparsemax, TopKSparsemax
+from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
+from sparsemarg.models.estimators import Estimate, Estimator, Marginalize
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Halfspaces, Polytope, Simplex
+from sparsemarg.verification import VerificationError, model_check, parametrize_with_checks, verify
+from sparsemarg.verification.command import main
+from sparsemarg.verification.cvxpy_references import DifferentiableProgram, QuadraticProgram
+from sparsemarg.verification.enumeration import projection as reference_projection
+from sparsemarg.verification.enumeration import sparsemax as reference_sparsemax
+from sparsemarg.verification.kkt import face_projector, margin, sparsemax_jacobian, weights, weights_jacobian
+from torch import Tensor
+
+# The shipped polytopes, once through the decorator that users have: one id a check.
+QUICK = [POLYTOPES["simplex"], POLYTOPES["product of an opaque part"]]
+
+
+@parametrize_with_checks(QUICK, batch=2, solvers=[ActiveSet(), SortedDecomposition()], skip=["by cvxpy"])
+def test_each_check(check) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", [*POLYTOPES])
+def test_everything_that_ships_passes(name: str) -> None:
+    report = verify(POLYTOPES[name], batch=2, solvers=[ActiveSet(), SortedDecomposition()], skip=["by cvxpy"])
+    assert report.ok, str(report)
+
+
+# Frank-Wolfe walks for seconds where scores are tiny.
+@pytest.mark.parametrize("name", [name if name == "bit" else pytest.param(name, marks=pytest.mark.slow) for name in POLYTOPES])
+def test_everything_that_ships_passes_with_frank_wolfe(name: str) -> None:
+    report = verify(POLYTOPES[name], batch=1, solvers=[PairwiseFrankWolfe(), ActiveSet()], skip=["by cvxpy"])
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "budget" else pytest.param(name, marks=pytest.mark.slow) for name in POLYTOPES]
+)
+def test_everything_that_ships_agrees_with_cvxpy(name: str) -> None:
+    report = verify(POLYTOPES[name], solvers=list(SOLVERS.values()), only=["by cvxpy"])
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", ["simplex", "cube", "budget", "exactly 3", "explicit", "ring"])
+def test_float32_passes(name: str) -> None:
+    report = verify(POLYTOPES[name], batch=2, dtype=torch.float32, solvers=[ActiveSet()], skip=["by cvxpy"])
+    assert report.ok, str(report)
+
+
+@pytest.mark.slow
+def test_dimension_12_with_500_vertices_takes_under_30_seconds() -> None:
+    bits = torch.rand(4000, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    started = time.perf_counter()
+    report = verify(Explicit(bits.double().unique(dim=0)[:500]))
+    seconds = time.perf_counter() - started
+    assert report.ok, str(report)
+    assert seconds < 30
+
+
+def test_what_is_missing_is_skipped_with_the_method_to_write() -> None:
+    report = verify(Ring(), batch=1, skip=["by cvxpy", "FrankWolfe"])
+    assert report.ok
+    reasons = {result.check: result.message for result in report.with_status("skipped")}
+    for method, check in [("vertices",) * 2, ("halfspaces",) * 2, ("project",) * 2, ("decompose",) * 2, ("gibbs",) * 2]:
+        assert reasons[check].startswith(f"write Ring.{method} (sparsemarg.oracles.Supports")
+    assert "write Ring.project" in reasons["mean [SortedDecomposition]"]
+    assert "Ring has no topk" in str(report)
+
+
+class Opaque(Polytope):
+    """Not 0/1, and only an oracle: nothing can be enumerated."""
+
+    dim = 3
+    table = torch.randn(7, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        return "Opaque()"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        table = self.table.to(scores)
+        return table[(scores @ table.T).argmax(-1)]
+
+
+def test_only_an_oracle_and_no_bits() -> None:
+    scores = torch.randn(12, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    report = verify(Opaque(), scores=scores, solvers=[ActiveSet(), PairwiseFrankWolfe()])
+    assert report.ok, str(report)
+    passed = {result.check for result in report.with_status("passed")}
+    wanted = {"solvers agree", "certificate [ActiveSet]", "mean: Jacobian [ActiveSet]", "expectation: gradient [ActiveSet]"}
+    assert wanted <= passed
+    assert "the structures are not 0/1 vectors, so they cannot be found by trying; write Opaque.vertices" in str(report)
+
+
+class Raises(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        raise KeyError("weights")
+
+
+class Tuple(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores), 0  # pyright: ignore
+
+
+class Infinite(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores) / 0
+
+
+class NoHalfspaces(Ring):
+    def halfspaces(self) -> Halfspaces:
+        return None  # pyright: ignore
+
+
+class InfeasibleHalfspaces(Ring):
+    def halfspaces(self) -> Halfspaces:
+        one, no = torch.ones(1, 6, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        return Halfspaces(one, no - 1, one, no + 2)
+
+
+class ProjectNeedsMore(Ring):
+    def project(self, scores: Tensor, temperature: float) -> Tensor:
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("polytope", "check", "message"),
+    [
+        (
+            Raises(),
+            "maximize: contract",
+            "Raises.maximize raised KeyError: 'weights' when called with (float64 [8, 6]); it should",
+        ),
+        (Tuple(), "maximize: contract", "Tuple.maximize returned tuple; it should take scores [B, D] and return one structure"),
+        (Infinite(), "maximize: contract", "Infinite.maximize returned a value that is not finite; it should"),
+        (
+            NoHalfspaces(),
+            "halfspaces",
+            "NoHalfspaces.halfspaces returned NoneType; it should take nothing and return a Halfspaces",
+        ),
+        (InfeasibleHalfspaces(), "halfspaces", "InfeasibleHalfspaces.halfspaces describes a set that is infeasible (a linear"),
+        (
+            InfeasibleHalfspaces(),
+            "mean by cvxpy [ActiveSet]",
+            "describes a set over which the projection is infeasible; it should",
+        ),
+        (ProjectNeedsMore(), "project", "missing 1 required positional argument: 'temperature' when called with (float64 ["),
+    ],
+)
+def test_bad_polytopes_give_a_line(polytope: Polytope, check: str, message: str) -> None:
+    report = verify(polytope, batch=1, solvers=[ActiveSet()], skip=["Jacobian by", "gradient by"])
+    (found,) = [result for result in report.failed if result.check == check]
+    assert message in found.message
+    assert "\n" not in found.message
+    with pytest.raises(VerificationError, match=re.escape(message)):
+        report.raise_if_failed()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: verify(Ring), "verify needs an instance, not the class Ring: write Ring(...)"),  # pyright: ignore
+        (lambda: verify(object()), "object has no method maximize(scores [B, D])"),  # pyright: ignore
+        (lambda: verify(Ring(), batch=0), "batch must be at least 1, not 0"),
+        (lambda: verify(Ring(), dtype=torch.float16), "dtype must be torch.float64 or torch.float32"),
+        (lambda: verify(Ring(), only=["nothing"]), "leave no check; their names are: maximize: contract, "),
+        (lambda: verify(Ring(), scores=torch.zeros(2, 5)), "scores must be a tensor [N, 6] with N >= 1, not [2, 5]"),
+        (lambda: verify(Ring(), scores=torch.full((1, 6), torch.nan)), "scores must be finite"),
+    ],
+)
+def test_misuse(call, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_missing_cvxpy_is_a_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cvxpy", None)
+    report = verify(Budget(4, 2), batch=1, solvers=[ActiveSet()])
+    assert report.ok
+    reasons = {result.check: result.message for result in report.with_status("skipped")}
+    for check in ("mean by cvxpy", "mean: Jacobian by cvxpylayers", "expectation: gradient by cvxpylayers"):
+        assert reasons[f"{check} [ActiveSet]"] == "cvxpy is not installed; run pip install 'sparsemarg[verification]'"
+
+
+def test_enumeration_checks_do_not_import_cvxpy() -> None:
+    code = """
+        import sys
+        from sparsemarg.oracles import Budget
+        from sparsemarg.verification import verify
+        assert verify(Budget(4, 2), batch=1, skip=["by cvxpy"]).ok
+        print({"cvxpy", "cvxpylayers"} & set(sys.modules))
+        """
+    found = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "set()"
+
+
+class SecondBest(Polytope):
+    """Wrong where the first coordinate wins by much."""
+
+    dim = 3
+
+    def __repr__(self) -> str:
+        return "SecondBest()"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        wrong = scores[:, 0] > scores[:, 1:].amax(-1) + 2.5
+        best = torch.where(wrong, 1 + scores[:, 1:].argmax(-1), scores.argmax(-1))
+        return torch.nn.functional.one_hot(best, 3).to(scores)
+
+
+def test_the_failing_case_is_small_and_runs() -> None:
+    report = verify(SecondBest(), only=["maximize: optimal"])
+    (result,) = report.failed
+    assert re.search(r"scores = torch.tensor\(\[\[\d\.0, 0\.0, 0\.0\]\], dtype=torch.float64\)", result.code), result.code
+    printed = subprocess.run(
+        [sys.executable, "-c", result.code], capture_output=True, text=True, check=False, cwd=str(__file__).rsplit("/", 1)[0]
+    )
+    assert "1 failed" in printed.stdout, printed.stderr
+
+
+def test_report_round_trip() -> None:
+    report = verify(Budget(4, 2), only=["topk", "project: Jacobian"])
+    assert report.raise_if_failed() is report
+    content = json.loads(report.to_json())
+    assert content["ok"]
+    assert content["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {result["check"] for result in content["results"]} == {"topk", "topk_sparsemax", "project: Jacobian"}
+
+
+def test_redraws_are_counted_and_kinks_never_pass() -> None:
+    report = verify(Simplex(4), scores=torch.zeros(3, 4).index_fill(1, torch.tensor([0]), 1.0), only=["Jacobian [ActiveSet]"])
+    (result,) = report.results
+    assert result.status == "skipped"
+    assert "none of 3 scores is far enough from a kink" in result.message
+    assert result.redraws == 3
+    with pytest.raises(VerificationError, match="nothing is verified"):
+        report.raise_if_failed()
+
+
+# The references against one another: no code of the library is involved.
+
+
+@pytest.mark.parametrize("name", ["simplex", "budget", "explicit"])
+def test_references_agree(name: str) -> None:
+    polytope = POLYTOPES[name]
+    vertices = enumerated(polytope)
+    scores = scores_for(polytope, "normal", batch=3)
+    mean, known = reference_projection(vertices.numpy(), scores.numpy())
+    assert known.all()
+    np.testing.assert_allclose(mean, projection(vertices, scores).numpy(), atol=1e-10)
+    solved, status = QuadraticProgram(vertices.numpy()).solve(scores.numpy())
+    assert set(status) == {"optimal"}
+    np.testing.assert_allclose(solved, mean, atol=1e-6)
+    reference = DifferentiableProgram(vertices.numpy())
+    found, jacobians = reference.mean_and_jacobian(scores.numpy())
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+    tangents = scores.flip(0).numpy()
+    wanted = np.einsum("bij,bj->bi", jacobians, tangents)
+    np.testing.assert_allclose(reference.jvp(scores.numpy(), tangents), wanted, atol=1e-7)
+    np.testing.assert_allclose(reference.vjp(scores.numpy(), tangents), wanted, atol=1e-5)  # a projector is symmetric
+    for row, target in enumerate(scores.numpy()):
+        strict = margin(vertices.numpy(), target, mean[row])
+        assert strict.is_at_least(1e-3)
+        np.testing.assert_allclose(face_projector(vertices.numpy()[strict.face]), jacobians[row], atol=1e-5)
+
+
+def test_kkt_of_the_simplex_is_sparsemax() -> None:
+    scores = np.array([0.5, 0.4, 0.3, -2.0])
+    probs = reference_sparsemax(scores[None])[0]
+    support = np.flatnonzero(probs)
+    atoms = np.eye(4)[support]
+    np.testing.assert_allclose(weights(atoms, scores), probs[support], atol=1e-14)
+    np.testing.assert_allclose(weights_jacobian(atoms), sparsemax_jacobian(probs)[support], atol=1e-14)
+
+
+# The command line.
+
+
+def test_command(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    quick = ["--only", "topk", "--batch", "1"]
+    assert main(["sparsemarg.oracles:Budget", "--dim", "4", "--budget=2", "--exactly", *quick]) == 0
+    assert "Budget(dim=4, budget=2, exactly=True): 2 passed, 0 failed" in capsys.readouterr().out
+    written, raw = tmp_path / "results.md", tmp_path / "results.json"
+    assert main(["--all", *quick, "--write", str(written), "--json", str(raw)]) == 0
+    assert "13 of 13 polytopes passed" in capsys.readouterr().out
+    assert "| `Simplex(dim=5)` | 2 | 0 | 0 |" in written.read_text()
+    assert len(json.loads(raw.read_text())) == 13
+    assert main(["test_verification:SecondBest", "--only", "maximize: optimal"]) == 1
+    assert "FAILED maximize: optimal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a polytope as module:Class, or pass --all"),
+        (["Budget"], "a polytope is named module:Class"),
+        (["nowhere:Budget"], "cannot import 'nowhere'"),
+        (["sparsemarg.oracles:Badget"], "has no 'Badget'"),
+        (["sparsemarg.oracles:Budget", "--dim", "4"], "cannot make Budget(dim=4)"),
+        (["sparsemarg.oracles:Budget", "--dim", "4", "--budget", "2", "--only", "none"], "leave no check"),
+        (["--all", "sparsemarg.oracles:Budget"], "--all takes no polytope"),
+        (["sparsemarg.oracles:Budget", "--write", "x.md"], "--write needs --all"),
+    ],
+)
+def test_command_misused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_is_on_the_command_line() -> None:
+    from sparsemarg.experiments.cli import main as command_line
+
+    with pytest.raises(SystemExit) as stop:
+        command_line(["verify", "nowhere:Budget"])
+    assert stop.value.code == 2
+
+
+# Estimators.
+
+
+def cost(atoms: Tensor, row: Tensor) -> Tensor:
+    return (atoms.cumsum(-1) - 0.3 * row[:, None]).square().sum(-1)
+
+
+class Categorical(torch.nn.Module):
+    """Sparsemax as a layer that returns a distribution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = TopKSparsemax(Simplex(4), 4)
+        self.probs = Sparsemax()
+
+    def forward(self, scores: Tensor):
+        return self.layer(scores)
+
+
+@pytest.mark.parametrize("layer", [SparseMAP(Budget(4, 2)), TopKSparsemax(Budget(4, 2), 3)], ids=["sparsemap", "top-k"])
+def test_deterministic_estimators_are_exact(layer) -> None:
+    report = model_check(Marginalize(layer), Budget(4, 2), cost)
+    assert report.ok, str(report)
+
+
+def test_deterministic_estimator_of_a_known_distribution() -> None:
+    report = model_check(Marginalize(Categorical()), Simplex(4), cost, probs=Sparsemax())
+    assert report.ok, str(report)
+
+
+class ScoreFunction(Estimator):
+    """One sample of the Gibbs distribution and REINFORCE, with a defect: a factor of the gradient."""
+
+    def __init__(self, polytope: BernoulliCube, factor: float = 1.0) -> None:
+        super().__init__()
+        self.polytope, self.factor = polytope, factor
+
+    def forward(self, scores, cost, *, context=None) -> Estimate:
+        gibbs = self.polytope.gibbs(scores)
+        drawn = gibbs.sample()
+        value = cost(drawn, torch.arange(len(scores))).detach()
+        surrogate = value * gibbs.log_prob(drawn) * self.factor
+        ones = torch.ones(len(scores), dtype=torch.int64)
+        return Estimate(value, surrogate, gibbs.entropy(), len(scores), ones, drawn)
+
+
+def test_stochastic_estimators() -> None:
+    cube = BernoulliCube(3)
+    report = model_check(ScoreFunction(cube), cube, cost, kind="unbiased")
+    assert report.ok, str(report)
+    report = model_check(ScoreFunction(cube, 1.3), cube, cost, kind="unbiased")
+    assert [result.check for result in report.failed] == ["gradient"]
+    report = model_check(ScoreFunction(cube, 1.3), cube, cost, kind="biased")
+    assert not report.failed
+    assert "bias of the gradient: largest" in str(report)
+
+
+def test_estimator_of_an_unknown_distribution() -> None:
+    with pytest.raises(ValueError, match="pass probs, a function of scores"):
+        model_check(ScoreFunction(BernoulliCube(2)), NoGibbs(torch.eye(2)), cost)
+    with pytest.raises(ValueError, match=re.escape("model_check needs Ring.vertices")):
+        model_check(ScoreFunction(BernoulliCube(2)), Ring(), cost)
+
+
+class NoGibbs(Explicit):
+    gibbs = None  # pyright: ignore
