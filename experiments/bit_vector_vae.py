@@ -46,6 +46,8 @@ class BitVectorVAETask(LightningModule):
         max_logits: int | None = None,
     ) -> None:
         super().__init__()
+        if not learning_rate > 0:
+            raise ValueError(f"model: learning_rate must be above 0, not {learning_rate}")
         self.vae = BitVectorVAE(
             Encoder(pixels, levels, dim, hidden, normalize_scores),
             Decoder(dim, pixels, levels, hidden, rank),

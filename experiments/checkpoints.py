@@ -94,7 +94,7 @@ def find_checkpoint(folder: Path, ckpt_path: str) -> Path:
     """
     if ckpt_path in ("last", "best"):
         path = checkpoint_path(folder, ckpt_path)
-        fix = "Start the run without --ckpt_path first, or give the folder of the run with --folder"
+        fix = "Train first (`sparsemarg fit` without --ckpt_path), or give the folder of the run with --folder"
     else:
         path = Path(ckpt_path)
         fix = "Give an existing file, or `last` or `best` for the checkpoints of the run's folder"

@@ -34,6 +34,8 @@ class ImageData(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data: batch_size must be at least 1, not {batch_size}")
         self.batch_size = batch_size
         self._splits: Splits | None = None
         self._train: Batches | None = None

@@ -1,6 +1,7 @@
 """`sparsemarg demo`: the ordinary training and test of a named configuration on 8x8 digits, a table and two pictures."""
 
 import csv
+import inspect
 import shutil
 from pathlib import Path
 
@@ -20,16 +21,21 @@ FOLDER = Path("demo")
 def run(arguments: list[str]) -> None:
     """Train, test, and write `reconstructions.png` and `support.png` into ./demo; further arguments go to `fit`.
 
-    The run itself lies in ./demo/run, where an earlier demo's run is replaced.
+    The run itself lies in ./demo/run, where it replaces an earlier demo's once it is trained.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(f"usage: sparsemarg demo [FIT_OPTION ...]\n\n{inspect.getdoc(run)}")
+        return
     # The tensors are tiny: a second thread gains nothing, and waits for its core where another process holds it
     # (measured on two cores, one of them busy: 80 ms a step with one thread, 2 s with two).
     torch.set_num_threads(1)
-    run_folder = FOLDER / "run"
+    run_folder, unfinished = FOLDER / "run", FOLDER / "run-unfinished"
+    common = ["--config", CONFIG, "--trainer.enable_model_summary", "false"]
+    shutil.rmtree(unfinished, ignore_errors=True)
+    training.run(["fit", *common, "--folder", str(unfinished), "--trainer.max_epochs", EPOCHS, *arguments[1:]])
     shutil.rmtree(run_folder, ignore_errors=True)
-    common = ["--config", CONFIG, "--folder", str(run_folder), "--trainer.enable_model_summary", "false"]
-    training.run(["fit", *common, "--trainer.max_epochs", EPOCHS, *arguments[1:]])
-    tested = training.run(["test", *common, "--verbose", "false"])
+    unfinished.rename(run_folder)
+    tested = training.run(["test", *common, "--folder", str(run_folder), "--verbose", "false"])
     task, data = tested.model, tested.datamodule
     if not isinstance(task, BitVectorVAETask) or not isinstance(data, ImageData):
         raise TypeError(f"{CONFIG} should be a BitVectorVAETask on ImageData")

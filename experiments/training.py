@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonargparse
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -85,6 +86,8 @@ class ExperimentCLI(LightningCLI):
             raise UsageError(f"{cause}. `sparsemarg {self._command} --help` lists what can be given.") from error
         options = self.config[self.config.subcommand]
         options.folder = options.folder or str(Path("runs") / self._run_name)
+        if Path(options.folder).exists() and not Path(options.folder).is_dir():
+            raise UsageError(f"--folder takes the folder of a run, but {options.folder} is a file: give another path.")
         options.trainer.default_root_dir = options.folder
         self._choose_checkpoint(options)
 
@@ -93,7 +96,7 @@ class ExperimentCLI(LightningCLI):
             super().instantiate_classes()
         except UsageError:
             raise
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(f"the configuration cannot be built: {explain(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

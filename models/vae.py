@@ -51,6 +51,11 @@ class BitVectorVAE(nn.Module):
                 f"the encoder gives scores of {encoder.dim} bits but the decoder takes {decoder.dim}: "
                 "build both with the same dim"
             )
+        if estimator.dim not in (None, encoder.dim):
+            raise ValueError(
+                f"the encoder gives scores of {encoder.dim} bits but the estimator's structures have {estimator.dim}: "
+                "give the model and the estimator's polytope the same dim"
+            )
         self.encoder = encoder
         self.decoder = decoder
         self.estimator = estimator

@@ -97,6 +97,7 @@ def check_structures(polytope: Polytope, vertices: Tensor) -> None:
 
 def cannot_branch(tensor: Tensor) -> bool:
     """Whether the values of the tensor are out of reach: being compiled, or inside a `torch.func` transform."""
+    if torch.compiler.is_compiling():
+        return True
     # torch.func has no public way to ask; the attribute is in every torch that we support.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.compiler.is_compiling() or wrapped
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]

@@ -137,8 +137,18 @@ def test_padded_and_back(found: SparseDistribution) -> None:
 
 def test_pruning_leaves_out_light_atoms(found: SparseDistribution) -> None:
     pruned = SparseDistribution.from_padded(*found.padded(), prune=0.1)
+    heavy = found.padded()[1].amax(-1) > 0.1
+    assert heavy.all()
     assert (pruned.probs > 0.1).all()
     assert len(pruned.probs) == int((found.probs > 0.1).sum()) < len(found.probs)
+
+
+def test_pruning_keeps_the_heaviest_of_each_row() -> None:
+    atoms = torch.eye(3).expand(3, 3, 3)
+    probs = torch.tensor([[0.9, 0.1, 0.0], [0.3, 0.4, 0.3], [0.0, 0.05, 0.95]])
+    pruned = SparseDistribution.from_padded(atoms, probs, prune=0.5)
+    assert pruned.support_size().tolist() == [1, 1, 1]
+    assert pruned.mode().argmax(-1).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("make", [lambda s: sparsemap(s, Simplex(5)), lambda s: topk_sparsemax(s, Simplex(5), 5)])

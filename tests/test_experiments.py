@@ -230,7 +230,12 @@ def test_help_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
             ["fit", "--config", "bit_vector_vae/topk", "--model.init_args.estimator.init_args.layer.init_args.k", "0"],
             "cannot be built: .*k",
         ),
-        (["fit", "--config", DIGITS, "--ckpt_path", "last"], "last.ckpt, but there is no such file. Start the run without"),
+        (["fit", "--config", DIGITS, "--model.dim", "16"], "gives scores of 16 bits but the estimator's structures have 32"),
+        (["fit", "--config", DIGITS, "--data.batch_size", "0"], "batch_size must be at least 1, not 0"),
+        (["fit", "--config", DIGITS, "--model.learning_rate", "-1"], "learning_rate must be above 0, not -1"),
+        (["fit", "--config", DIGITS, "--trainer.devices", "0"], "the configuration cannot be built"),
+        (["fit", "--config", DIGITS, "--folder", __file__], "takes the folder of a run, but"),
+        (["fit", "--config", DIGITS, "--ckpt_path", "last"], "last.ckpt, but there is no such file. Train first"),
         (["fit", "--config", DIGITS, "--ckpt_path", "no.ckpt"], "no.ckpt, but there is no such file. Give an existing file"),
         (["test", "--config", DIGITS], "last.ckpt, but there is no such file"),
         (["fit", "--config", DIGITS, "--model.init_args.pixels", "784"], "784 pixels of 17 .* Digits has 64 pixels of 17: set"),
@@ -457,3 +462,17 @@ def test_resume_refuses_another_seed(capsys: pytest.CaptureFixture[str]) -> None
     fit("--folder", "here")
     with pytest.raises(UsageError, match="seed_everything is 7, the checkpoint has 42"):
         fit("--folder", "here", "--ckpt_path", "last", "--seed_everything", "7")
+
+
+def test_a_demo_that_fails_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "demo" / "run" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert main(["demo", "--nonsense", "3"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+    assert main(["demo", "--help"]) == 0
+    assert "./demo" in capsys.readouterr().out
+    assert kept.exists()

@@ -8,7 +8,7 @@ from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, 
 from sparsemarg.layers import SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
 from sparsemarg.layers.solvers import SortedDecomposition
-from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
 from torch import Tensor
 
 OPERATORS = {
@@ -240,3 +240,75 @@ def test_topk_is_exact_when_it_says_so() -> None:
         assert same[found.stats.exact].all()  # pyright: ignore
         seen.update(found.stats.exact.tolist())  # pyright: ignore
     assert seen == {False, True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("polytope", [BernoulliCube(32), Budget(128, 64)], ids=repr)
+def test_half_precision_gradients_are_finite(polytope: Polytope, dtype: torch.dtype) -> None:
+    """In float16 the lightest of some 30 atoms underflow to probability 0."""
+    leaf = scores_for(polytope, "small", batch=32).to(dtype).requires_grad_()
+    found = sparsemap(leaf, polytope, coding="pairs")
+    value = found.entropy() + found.expectation(lambda atoms, row: atoms.cumsum(-1).tanh().sum(-1))
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    assert gradient.isfinite().all()
+    precise = sparsemap(leaf.detach().double(), polytope, coding="pairs")
+    torch.testing.assert_close(found.entropy().double(), precise.entropy(), atol=0, rtol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("mask", [-1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("polytope", [Budget(10, 3), Budget(10, 3, exactly=True), Simplex(10), BernoulliCube(10)], ids=repr)
+def test_large_negative_scores_forbid_like_minus_infinity(polytope: Polytope, mask: float) -> None:
+    scores = scores_for(polytope, "normal").float()
+    scores[:, 4:] = -torch.inf
+    masked = torch.where(scores.isneginf(), mask, scores)
+    for operator in OPERATORS.values():
+        torch.testing.assert_close(operator(masked, polytope).mean(), operator(scores, polytope).mean())
+    torch.testing.assert_close(sparsemap_marginals(masked, polytope), sparsemap_marginals(scores, polytope))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+def test_the_budget_projection_keeps_small_differences(offset: float) -> None:
+    scores = offset + torch.tensor([[0.5, 0.25, -3.0, 0.0]], dtype=torch.float64)
+    found = sparsemap_marginals(scores, Budget(4, 2, exactly=True))
+    reference = projection(enumerated(Budget(4, 2, exactly=True)), scores - offset)
+    torch.testing.assert_close(found, reference, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e4, 1e6])
+def test_structures_of_any_size(size: float) -> None:
+    """conv(s V) and s t have the mean s mu and the same weights."""
+    vertices = torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scores = torch.randn(20, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    plain = sparsemap(scores, Explicit(vertices))
+    scaled = sparsemap(size * scores, Explicit(size * vertices))
+    assert scaled.stats.converged.all()  # pyright: ignore
+    torch.testing.assert_close(scaled.mean() / size, plain.mean(), atol=1e-7, rtol=0)
+    torch.testing.assert_close(plain.mean(), projection(vertices, scores), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("table", "scores"),
+    [
+        ([[-1, 0], [0, 1], [1, 0], [0, -1]], [-torch.inf, 0.3]),
+        ([[0.01, 1, 1], [0, 0, 0], [0, 0.5, 0]], [-torch.inf, 0.3, 5.0]),
+    ],
+)
+def test_forbidden_entries_of_structures_that_are_not_binary(table: list[list[float]], scores: list[float]) -> None:
+    """Every structure with a nonzero there is out, whatever its sign or size."""
+    polytope, row = Explicit(table), torch.tensor([scores], dtype=torch.float64)
+    vertices = torch.tensor(table, dtype=torch.float64)
+    left = vertices[vertices[:, 0] == 0]
+    wanted = projection(left, torch.where(row.isneginf(), 0, row))
+    torch.testing.assert_close(sparsemap(row, polytope).mean(), wanted, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gibbs_of_half_precision_scores(dtype: torch.dtype) -> None:
+    for polytope in (BernoulliCube(64), Budget(64, 32), Simplex(64)):
+        scores = scores_for(polytope, "large").to(dtype)
+        rough, precise = polytope.gibbs(scores), polytope.gibbs(scores.double())
+        drawn = precise.sample(generator=torch.Generator().manual_seed(0))
+        eps = torch.finfo(dtype).eps
+        assert rough.entropy().dtype == rough.sample().dtype == dtype
+        torch.testing.assert_close(rough.log_prob(drawn.to(dtype)).double(), precise.log_prob(drawn), atol=0.01, rtol=2 * eps)
+        torch.testing.assert_close(rough.entropy().double(), precise.entropy(), atol=0.01, rtol=2 * eps)

@@ -140,6 +140,37 @@ def test_budget_decomposition_in_large_dimension(dim: int) -> None:
         assert (sizes == polytope.budget).all() if polytope.exactly else (sizes <= polytope.budget).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("polytope", [Budget(16, 5), Budget(30, 10, exactly=True), Product(Budget(8, 3), Simplex(8))], ids=repr)
+def test_decompose_survives_rounding_in_the_mean(polytope, dtype: torch.dtype) -> None:
+    """A projection rounded to float32 still gets feasible structures."""
+    scores = torch.cat([scores_for(polytope, "normal", batch=500), scores_for(polytope, "equal", batch=2)]).to(dtype)
+    mean = polytope.project(scores)
+    atoms, probs = polytope.decompose(mean)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close((probs[:, None] @ atoms)[:, 0], mean, atol=100 * eps + 1e-12, rtol=0)
+    assert (probs >= 0).all()
+    parts = atoms[probs > 0].split(polytope.dims if isinstance(polytope, Product) else [polytope.dim], -1)
+    for part, block in zip(polytope.parts if isinstance(polytope, Product) else [polytope], parts, strict=True):
+        sizes = block.sum(-1)
+        if isinstance(part, Simplex) or part.exactly:
+            assert (sizes == (1 if isinstance(part, Simplex) else part.budget)).all()
+        else:
+            assert (sizes <= part.budget).all()
+
+
+def test_decompose_a_point_just_outside() -> None:
+    atoms, probs = BernoulliCube(2).decompose(torch.tensor([[1 + 1e-7, -1e-8]]))
+    assert (probs >= 0).all()
+    torch.testing.assert_close((probs[:, None] @ atoms)[:, 0], torch.tensor([[1.0, 0.0]]))
+
+
+def test_topk_of_a_product_for_large_k() -> None:
+    polytope = Product(BernoulliCube(5), Budget(6, 3), Simplex(4))
+    scores = scores_for(polytope, "normal", batch=3)
+    check_topk(polytope, scores, 500, *topk(polytope, scores, 500))
+
+
 with_gibbs = [name for name, polytope in POLYTOPES.items() if supports(polytope, SupportsGibbs)]
 
 
@@ -237,6 +268,21 @@ def test_the_docstring_example() -> None:
     torch.testing.assert_close(best, torch.tensor([[1.0, 0.5, 0.0]]))
 
 
+class Shapeless(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores)[0]
+
+
+class Undefined(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores) * torch.nan
+
+
+class SinglePrecision(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return torch.einsum("bd,de->be", scores, torch.eye(6))
+
+
 class Fractions(Ring):
     def maximize(self, scores: Tensor) -> Tensor:
         return super().maximize(scores) / 2
@@ -245,6 +291,15 @@ class Fractions(Ring):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: topk(Shapeless(), torch.ones(3, 6), 2), "Shapeless.maximize must return one structure a row"),
+        (lambda: topk(Undefined(), torch.ones(3, 6), 2), "Undefined.maximize returned NaN or infinity"),
+        (lambda: topk(SinglePrecision(), torch.ones(3, 6), 2), "SinglePrecision.maximize failed on torch.float64 scores"),
+        (lambda: topk(BernoulliCube(2), torch.tensor([[torch.nan, 1]]), 2), "scores row 0 holds NaN"),
+        (lambda: topk(BernoulliCube, torch.zeros(2, 2), 2), "not the class BernoulliCube"),
+        (lambda: Budget(3, 2).gibbs(torch.zeros(2, 5)), "scores has 5 columns but Budget(dim=3"),
+        (lambda: Simplex(3).gibbs(torch.full((2, 3), -torch.inf)), "gibbs: scores row 0 allows no structure"),
+        (lambda: Budget(3, 2, True).gibbs(torch.tensor([[-torch.inf, -torch.inf, 1]])), "row 0 allows no structure"),
+        (lambda: BernoulliCube(1).gibbs(torch.tensor([[torch.inf]])), "scores row 0 holds +inf"),
         (lambda: Simplex(0), "Simplex: dim must be at least 1, not 0"),
         (lambda: BernoulliCube(2.0), "dim must be an int at least 1, not 2.0"),
         (lambda: Budget(4, 5), "Budget(dim=4): budget must be between 0 and 4, not 5"),

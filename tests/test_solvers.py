@@ -12,7 +12,7 @@ from sparsemarg.layers import ConvergenceWarning, SparseMAP
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
 from sparsemarg.layers.solvers.active_set import row_kernel
-from sparsemarg.oracles import BernoulliCube, Budget, Polytope, SupportsProjection, supports
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex, SupportsProjection, supports
 from torch import Tensor
 
 
@@ -135,7 +135,14 @@ def same_atoms(scores: Tensor, rounded: Tensor, polytope: Polytope) -> int:
     return int(((atoms == other_atoms).all(-1).all(-1) & same_size).sum())
 
 
-@pytest.mark.parametrize("polytope", [BernoulliCube(16), Budget(16, 8), Budget(16, 8, exactly=True)], ids=repr)
+wide = torch.randn(60, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64).float().double()
+sixteen = [
+    *(BernoulliCube(16), Budget(16, 8), Budget(16, 8, exactly=True), Simplex(16)),
+    *(Explicit(wide), Product(Simplex(6), Budget(10, 4)), Product(Ring(), BernoulliCube(10))),
+]
+
+
+@pytest.mark.parametrize("polytope", sixteen, ids=repr)
 def test_float32_and_float64_choose_the_same_atoms(polytope: Polytope) -> None:
     """On the same scores, and on scores rounded to float32: a relative change of 6e-8."""
     scores = scores_for(polytope, "normal", batch=1000, seed=11)

@@ -36,7 +36,12 @@ class Estimator(nn.Module, ABC):
     """Turns scores of structures and a cost of structures into an expected cost with a gradient.
 
     A model is written once against this class; which estimator it gets is an argument of its constructor.
+
+    Attributes:
+        dim: the D of its structures, where it is known before scores come; None otherwise.
     """
+
+    dim: int | None = None
 
     @abstractmethod
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:

@@ -20,6 +20,7 @@ class Marginalize(Estimator):
         super().__init__()
         self.layer = layer
         self.max_atoms = max_atoms
+        self.dim = getattr(getattr(layer, "polytope", None), "dim", None)
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         distribution = self.layer(scores)
