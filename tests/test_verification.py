@@ -23,6 +23,8 @@ from sparsemarg.verification.enumeration import sparsemax as reference_sparsemax
 from sparsemarg.verification.kkt import face_projector, margin, sparsemax_jacobian, weights, weights_jacobian
 from torch import Tensor
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:cvxpylayers")
+
 # The shipped polytopes, once through the decorator that users have: one id a check.
 QUICK = [POLYTOPES["simplex"], POLYTOPES["product of an opaque part"]]
 
