@@ -102,10 +102,7 @@ class Ties:
         """For points to project [B, D] float64."""
         scale = torch.frexp(row_scale(target)).exponent[:, None]
         exponent = torch.maximum(torch.frexp(target).exponent - GRID_BITS, scale + GRID_EXPONENT)
-        place = torch.arange(1, target.shape[-1] + 1, dtype=target.dtype, device=target.device)
-        # Multiples of the golden ratio modulo 1 are spread evenly and have no small integer relations.
-        spread = (place * ((5**0.5 - 1) / 2)).frac()
-        return Ties(torch.ldexp(torch.ones_like(target), exponent), -TIE_BREAK * (1 + spread))
+        return Ties(torch.ldexp(torch.ones_like(target), exponent), -TIE_BREAK * (1 + _spread(target)))
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
@@ -115,6 +112,18 @@ class Ties:
     def rows(self, kept: Tensor) -> "Ties":
         """Those of some of the rows."""
         return Ties(self.grid[kept], self.tie_break)
+
+
+def _spread(target: Tensor) -> Tensor:
+    """D fixed numbers in [0, 1) without pattern: an integer hash of the coordinate, the same on every device.
+
+    A regular sequence will not do: multiples of an irrational number modulo 1 have equal sums over any two sets of
+    coordinates of the same size and the same sum.
+    """
+    hashed = (torch.arange(1, target.shape[-1] + 1, device=target.device) * 0x9E3779B1) % 2**32
+    for _ in range(2):
+        hashed = ((hashed ^ (hashed >> 16)) * 0x45D9F3B) % 2**32
+    return (hashed ^ (hashed >> 16)).to(target) / 2**32
 
 
 @dataclass(frozen=True)
