@@ -1,0 +1,41 @@
+"""What must be the same on a GPU."""
+
+import pytest
+import torch
+from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
+from sparsemarg.layers.functional import sparsemap, sparsemax, topk_sparsemax
+from sparsemarg.oracles import Simplex
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("polytope", "solver"), POLYTOPE_SOLVERS)
+def test_sparsemap_chooses_the_same_atoms(polytope: str, solver: str, kind: str) -> None:
+    chosen = POLYTOPES[polytope]
+    there = scores_for(chosen, kind).cuda().requires_grad_()
+    here = scores_for(chosen, kind).requires_grad_()
+    gradients = []
+    found = [sparsemap(scores, chosen, solver=SOLVERS[solver]) for scores in (here, there)]
+    for scores, distribution in zip((here, there), found, strict=True):
+        value = distribution.expectation(lambda atoms, row: atoms.cumsum(-1).tanh().sum(-1)) + distribution.entropy()
+        gradients.append(torch.autograd.grad(value.sum(), scores)[0].cpu())
+    assert found[1].atoms.is_cuda
+    assert torch.equal(found[0].atoms, found[1].atoms.cpu())
+    torch.testing.assert_close(found[0].probs, found[1].probs.cpu(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", POLYTOPES)
+def test_topk_sparsemax_chooses_the_same_atoms(name: str) -> None:
+    scores = scores_for(POLYTOPES[name], "normal")
+    here, there = topk_sparsemax(scores, POLYTOPES[name], 5), topk_sparsemax(scores.cuda(), POLYTOPES[name], 5)
+    assert torch.equal(here.atoms, there.atoms.cpu())
+    torch.testing.assert_close(here.probs, there.probs.cpu(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sparsemax(dtype: torch.dtype) -> None:
+    scores = scores_for(Simplex(1000), "small").to(dtype)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(sparsemax(scores.cuda()).cpu(), sparsemax(scores), atol=eps, rtol=4 * eps)
