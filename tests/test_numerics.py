@@ -17,7 +17,7 @@ OPERATORS = {
     "top-k": lambda s, polytope: topk_sparsemax(s, polytope, 4),
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS)
-SHAPES = [BernoulliCube(6), Budget(6, 3), Budget(6, 3, exactly=True), Simplex(6)]
+SHAPES = [BernoulliCube(6), Budget(6, 3), Budget(6, 5), Budget(6, 3, exactly=True), Simplex(6)]
 each_shape = pytest.mark.parametrize("polytope", SHAPES, ids=repr)
 
 

@@ -11,7 +11,7 @@ from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated,
 from sparsemarg.layers import ConvergenceWarning, SparseMAP
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
-from sparsemarg.layers.solvers.active_set import row_kernel
+from sparsemarg.layers.solvers.active_set import compiled_iteration
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex, SupportsProjection, supports
 from torch import Tensor
 
@@ -166,10 +166,10 @@ kernel_cases = [*POLYTOPES.values(), BernoulliCube(40), Budget(40, 20), Budget(1
 @pytest.mark.parametrize("polytope", kernel_cases, ids=repr)
 def test_the_compiled_iteration_is_the_plain_one(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = scores_for(polytope, kind, batch=30)
-    assert row_kernel(scores.device) is not None
+    assert compiled_iteration(scores.device) is not None
     fast = ActiveSet().solve(scores, polytope)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    assert row_kernel(scores.device) is None
+    assert compiled_iteration(scores.device) is None
     plain = ActiveSet().solve(scores, polytope)
     assert torch.equal(fast.atoms, plain.atoms)
     torch.testing.assert_close(fast.probs, plain.probs, atol=1e-12, rtol=0)
@@ -182,9 +182,9 @@ def test_the_plain_iteration_runs_without_numba() -> None:
         "import sys; sys.modules['numba'] = None\n"
         "import torch\n"
         "from sparsemarg.layers.functional import sparsemap\n"
-        "from sparsemarg.layers.solvers.active_set import row_kernel\n"
+        "from sparsemarg.layers.solvers.active_set import compiled_iteration\n"
         "from sparsemarg.oracles import BernoulliCube\n"
-        "assert row_kernel(torch.device('cpu')) is None\n"
+        "assert compiled_iteration(torch.device('cpu')) is None\n"
         "print(sparsemap(torch.tensor([[0.25, 2.0]]), BernoulliCube(2)).mean().tolist())"
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

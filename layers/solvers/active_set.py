@@ -107,7 +107,7 @@ def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     return _gather(finished, batch)
 
 
-def row_kernel(device: torch.device) -> Callable[..., None] | None:
+def compiled_iteration(device: torch.device) -> Callable[..., None] | None:
     """The compiled iteration for tensors on `device`; None, for the plain one, where there is none or none is wanted.
 
     There is one for the CPU where Numba is installed (`pip install sparsemarg[fast]`). The environment variable
@@ -115,11 +115,11 @@ def row_kernel(device: torch.device) -> Callable[..., None] | None:
     """
     if device.type != "cpu" or torch.compiler.is_compiling() or os.environ.get("SPARSEMARG_KERNELS") == "off":
         return None
-    return _compiled_row_kernel()
+    return _compiled_kernel()
 
 
 @cache
-def _compiled_row_kernel() -> Callable[..., None] | None:
+def _compiled_kernel() -> Callable[..., None] | None:
     try:
         from .row_kernel import advance
     except (ImportError, RuntimeError):  # no Numba, or no folder in which it may keep what it compiled
@@ -162,7 +162,7 @@ class _Rows:
         self.reach = torch.maximum(self.reach, found.abs())
         noise = 8 * torch.finfo(residual.dtype).eps * ((self.target.abs() + self.reach) * self.reach).sum(-1)
         given = (residual, vertex, found, SETTLED * self.scale + noise, tol * self.scale + noise)
-        kernel = row_kernel(residual.device)
+        kernel = compiled_iteration(residual.device)
         if kernel is None:
             self._advance(*given)
         else:
