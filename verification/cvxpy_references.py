@@ -16,13 +16,13 @@ from ..oracles import Halfspaces
 
 Array = npt.NDArray[np.float64]
 
-# At their defaults both are less accurate than what they are to check.
-# tightest first: on some scores at a kink Clarabel cannot reach the first and says so. At 1e-12 a mean is good to 6e-7.
+# At their defaults both are less accurate than what they are to check. Clarabel cannot always reach the first of its tolerances
+# where t is at a kink, and says so; at 1e-12 a mean is good to 6e-7.
 _CLARABEL = (1e-13, 1e-12)
-_SCS = {"eps": 1e-9, "max_iters": 20000}
 # diffcp's default, LSQR, is inaccurate where xi is not unique: off by 8e-4 at 500 vertices in 12 dimensions. A dense solve is
-# good to 1e-8 there; its cost is cubic, so larger programmes take LSMR.
+# good to 1e-8 there; its cost is cubic. Beyond this many variables there is no reference: LSMR is off by 2e-4 at 4096 vertices.
 _DENSE = 600
+_OPTIONS = {"eps": 1e-9, "max_iters": 20000, "mode": "dense"}
 
 
 class Unavailable(Exception):
@@ -73,30 +73,32 @@ class DifferentiableProgram:
 
     def __init__(self, description: Array | Halfspaces) -> None:
         target, _, problem, variable = _program(_module("cvxpy"), description)
+        if variable.size > _DENSE:
+            raise Unavailable(
+                f"cvxpylayers is not accurate enough on a programme of {variable.size} variables (limit {_DENSE})"
+            )
         self._layer = _layer(problem, [target], [variable])
         self._vertices = None if isinstance(description, Halfspaces) else torch.from_numpy(description)
-        self._options = _SCS | {"mode": "dense" if variable.size <= _DENSE else "lsmr"}
 
     def mean(self, scores: Tensor) -> Tensor:
         """mu, [B, D] float64 -> [B, D], differentiable in reverse mode."""
-        (found,) = _quietly(lambda: self._layer(scores, solver_args=self._options))
+        (found,) = _quietly(lambda: self._layer(scores, solver_args=_OPTIONS))
         return found if self._vertices is None else found @ self._vertices
 
-    def mean_and_jacobian(self, scores: Array) -> tuple[Array, Array]:
-        """mu [B, D] and d mu / d t [B, D, D], by D vector-Jacobian products."""
+    def mean_and_vjps(self, scores: Array, cotangents: Array) -> tuple[Array, Array]:
+        """mu [B, D] and W (d mu / d t) for the rows of W [K, D], [B, K, D]. One forward pass, K backward."""
         leaf = torch.from_numpy(scores).requires_grad_()
         found = self.mean(leaf)
-        rows = [torch.autograd.grad(found[:, i].sum(), leaf, retain_graph=True)[0] for i in range(scores.shape[1])]
+        products = found @ torch.from_numpy(cotangents).T
+        rows = [torch.autograd.grad(products[:, i].sum(), leaf, retain_graph=True)[0] for i in range(len(cotangents))]
         return found.detach().numpy(), torch.stack(rows, 1).numpy()
 
-    def vjp(self, scores: Array, cotangents: Array) -> Array:
-        """w' (d mu / d t) for w [B, D], [B, D]."""
-        leaf = torch.from_numpy(scores).requires_grad_()
-        (found,) = torch.autograd.grad(self.mean(leaf), leaf, torch.from_numpy(cotangents))
-        return found.numpy()
+    def mean_and_jacobian(self, scores: Array) -> tuple[Array, Array]:
+        """mu [B, D] and d mu / d t [B, D, D]."""
+        return self.mean_and_vjps(scores, np.eye(scores.shape[1]))
 
     def jvp(self, scores: Array, tangents: Array) -> Array:
-        """(d mu / d t) v for v [B, D], [B, D]. cvxpylayers has reverse mode only, so it costs D of them."""
+        """(d mu / d t) v for v [B, D], [B, D]. cvxpylayers has reverse mode only, so it costs D backward passes."""
         return np.einsum("bij,bj->bi", self.mean_and_jacobian(scores)[1], tangents)
 
 
@@ -119,7 +121,7 @@ class SupportProgram:
         """d/dt sum_s xi_s(t) values_s for one row: [S, D], [D], [S] -> [D]."""
         leaf = torch.from_numpy(scores).requires_grad_()
         matrix = torch.from_numpy(np.ascontiguousarray(atoms.T))
-        (found,) = _quietly(lambda: self._layer(leaf, matrix, solver_args=_SCS | {"mode": "dense"}))
+        (found,) = _quietly(lambda: self._layer(leaf, matrix, solver_args=_OPTIONS))
         (gradient,) = torch.autograd.grad(found @ torch.from_numpy(values), leaf)
         return gradient.numpy()
 

@@ -25,6 +25,10 @@ def best_totals(structures: Array, scores: Array, k: int) -> Array:
 
 def index_of(points: Array, structures: Array, tolerance: float = 0.0) -> npt.NDArray[np.int64]:
     """Which structure each point [n, D] is, -1 for none: [n]."""
+    if tolerance == 0:
+        # Adding 0 makes -0 equal to 0, byte for byte.
+        places = {row.tobytes(): place for place, row in enumerate(structures + 0.0)}
+        return np.array([places.get(point.tobytes(), -1) for point in points + 0.0], dtype=np.int64)
     found = np.full(len(points), -1, dtype=np.int64)
     for place, point in enumerate(points):
         near = np.flatnonzero(np.abs(structures - point).max(-1) <= tolerance)

@@ -1,8 +1,9 @@
 """What `verify` found: one result a check, with the worst and median error against every reference."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -96,8 +97,8 @@ class Report:
         return self
 
     def to_json(self) -> str:
-        """The whole report as JSON."""
-        return json.dumps(asdict(self) | {"ok": self.ok}, indent=1)
+        """The whole report as JSON; a number that is not finite is a string."""
+        return json.dumps(_plain(asdict(self) | {"ok": self.ok}), indent=1)
 
     def __str__(self) -> str:
         count = {status: len(self.with_status(status)) for status in ("passed", "failed", "skipped")}
@@ -114,6 +115,14 @@ class Report:
         if self.failed:
             lines += ["", _failures(self.failed)]
         return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _reason(result: Result) -> str:
