@@ -27,8 +27,9 @@ from .subject import Subject
 MARGIN = 1e-3
 # How many rows are compared.
 ROWS = 4
-# In more dimensions than this cvxpylayers is asked for 8 vector-Jacobian products, not for the whole Jacobian.
+# Beyond these sizes cvxpylayers is asked for 4 vector-Jacobian products, not for the whole Jacobian: each is a dense solve.
 ALL_DIRECTIONS = 16
+ALL_STRUCTURES = 128
 KKT = {torch.float64: 1e-6, torch.float32: 1e-4}
 DIFFERENCES = {torch.float64: 1e-5, torch.float32: 1e-2}
 
@@ -134,13 +135,14 @@ class JacobianByCvxpylayers(PooledCheck):
 
     def run(self, subject: Subject, sample: Sample, ledger: Ledger) -> None:
         can_solve(subject, self.solver)
-        if subject.structures().table is None:
+        table = subject.structures().table
+        if table is None:
             raise Skip(f"kinks cannot be told apart: {subject.structures().source}")
         pool = sample.pool.numpy()
         smooth = _some(smooth_rows(subject, pool), ledger)
         scores = pool[smooth.rows]
         found, mean = _jacobian(subject, scores, self.solver), _mean(subject, scores, self.solver)
-        directions = _directions(subject.dim)
+        directions = _directions(subject.dim, len(table))
         for over in subject.representations():
             try:
                 means, products = subject.remember(
@@ -243,9 +245,11 @@ class ProjectJacobian(Check):
         compare_with_faces(ledger, found, table, smooth, torch.float64, "the Jacobian of project")
 
 
-def _directions(dim: int) -> Array:
+def _directions(dim: int, count: int) -> Array:
     """Rows whose products with the Jacobian are compared, [K, D]: all coordinates, or some random ones if they are many."""
-    return np.eye(dim) if dim <= ALL_DIRECTIONS else np.random.default_rng(0).standard_normal((8, dim)) / np.sqrt(dim)
+    if dim <= ALL_DIRECTIONS and count <= ALL_STRUCTURES:
+        return np.eye(dim)
+    return np.random.default_rng(0).standard_normal((4, dim)) / np.sqrt(dim)
 
 
 def _some(smooth: Smooth, ledger: Ledger) -> Smooth:
