@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .estimators import Estimate, Estimator
+from .estimators import Estimate, Estimator, Learned
 from .networks import Decoder, Encoder
 from .objective import pixel_cross_entropy
 
@@ -16,8 +16,8 @@ class Bound:
     """The negative evidence lower bound of each image of a batch and its two terms, in nats.
 
     Attributes:
-        loss: scalar with the gradient of mean_x [E_q l - H(q)], the bound without its constant D log 2. For an exact
-            estimator its value is that mean too.
+        loss: scalar with the value and the gradient of mean_x [E_q l - H(q)], the bound without its constant D log 2, as
+            the estimator has them.
         distortion: [B] detached: E_q l, the expected reconstruction cost.
         rate: [B] detached: D log 2 - H(q), the divergence KL(q || uniform).
         negative_elbo: [B] detached: distortion + rate >= -log p(x).
@@ -40,7 +40,8 @@ class BitVectorVAE(nn.Module):
     Args:
         encoder: image to scores.
         decoder: code to pixel distributions.
-        estimator: how E_q l and its gradient are computed.
+        estimator: how E_q l and its gradient are computed. It is given the encoder's input as context; a learned baseline
+            without a size takes that of the images.
         max_logits: bound on the pixel logits held at a time; see `pixel_cross_entropy`.
     """
 
@@ -59,6 +60,9 @@ class BitVectorVAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.estimator = estimator
+        for module in estimator.modules():
+            if isinstance(module, Learned):
+                module.build(encoder.pixels)
         self.max_logits = max_logits
 
     def forward(self, images: Tensor) -> Bound:
@@ -68,7 +72,10 @@ class BitVectorVAE(nn.Module):
             features = self.decoder.features(codes)
             return pixel_cross_entropy(features, self.decoder.head, images[row], max_logits=self.max_logits)
 
-        estimate = self.estimator(self.encoder(images), cost, context=images)
+        scores = self.encoder(images)
+        # As the encoder takes them: a network on grey levels up to 255 would start with outputs as large.
+        context = images.to(scores.dtype) / (self.encoder.levels - 1)
+        estimate = self.estimator(scores, cost, context=context)
         rate = self.encoder.dim * math.log(2) - estimate.entropy.detach()
         return Bound(
             loss=estimate.surrogate.mean() - estimate.entropy.mean(),

@@ -3,4 +3,12 @@
 from .base import Cost as Cost
 from .base import Estimate as Estimate
 from .base import Estimator as Estimator
+from .baselines import Baseline as Baseline
+from .baselines import BaselineValue as BaselineValue
+from .baselines import Learned as Learned
+from .baselines import LeaveOneOut as LeaveOneOut
+from .baselines import RunningMean as RunningMean
+from .baselines import SelfCritic as SelfCritic
+from .dense import DenseMarginalize as DenseMarginalize
 from .marginalize import Marginalize as Marginalize
+from .score_function import ScoreFunction as ScoreFunction

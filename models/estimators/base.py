@@ -4,7 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+from ...oracles import Polytope
 
 Cost = Callable[[Tensor, Tensor], Tensor]
 """cost(atoms [n, D], row [n]) -> [n]: the cost of structure `atoms[i]` for the example number `row[i]` of the batch."""
@@ -17,7 +20,8 @@ class Estimate:
     Attributes:
         value: [B] float, detached: the (estimated) expected cost, in the units of the cost.
         surrogate: [B] float: `surrogate.mean().backward()` gives the (estimated) gradient of `value.mean()`. An exact
-            estimator's surrogate equals its value; a score-function estimator's does not.
+            estimator's surrogate is differentiated as it stands; a Monte Carlo estimator's has the value of `value` and
+            a gradient of its own (`with_gradient_of`).
         entropy: [B] float, nats, differentiable: H(q).
         evaluations: how many (example, structure) pairs the cost was evaluated on.
         support: [B] int64: how many structures of each example had mass, or were drawn.
@@ -52,3 +56,25 @@ class Estimator(nn.Module, ABC):
             cost: called with structures [n, D] and their example numbers [n]; returns [n].
             context: [B, ...], what the scores were computed from, for estimators with a learned baseline.
         """
+
+
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """A tensor that equals `value` and has the gradient of `surrogate`, so that a logged loss is the expected cost."""
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def cost_of_samples(cost: Cost, samples: Tensor) -> Tensor:
+    """The costs [S, B] of S structures of each example, samples [S, B, D], in one call of the cost."""
+    count, batch, dim = samples.shape
+    row = torch.arange(batch, device=samples.device).repeat(count)
+    return cost(samples.reshape(-1, dim), row).reshape(count, batch)
+
+
+def most_probable(polytope: Polytope, scores: Tensor) -> Tensor:
+    """The structure of highest score, which is the mode of exp <a_z, t>: [B, D] -> [B, D], without gradient."""
+    precise = scores.detach().double()
+    if not polytope.takes_forbidden:
+        # Below any total that avoids the coordinate, for structures whose coordinates are at least 1 where not 0.
+        finite = torch.where(precise.isneginf(), 0, precise)
+        precise = torch.where(precise.isneginf(), -1 - 2 * finite.abs().sum(-1, keepdim=True), precise)
+    return polytope.maximize(precise).to(scores.dtype)

@@ -1,0 +1,53 @@
+"""The exact expected cost under a softmax over all structures."""
+
+from torch import Tensor
+
+from ...layers import SparseDistribution
+from ...oracles import Polytope, SupportsVertices, supports
+from ...oracles.base import missing
+from ...oracles.checks import check_dimension
+from ...oracles.gibbs import EnumeratedGibbs
+from .base import Cost, Estimate, Estimator
+
+
+class DenseMarginalize(Estimator):
+    """Sums the cost over every structure: E_q[cost] = sum_z q(z) cost(z), q(z) proportional to exp <a_z, t>.
+
+    Exact, so unbiased and without variance; the dense baseline ("marginalisation with softmax") of Correia et al. 2020,
+    section 5. One cost evaluation per example and structure: V per example. A structure whose probability is exactly
+    0 (forbidden by a score of `-inf`, or underflow) is not evaluated: it has no part in the value or the gradient.
+
+    Args:
+        polytope: must list its structures (`vertices`).
+        max_atoms: bound on the number of pairs in one call of the cost; None evaluates all in one call.
+
+    Raises:
+        ValueError: the polytope has no `vertices`, or too many to list.
+    """
+
+    def __init__(self, polytope: Polytope, max_atoms: int | None = None) -> None:
+        super().__init__()
+        if not supports(polytope, SupportsVertices):
+            raise missing(polytope, SupportsVertices, "DenseMarginalize")
+        self.polytope = polytope
+        self.max_atoms = max_atoms
+        self.dim = polytope.dim
+        # Not in checkpoints: the polytope determines it.
+        self.register_buffer("_vertices", polytope.vertices(), persistent=False)
+        self._vertices: Tensor
+
+    def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
+        check_dimension(scores, self.polytope)
+        gibbs = EnumeratedGibbs(scores, self._vertices)
+        probs = gibbs.log_probs.exp().to(scores.dtype)  # [B, V]
+        atoms = gibbs.vertices.to(scores.dtype).expand(len(scores), -1, -1)
+        distribution = SparseDistribution.from_padded(atoms, probs)
+        expected = distribution.expectation(cost, max_atoms=self.max_atoms)
+        return Estimate(
+            value=expected.detach(),
+            surrogate=expected,
+            entropy=gibbs.entropy(),
+            evaluations=distribution.atoms.shape[0],
+            support=distribution.support_size(),
+            mode=distribution.mode(),
+        )

@@ -1,0 +1,313 @@
+"""Estimators of an expected cost against enumeration of all structures.
+
+Monte Carlo gradients are compared through the batch: one row of scores repeated DRAWS times gives DRAWS independent gradients,
+whose mean must be within 4 standard errors of the exact one.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from sparsemarg.models import BitVectorVAE, Decoder, Encoder
+from sparsemarg.models.estimators import (
+    Baseline,
+    Cost,
+    DenseMarginalize,
+    Estimate,
+    Estimator,
+    Learned,
+    LeaveOneOut,
+    RunningMean,
+    ScoreFunction,
+    SelfCritic,
+)
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex
+from torch import Tensor
+
+DRAWS = 20_000
+
+POLYTOPES = {
+    "simplex": Simplex(5),
+    "cube": BernoulliCube(4),
+    "budget": Budget(4, 2),
+    "explicit": Explicit(torch.tensor([[0.0, 1, 1], [1, 0, 0.5], [-1, 0, 2], [0, 0, 0]])),
+    "product": Product(Simplex(3), BernoulliCube(2)),
+}
+
+ENUMERABLE = [polytope for name, polytope in POLYTOPES.items() if name != "product"]
+
+
+def scores_of(polytope: Polytope) -> Tensor:
+    return torch.randn(polytope.dim, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+def theta_of(polytope: Polytope) -> Tensor:
+    return 1 + torch.rand(polytope.dim, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+
+
+def cost_of(theta: Tensor) -> Cost:
+    """A cost that is not linear in the structure, far from 0, with parameters theta [B, D], one copy an example."""
+
+    def cost(atoms: Tensor, row: Tensor) -> Tensor:
+        weights = theta[row]
+        return 3 + (atoms * weights).sum(-1).square() - 2 * (atoms[:, 0] * weights[:, -1]).sin() + (weights * 0.3).sum(-1)
+
+    return cost
+
+
+def structures_of(polytope: Polytope) -> Tensor:
+    if isinstance(polytope, Product):
+        first, second = Simplex(3).vertices(), BernoulliCube(2).vertices()
+        return torch.cat([first.repeat_interleave(len(second), 0), second.repeat(len(first), 1)], -1)
+    return polytope.vertices()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def enumerated(polytope: Polytope, scores: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The exact expected cost, its gradients in scores and theta, and the entropy, of one row."""
+    scores, theta = scores.clone().requires_grad_(), theta.clone().requires_grad_()
+    structures = structures_of(polytope)
+    log_probs = (structures @ scores).log_softmax(-1)
+    costs = cost_of(theta.expand(len(structures), -1))(structures, torch.arange(len(structures)))
+    expected = log_probs.exp() @ costs
+    by_scores, by_theta = torch.autograd.grad(expected, [scores, theta])
+    return expected.detach(), by_scores, by_theta, -(log_probs.exp() @ log_probs).detach()
+
+
+def draws(estimator: Estimator, polytope: Polytope, seed: int = 0) -> tuple[Estimate, Tensor, Tensor]:
+    """An estimate of DRAWS equal rows, and each row's gradients in the scores and in theta."""
+    torch.manual_seed(seed)
+    scores = scores_of(polytope).repeat(DRAWS, 1).requires_grad_()
+    theta = theta_of(polytope).repeat(DRAWS, 1).requires_grad_()
+    context = torch.linspace(0, 1, DRAWS * 3, dtype=torch.float64).reshape(DRAWS, 3)
+    estimate = estimator(scores, cost_of(theta), context=context)
+    by_scores, by_theta = torch.autograd.grad(estimate.surrogate.sum(), [scores, theta])
+    return estimate, by_scores, by_theta
+
+
+def errors(samples: Tensor, exact: Tensor) -> Tensor:
+    """The distance of the mean of samples [DRAWS, ...] from the exact value, in standard errors."""
+    return (samples.mean(0) - exact).abs() / (samples.std(0) / math.sqrt(len(samples)) + 1e-12)
+
+
+def check_unbiased(estimator: Estimator, polytope: Polytope) -> tuple[Tensor, Tensor]:
+    expected, by_scores, by_theta, entropy = enumerated(polytope, scores_of(polytope), theta_of(polytope))
+    estimate, score_grads, theta_grads = draws(estimator, polytope)
+    assert by_scores.abs().max() > 0.1
+    assert errors(score_grads, by_scores).max() < 4
+    assert errors(theta_grads, by_theta).max() < 4
+    assert errors(estimate.value, expected) < 4
+    torch.testing.assert_close(estimate.surrogate.detach(), estimate.value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(estimate.entropy.detach(), entropy.expand(DRAWS), rtol=0, atol=1e-10)
+    check_counts(estimate, polytope)
+    return score_grads, theta_grads
+
+
+def check_counts(estimate: Estimate, polytope: Polytope) -> None:
+    structures = structures_of(polytope)
+    best = structures[(structures @ scores_of(polytope)).argmax()]
+    torch.testing.assert_close(estimate.mode, best.expand_as(estimate.mode))
+    assert estimate.evaluations == int(estimate.support.sum())
+    assert estimate.support.dtype == torch.int64
+    assert not estimate.value.requires_grad
+    assert not estimate.mode.requires_grad
+
+
+# Dense marginalisation
+
+
+@pytest.mark.parametrize("polytope", ENUMERABLE, ids=repr)
+@pytest.mark.parametrize("max_atoms", [None, 3])
+def test_dense_marginalization_is_exact(polytope: Polytope, max_atoms: int | None) -> None:
+    scores = torch.stack([scores_of(polytope), -scores_of(polytope)]).requires_grad_()
+    theta = theta_of(polytope).repeat(2, 1).requires_grad_()
+    estimate = DenseMarginalize(polytope, max_atoms)(scores, cost_of(theta))
+    score_grads, theta_grads = torch.autograd.grad(estimate.surrogate.sum(), [scores, theta], retain_graph=True)
+    entropy_grads = torch.autograd.grad(estimate.entropy.sum(), scores)[0]
+    for i in range(2):
+        row = scores[i].detach()
+        expected, by_scores, by_theta, entropy = enumerated(polytope, row, theta[i].detach())
+        torch.testing.assert_close(estimate.value[i], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(score_grads[i], by_scores, rtol=0, atol=1e-10)
+        torch.testing.assert_close(theta_grads[i], by_theta, rtol=0, atol=1e-10)
+        torch.testing.assert_close(estimate.entropy[i].detach(), entropy, rtol=0, atol=1e-12)
+        probs = (structures_of(polytope) @ row).softmax(-1)
+        covariance = structures_of(polytope).T @ (torch.diag(probs) - torch.outer(probs, probs)) @ structures_of(polytope)
+        torch.testing.assert_close(entropy_grads[i], -covariance @ row, rtol=0, atol=1e-10)  # H = log Z - <mu, t>
+    structures = structures_of(polytope)
+    assert estimate.evaluations == 2 * len(structures)
+    assert estimate.support.tolist() == [len(structures)] * 2
+    torch.testing.assert_close(estimate.mode, structures[(scores.detach() @ structures.T).argmax(-1)])
+
+
+def test_dense_marginalization_leaves_out_forbidden_structures() -> None:
+    scores = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
+    estimate = DenseMarginalize(BernoulliCube(3))(scores, lambda atoms, row: atoms.sum(-1))
+    assert estimate.support.tolist() == [4]
+    torch.testing.assert_close(estimate.value, scores.detach().sigmoid().sum(-1))
+    (gradient,) = torch.autograd.grad((estimate.surrogate + estimate.entropy).sum(), scores)
+    assert gradient.isfinite().all()
+
+
+# Score function
+
+
+BASELINES: dict[str, Callable[[], Baseline]] = {
+    "running": RunningMean,
+    "critic": SelfCritic,
+    "learned": lambda: Learned(3, hidden=4).double(),
+    "others": lambda: LeaveOneOut(3),
+}
+EVALUATIONS = {"running": 1, "critic": 2, "learned": 1, "others": 3}
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("name", POLYTOPES)
+def test_score_function_is_unbiased(name: str, baseline: str) -> None:
+    polytope = POLYTOPES[name]
+    torch.manual_seed(1)
+    estimator = ScoreFunction(polytope, BASELINES[baseline]()).double()
+    draws(estimator, polytope, seed=2)  # a running mean that is not 0
+    check_unbiased(estimator, polytope)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_score_function_counts_what_it_evaluates(baseline: str) -> None:
+    polytope = BernoulliCube(4)
+    estimator = ScoreFunction(polytope, BASELINES[baseline]()).double()
+    calls: list[int] = []
+    cost = cost_of(theta_of(polytope).repeat(6, 1))
+
+    def counted(atoms: Tensor, row: Tensor) -> Tensor:
+        calls.append(len(atoms))
+        return cost(atoms, row)
+
+    torch.manual_seed(0)
+    estimate = estimator(scores_of(polytope).repeat(6, 1), counted, context=torch.zeros(6, 3))
+    assert sum(calls) == estimate.evaluations == 6 * EVALUATIONS[baseline]
+    assert estimate.support.tolist() == [EVALUATIONS[baseline]] * 6
+    assert estimator.dim == 4
+
+
+def test_baselines_reduce_the_variance() -> None:
+    polytope = BernoulliCube(4)
+    spread: dict[str, float] = {}
+    first = ScoreFunction(polytope, RunningMean())
+    spread["none"] = draws(first, polytope)[1].var(0).sum().item()  # at first use the running mean is 0
+    for name in ("running", "critic", "others"):
+        estimator = ScoreFunction(polytope, BASELINES[name]())
+        draws(estimator, polytope, seed=2)
+        spread[name] = draws(estimator, polytope)[1].var(0).sum().item()
+    assert spread["others"] < spread["critic"] < spread["none"]
+    assert spread["running"] < spread["none"]
+
+
+def test_critic_has_no_gradient() -> None:
+    """The published code lets the critic's cost into the gradient of the cost's parameters, weighted by -log q(z)."""
+    polytope = Simplex(3)
+    theta = theta_of(polytope).repeat(4, 1).requires_grad_()
+    with_grad: list[bool] = []
+
+    def cost(atoms: Tensor, row: Tensor) -> Tensor:
+        costs = cost_of(theta)(atoms, row)
+        with_grad.append(costs.requires_grad)
+        return costs
+
+    ScoreFunction(polytope, SelfCritic())(torch.zeros(4, 3, dtype=torch.float64), cost)
+    assert with_grad == [True, False]
+
+
+def test_running_mean_is_cumulative_and_used_before_it_is_updated() -> None:
+    baseline = RunningMean()
+    batches = [torch.tensor([[1.0, 3.0]]), torch.tensor([[5.0, 7.0]]), torch.tensor([[0.0, 2.0]])]
+    used = [float(baseline(batch, batch[:0], None).value) for batch in batches]
+    assert used == [0, 2, 4]  # the mean of nothing, of 2, of 2 and 6
+    baseline.eval()
+    assert float(baseline(torch.full((1, 2), 100.0), batches[0][:0], None).value) == 3  # of 2, 6 and 1
+    assert int(baseline.count) == 3
+
+
+def test_running_mean_survives_a_state_dict() -> None:
+    polytope = BernoulliCube(4)
+    trained = ScoreFunction(polytope, RunningMean())
+    draws(trained, polytope)
+    restored = ScoreFunction(polytope, RunningMean())
+    restored.load_state_dict(trained.state_dict())
+    assert set(trained.state_dict()) == {"baseline.mean", "baseline.count"}
+    for first, second in zip(draws(trained, polytope)[1:], draws(restored, polytope)[1:], strict=True):
+        assert torch.equal(first, second)
+
+
+def test_learned_baseline_is_trained_by_squared_error_alone() -> None:
+    torch.manual_seed(0)
+    baseline = Learned(3, hidden=4).double()
+    estimator = ScoreFunction(BernoulliCube(4), baseline)
+    scores = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+    context = torch.rand(5, 3, dtype=torch.float64)
+    estimate = estimator(scores, cost_of(theta_of(BernoulliCube(4)).repeat(5, 1)), context=context)
+    parameters = list(baseline.parameters())
+    found = torch.autograd.grad(estimate.surrogate.mean(), parameters)
+    loss = (estimate.value - baseline.network(context).squeeze(-1)).square().mean()
+    for ours, theirs in zip(found, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_learned_baseline_has_the_published_layers() -> None:
+    sizes = [tuple(p.shape) for p in Learned(784).parameters() if p.ndim == 2]
+    assert sizes == [(512, 784), (512, 512), (512, 512), (1, 512)]
+    late = Learned(hidden=4)
+    late.build(3)
+    late.build(99)  # has its network
+    assert late.in_features == 3
+
+
+def test_model_builds_the_learned_baseline_for_its_images() -> None:
+    torch.manual_seed(0)
+    estimator = ScoreFunction(BernoulliCube(4), Learned(hidden=8))
+    vae = BitVectorVAE(Encoder(6, 5, 4, hidden=8), Decoder(4, 6, 5, hidden=8, rank=2), estimator)
+    seen: list[Tensor] = []
+    estimator.baseline.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2]))
+    images = torch.randint(5, (7, 6), dtype=torch.uint8)
+    vae(images).loss.backward()
+    assert torch.equal(seen[0], images / 4)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in vae.parameters())
+
+
+# Bad input
+
+
+class Bare(Polytope):
+    """A polytope with nothing but `maximize`."""
+
+    dim = 3
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        return (scores > 0).to(scores)
+
+
+def test_missing_capabilities_are_named() -> None:
+    with pytest.raises(ValueError, match=r"ScoreFunction needs Bare\.gibbs"):
+        ScoreFunction(Bare(), RunningMean())
+    with pytest.raises(ValueError, match=r"DenseMarginalize needs Bare\.vertices"):
+        DenseMarginalize(Bare())
+    with pytest.raises(ValueError, match="too many to enumerate"):
+        DenseMarginalize(BernoulliCube(32))
+
+
+def test_bad_baselines_and_scores_are_refused() -> None:
+    def cost(atoms: Tensor, row: Tensor) -> Tensor:
+        return atoms.sum(-1)
+
+    with pytest.raises(ValueError, match="LeaveOneOut: samples must be at least 2, not 1"):
+        LeaveOneOut(1)
+    estimator = ScoreFunction(BernoulliCube(3), Learned(2))
+    with pytest.raises(ValueError, match="needs the context"):
+        estimator(torch.zeros(2, 3), cost)
+    with pytest.raises(ValueError, match="needs 2 context entries for each of 2 examples"):
+        estimator(torch.zeros(2, 3), cost, context=torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="no network yet"):
+        ScoreFunction(BernoulliCube(3), Learned())(torch.zeros(2, 3), cost, context=torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="scores has 4 columns"):
+        estimator(torch.zeros(2, 4), cost)
+    with pytest.raises(ValueError, match="scores has 4 columns"):
+        DenseMarginalize(BernoulliCube(3))(torch.zeros(2, 4), cost)
