@@ -150,6 +150,47 @@ def test_pixel_cross_entropy_equals_categorical(max_logits: int | None, images: 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+def test_pixel_cross_entropy_derivatives_of_both_orders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4, 2), (7, 2), (7,)]
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    images = torch.randint(0, 7, (3, 4), generator=generator)
+
+    def costs(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        head = nn.Linear(2, 7).double()
+        del head.weight, head.bias
+        head.weight, head.bias = weight, bias  # pyright: ignore
+        return pixel_cross_entropy(features, head, images, max_logits=56)
+
+    assert torch.autograd.gradcheck(costs, inputs)
+    assert torch.autograd.gradgradcheck(costs, inputs)
+
+
+def test_pixel_cross_entropy_in_float32_is_within_1e_5() -> None:
+    torch.manual_seed(3)
+    head, images = nn.Linear(5, 256), torch.randint(0, 256, (4, 784))
+    features = (3 * torch.randn(4, 784, 5)).requires_grad_()
+    logits = head.double()(features.double())
+    expected = -torch.distributions.Categorical(logits=logits).log_prob(images).sum(-1)
+    inputs = [features, head.weight, head.bias]
+    wanted = torch.autograd.grad(expected.sum(), inputs)
+    head.float()
+    found = pixel_cross_entropy(features, head, images)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(found.sum(), [features, head.weight, head.bias]), wanted, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_logits_do_not_outlive_their_pair() -> None:
+    """What the graph keeps for the backward pass is far smaller than the logits."""
+    head, images = nn.Linear(5, 256), torch.zeros(16, 784, dtype=torch.int64)
+    kept: list[int] = []
+    features = torch.randn(16, 784, 5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        pixel_cross_entropy(features, head, images)
+    assert sum(kept) < 16 * 784 * 256 / 10
+
+
 def test_saturated_scores_collapse_without_normalization_only(images: Tensor) -> None:
     """A large common bias makes every bit certain: one atom, gradient exactly 0. Normalised scores do not notice."""
     found = {}
