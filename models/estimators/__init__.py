@@ -10,5 +10,9 @@ from .baselines import LeaveOneOut as LeaveOneOut
 from .baselines import RunningMean as RunningMean
 from .baselines import SelfCritic as SelfCritic
 from .dense import DenseMarginalize as DenseMarginalize
+from .gumbel_softmax import GumbelSoftmax as GumbelSoftmax
 from .marginalize import Marginalize as Marginalize
 from .score_function import ScoreFunction as ScoreFunction
+from .temperature import AnnealedTemperature as AnnealedTemperature
+from .temperature import ConstantTemperature as ConstantTemperature
+from .temperature import Temperature as Temperature
