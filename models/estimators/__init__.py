@@ -13,6 +13,7 @@ from .dense import DenseMarginalize as DenseMarginalize
 from .gumbel_softmax import GumbelSoftmax as GumbelSoftmax
 from .marginalize import Marginalize as Marginalize
 from .score_function import ScoreFunction as ScoreFunction
+from .sum_and_sample import SumAndSample as SumAndSample
 from .temperature import AnnealedTemperature as AnnealedTemperature
 from .temperature import ConstantTemperature as ConstantTemperature
 from .temperature import Temperature as Temperature

@@ -6,6 +6,7 @@ from torch import Tensor
 from ...oracles import BernoulliCube, Polytope, Simplex
 from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable
+from .noise import gumbel_noise
 from .temperature import Temperature
 
 
@@ -74,16 +75,11 @@ class GumbelSoftmax(Estimator):
 
 
 def _relaxed_category(scores: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    perturbed = scores + _gumbel(scores)
+    perturbed = scores + gumbel_noise(scores)
     hard = torch.zeros_like(scores).scatter_(-1, perturbed.argmax(-1, keepdim=True), 1)
     return (perturbed / temperature).softmax(-1), hard
 
 
 def _relaxed_bits(scores: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    perturbed = scores + _gumbel(scores) - _gumbel(scores)  # the difference of two Gumbel variables is logistic
+    perturbed = scores + gumbel_noise(scores) - gumbel_noise(scores)  # the difference of two Gumbel variables is logistic
     return (perturbed / temperature).sigmoid(), (perturbed > 0).to(scores)
-
-
-def _gumbel(like: Tensor) -> Tensor:
-    exponential = torch.empty_like(like, requires_grad=False).exponential_()
-    return -exponential.clamp(min=torch.finfo(like.dtype).tiny).log()
