@@ -16,11 +16,13 @@ from sparsemarg.models.estimators import (
     ConstantTemperature,
     Cost,
     DenseMarginalize,
+    DisARM,
     Estimate,
     Estimator,
     GumbelSoftmax,
     Learned,
     LeaveOneOut,
+    ReinMax,
     RunningMean,
     ScoreFunction,
     SelfCritic,
@@ -500,6 +502,127 @@ def test_bad_sums_are_refused() -> None:
         SumAndSample(Bare(), 1)
 
 
+# DisARM and ReinMax
+
+
+@pytest.mark.parametrize("dim", [1, 3, 5])
+def test_disarm_is_unbiased(dim: int) -> None:
+    polytope = BernoulliCube(dim)
+    check_unbiased(DisARM(polytope), polytope)
+
+
+def test_disarm_beats_two_samples_left_one_out() -> None:
+    polytope = BernoulliCube(4)
+    spread = [draws(e, polytope)[1].var(0).sum() for e in (DisARM(polytope), ScoreFunction(polytope, LeaveOneOut(2)))]
+    assert spread[0] < spread[1]
+
+
+def quadratic_cost(theta: Tensor) -> Cost:
+    def cost(atoms: Tensor, row: Tensor) -> Tensor:
+        return 3 + (atoms * theta[row]).sum(-1).square() - atoms[:, 0] * theta[row, -1]
+
+    return cost
+
+
+def cubic_cost(theta: Tensor) -> Cost:
+    return lambda atoms, row: (atoms * theta[row]).sum(-1) ** 3
+
+
+@pytest.mark.parametrize("polytope", RELAXABLE, ids=repr)
+def test_reinmax_is_exact_in_expectation_for_quadratic_costs(polytope: Polytope, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "cost_of", cubic_cost)
+    _, by_scores, by_theta, _ = enumerated(polytope, scores_of(polytope), theta_of(polytope))
+    _, score_grads, theta_grads = draws(ReinMax(polytope), polytope)
+    assert errors(theta_grads, by_theta).max() < 4
+    assert errors(score_grads, by_scores).max() > 8  # biased, as it says
+    monkeypatch.setitem(globals(), "cost_of", quadratic_cost)
+    check_unbiased(ReinMax(polytope), polytope)
+    _, by_scores, _, _ = enumerated(polytope, scores_of(polytope), theta_of(polytope))
+    assert errors(draws(gumbel(polytope, 1.0, True), polytope)[1], by_scores).max() > 8
+
+
+@pytest.mark.parametrize("polytope", RELAXABLE, ids=repr)
+def test_reinmax_gradient_is_the_published_algorithm(polytope: Polytope) -> None:
+    """Algorithm 2 with its stopped gradients, on logits [9, D] or, for bits, on pairs of logits [9, D, 2]."""
+    temperature = 1.25
+    theta = theta_of(polytope).repeat(9, 1)
+    scores = scores_of(polytope).repeat(9, 1).requires_grad_()
+    seen: list[Tensor] = []
+
+    def cost(atoms: Tensor, row: Tensor) -> Tensor:
+        seen.append(atoms.detach())
+        return cost_of(theta)(atoms, row)
+
+    torch.manual_seed(3)
+    estimate = ReinMax(polytope, ConstantTemperature(temperature))(scores, cost)
+    (found,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
+    bits = isinstance(polytope, BernoulliCube)
+    logits = torch.stack([scores, torch.zeros_like(scores)], -1) if bits else scores
+    drawn = torch.stack([seen[0], 1 - seen[0]], -1) if bits else seen[0]
+    probs = logits.softmax(-1)
+    middle = (drawn + (logits / temperature).softmax(-1)) / 2
+    middle = ((middle.log() - logits).detach() + logits).softmax(-1)
+    passed = 2 * middle - probs / 2
+    output = passed - passed.detach() + drawn
+    costs = cost_of(theta)(output[..., 0] if bits else output, torch.arange(9))
+    (expected,) = torch.autograd.grad(costs.sum(), scores)
+    torch.testing.assert_close(estimate.value, costs.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+# All estimators
+
+
+EVERY: dict[str, Callable[[], Estimator]] = {
+    "dense": lambda: DenseMarginalize(BernoulliCube(3)),
+    "running": lambda: ScoreFunction(BernoulliCube(3), RunningMean()),
+    "critic": lambda: ScoreFunction(BernoulliCube(3), SelfCritic()),
+    "learned": lambda: ScoreFunction(BernoulliCube(3), Learned(2, hidden=4)),
+    "others": lambda: ScoreFunction(BernoulliCube(3), LeaveOneOut(2)),
+    "sum": lambda: SumAndSample(BernoulliCube(3), 2),
+    "gumbel": lambda: GumbelSoftmax(BernoulliCube(3), AnnealedTemperature()),
+    "straight": lambda: GumbelSoftmax(Simplex(3), AnnealedTemperature(), straight_through=True),
+    "disarm": lambda: DisARM(BernoulliCube(3)),
+    "reinmax": lambda: ReinMax(Simplex(3)),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("batch", [0, 5])
+def test_dtype_and_batch_are_kept(name: str, dtype: torch.dtype, batch: int) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(batch, 3, dtype=dtype, requires_grad=True)
+    weights = torch.rand(batch, 3, dtype=dtype, requires_grad=True)
+    estimate = EVERY[name]()(scores, lambda atoms, row: (atoms * weights[row]).sum(-1) ** 2, context=torch.zeros(batch, 2))
+    for tensor in (estimate.value, estimate.surrogate, estimate.entropy, estimate.mode):
+        assert tensor.dtype == dtype
+    assert [len(t) for t in (estimate.value, estimate.surrogate, estimate.entropy, estimate.support)] == [batch] * 4
+    assert estimate.mode.shape == (batch, 3)
+    gradients = torch.autograd.grad((estimate.surrogate - estimate.entropy).sum(), [scores, weights])
+    assert all(g.isfinite().all() and g.dtype == dtype for g in gradients)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_large_and_forbidden_scores_stay_finite(name: str) -> None:
+    torch.manual_seed(0)
+    scores = torch.tensor([[200.0, -torch.inf, -1.0], [-300.0, -torch.inf, 300.0], [0.0, -torch.inf, -0.0]], requires_grad=True)
+    estimate = EVERY[name]()(scores, lambda atoms, row: (atoms * 2).sum(-1) ** 2, context=torch.zeros(3, 2))
+    (gradient,) = torch.autograd.grad((estimate.surrogate - estimate.entropy).sum(), scores)
+    assert gradient.isfinite().all()
+    assert estimate.value.isfinite().all()
+    assert (estimate.mode[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_evaluation_leaves_the_state_alone(name: str) -> None:
+    torch.manual_seed(0)
+    estimator = EVERY[name]()
+    before = {key: value.clone() for key, value in estimator.state_dict().items()}
+    estimator.eval()(torch.zeros(2, 3), lambda atoms, row: 7 + atoms.sum(-1), context=torch.zeros(2, 2))
+    assert all(torch.equal(value, before[key]) for key, value in estimator.state_dict().items())
+
+
 # Bad input
 
 
@@ -517,6 +640,10 @@ def test_missing_capabilities_are_named() -> None:
         ScoreFunction(Bare(), RunningMean())
     with pytest.raises(ValueError, match=r"DenseMarginalize needs Bare\.vertices"):
         DenseMarginalize(Bare())
+    with pytest.raises(ValueError, match=r"DisARM is for independent bits, BernoulliCube, not Simplex"):
+        DisARM(Simplex(3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"ReinMax is for Simplex and BernoulliCube, not Bare"):
+        ReinMax(Bare())
     with pytest.raises(ValueError, match="too many to enumerate"):
         DenseMarginalize(BernoulliCube(32))
 

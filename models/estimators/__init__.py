@@ -10,8 +10,10 @@ from .baselines import LeaveOneOut as LeaveOneOut
 from .baselines import RunningMean as RunningMean
 from .baselines import SelfCritic as SelfCritic
 from .dense import DenseMarginalize as DenseMarginalize
+from .disarm import DisARM as DisARM
 from .gumbel_softmax import GumbelSoftmax as GumbelSoftmax
 from .marginalize import Marginalize as Marginalize
+from .reinmax import ReinMax as ReinMax
 from .score_function import ScoreFunction as ScoreFunction
 from .sum_and_sample import SumAndSample as SumAndSample
 from .temperature import AnnealedTemperature as AnnealedTemperature

@@ -1,0 +1,77 @@
+"""ReinMax: a straight-through estimator of second order."""
+
+import torch
+from torch import Tensor
+
+from ...oracles import BernoulliCube, Polytope, Simplex
+from ...oracles.checks import check_dimension
+from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
+from .temperature import ConstantTemperature, Temperature
+
+
+class ReinMax(Estimator):
+    """Evaluates the cost at a sample z ~ q and passes its gradient there back through
+
+        2 J((z + p_tau) / 2) - J(p) / 2,   J(p) = diag(p) - p p',   p = softmax(t),   p_tau = softmax(t / tau)
+
+    (Liu et al. 2023, algorithm 2: Heun's rule for the cost's differences, where straight-through has Euler's). Bits are
+    pairs of categories with scores (t_i, 0): J is p (1 - p).
+
+    Biased for the scores, but exact in expectation at tau = 1 for a cost that is quadratic in z (for bits: in each bit given
+    the others); unbiased for the cost's parameters. One cost evaluation per example, at a structure; the cost must be
+    differentiable in the structure. The value is the sample's cost, in its units; the entropy is exact.
+
+    Args:
+        polytope: Simplex or BernoulliCube.
+        temperature: tau; 1 unless given. The paper uses 1 to 1.5; below 1 it is not meant.
+
+    Raises:
+        ValueError: another polytope.
+    """
+
+    def __init__(self, polytope: Polytope, temperature: Temperature | None = None) -> None:
+        super().__init__()
+        if isinstance(polytope, Simplex):
+            self._probs, self._linear = _category_probs, _category_linear
+        elif isinstance(polytope, BernoulliCube):
+            self._probs, self._linear = torch.sigmoid, _bits_linear
+        else:
+            raise ValueError(f"ReinMax is for Simplex and BernoulliCube, not {polytope!r}; use ScoreFunction")
+        self.polytope = polytope
+        self.temperature = ConstantTemperature(1.0) if temperature is None else temperature
+        self.dim = polytope.dim
+        self._gibbs = polytope.gibbs
+
+    def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
+        check_dimension(scores, self.polytope)
+        distribution = self._gibbs(scores)
+        sample = distribution.sample()
+        held = scores.detach()
+        probs = self._probs(held)
+        middle = (sample + self._probs(held / self.temperature().to(held))) / 2
+        # What is forbidden has probability 0, and 0 * -inf would be NaN.
+        allowed = torch.where(scores.isneginf(), 0, scores)
+        passed = 2 * self._linear(middle, allowed) - self._linear(probs, allowed) / 2
+        costs = cost_of_samples(cost, with_gradient_of(sample, passed)[None])[0]
+        return Estimate(
+            value=costs.detach(),
+            surrogate=costs,
+            entropy=distribution.entropy(),
+            evaluations=len(scores),
+            support=torch.ones(len(scores), dtype=torch.int64, device=scores.device),
+            mode=most_probable(self.polytope, scores),
+        )
+
+
+def _category_probs(scores: Tensor) -> Tensor:
+    return scores.softmax(-1)
+
+
+def _category_linear(probs: Tensor, scores: Tensor) -> Tensor:
+    """J(p) t, whose derivative in t is J(p)."""
+    return probs * (scores - (probs * scores).sum(-1, keepdim=True))
+
+
+def _bits_linear(probs: Tensor, scores: Tensor) -> Tensor:
+    """J(p) t for pairs of categories, whose derivative in t is p (1 - p)."""
+    return probs * (1 - probs) * scores
