@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -17,10 +17,10 @@ from .working_set import WorkingSet
 POLL = 8
 # A weight that the step would leave below this (in magnitude) is zero: noise of the linear solve, not a direction.
 WEIGHT_NOISE = 1e-14
-# Atoms that end with less mass than this (at scale 1) are dropped. With many fractional coordinates the last atoms correct
-# the mean's last digits: at D = 128 a tenth of the support has less than 1e-9, and each is a decoder call. What is lost is
-# their part of the derivative, of which only a fraction is there in any case (see `ActiveSet`).
-WEIGHT_PRUNE = 1e-9
+# Atoms that end with less mass than this fraction of the tolerance are dropped. With many fractional coordinates the last
+# atoms correct the mean's last digits, and each is a decoder call. What is lost is their part of the derivative, of which
+# only a fraction is there in any case (see `ActiveSet`).
+WEIGHT_PRUNE = 0.1
 # A new atom this close to the affine hull of the others (squared, relative) is in it: rounding of a sum of D products.
 PIVOT_NOISE = 1e-12
 # Weights are optimal on their atoms once the slopes agree to this (at scale 1): far below any gap that still counts.
@@ -56,8 +56,10 @@ class ActiveSet(Solver):
     and atoms of negligible weight, which would carry some of them, are not there: the derivative of the mean is the exact
     one projected on the span of the atoms (paper eq. 17, as in the published code). Up to about 20 fractional coordinates
     nothing is missing; at D = 128 with all of them fractional more than half of the directions are. `stats` says
-    where: derivatives are complete on rows whose gap is rounding noise (below 1e-13) and whose margin is above 1e-9, so that
+    where: derivatives are complete on rows whose gap is rounding noise (below 1e-13) and whose margin is above 1e-10, so that
     nothing was left out. `SortedDecomposition` has all of them, with one atom more than there are fractional coordinates.
+    Tied scores are another matter, for both: coordinates of equal score share their atoms, hence their derivative, the mean
+    of what each would have alone. An encoder that starts with all scores equal therefore cannot tell its bits apart.
 
     All arithmetic is in float64 whatever the dtype of the layer, so float32 and float64 inputs choose the same atoms.
 
@@ -83,7 +85,8 @@ class ActiveSet(Solver):
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`."""
         limit = 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
-        return active_set(Oracle.of(polytope, scores), limit, self.tol)
+        oracle = Oracle.of(polytope, scores)
+        return _certified(oracle, active_set(oracle, limit, self.tol))
 
 
 def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
@@ -99,11 +102,11 @@ def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
             if count == 0:
                 break
             if count <= 0.75 * len(rows):
-                finished.append((rows[current.converged], current.support(current.converged)))
+                finished.append((rows[current.converged], current.support(current.converged, tol)))
                 rows, current = rows[live], current.select(live)
             current.prepare(POLL)
         current.iterate(tol)
-    finished.append((rows, current.support(torch.ones_like(current.converged))))
+    finished.append((rows, current.support(torch.ones_like(current.converged), tol)))
     return _gather(finished, batch)
 
 
@@ -238,11 +241,11 @@ class _Rows:
         chosen.oracle, chosen.working = self.oracle.rows(rows), self.working.select(rows)
         return chosen
 
-    def support(self, rows: Tensor) -> Support:
+    def support(self, rows: Tensor, tol: float) -> Support:
         """The atoms of the rows [B] bool that are true, with the used slots first."""
         weights = self.weights[rows]
         margin = torch.where(weights > 0, weights, torch.inf).amin(-1)
-        weights = torch.where(weights > WEIGHT_PRUNE * self.scale[rows, None], weights, 0)
+        weights = torch.where(weights > WEIGHT_PRUNE * tol * self.scale[rows, None], weights, 0)
         order = (weights == 0).to(torch.int8).argsort(dim=-1, stable=True)
         order = order[:, : int((weights > 0).sum(-1).amax())] if len(weights) else order[:, :1]
         probs = weights.gather(-1, order)
@@ -256,6 +259,17 @@ class _Rows:
     def _is(self, slot: Tensor) -> Tensor:
         """[B] slots as a mask [B, S]; -1 is none."""
         return torch.arange(self.weights.shape[1], device=slot.device) == slot[:, None]
+
+
+def _certified(oracle: Oracle, support: Support) -> Support:
+    """The support with the gap of what is left of it, where atoms have been dropped."""
+    if not (support.stats.margin < support.probs.where(support.probs > 0, 1).amin(-1)).any():
+        return support
+    mean = (support.probs[:, None] @ support.atoms)[:, 0]
+    residual = oracle.target - mean
+    best = oracle(residual, torch.ones_like(support.stats.converged))
+    gap = (residual * (best - mean)).sum(-1)
+    return replace(support, stats=replace(support.stats, gap=torch.maximum(support.stats.gap, gap)))
 
 
 def _gather(parts: list[tuple[Tensor, Support]], batch: int) -> Support:
