@@ -11,6 +11,7 @@ import pytest
 import torch
 from sparsemarg.models import BitVectorVAE, Decoder, Encoder
 from sparsemarg.models.estimators import (
+    IMLE,
     AnnealedTemperature,
     Baseline,
     ConstantTemperature,
@@ -570,6 +571,56 @@ def test_reinmax_gradient_is_the_published_algorithm(polytope: Polytope) -> None
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+# I-MLE
+
+
+@pytest.mark.parametrize("polytope", RELAXABLE, ids=repr)
+@pytest.mark.parametrize("step", [0.25, 4.0])
+def test_imle_is_a_finite_difference_for_linear_costs(polytope: Polytope, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "cost_of", lambda theta: lambda atoms, row: (atoms * theta[row]).sum(-1))
+    scores, theta, structures = scores_of(polytope), theta_of(polytope), structures_of(polytope)
+
+    def mean(scores: Tensor) -> Tensor:
+        return (structures @ scores).softmax(-1) @ structures
+
+    expected, by_scores, by_theta, _ = enumerated(polytope, scores, theta)
+    estimate, score_grads, theta_grads = draws(IMLE(polytope, step), polytope)
+    assert errors(score_grads, (mean(scores) - mean(scores - step * theta)) / step).max() < 4
+    assert errors(theta_grads, by_theta).max() < 4
+    assert errors(estimate.value, expected) < 4
+    if step > 1:
+        assert errors(score_grads, by_scores).max() > 8  # biased, as it says
+    check_counts(estimate, polytope)
+
+
+def test_imle_step_means_the_same_for_every_batch_and_reduction() -> None:
+    """Where the cost's gradient comes from the backward pass, a mean over the batch divides lambda by the batch's size."""
+    polytope = BernoulliCube(4)
+    scores = scores_of(polytope).repeat(50, 1).requires_grad_()
+    found = []
+    for reduce in (torch.sum, torch.mean):
+        torch.manual_seed(0)
+        estimate = IMLE(polytope, 0.5)(scores, cost_of(theta_of(polytope).repeat(50, 1)))
+        found.append(torch.autograd.grad(reduce(estimate.surrogate), scores)[0])
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[0], 50 * found[1])
+
+
+def test_imle_goes_through_a_decoder_in_pieces() -> None:
+    images = torch.randint(5, (7, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    found = []
+    for max_logits in (None, 1):  # in pieces the logits are computed again for each of the two derivatives
+        torch.manual_seed(0)
+        encoder, decoder = Encoder(6, 5, 4, hidden=8), Decoder(4, 6, 5, hidden=8, rank=2)
+        vae = BitVectorVAE(encoder, decoder, IMLE(BernoulliCube(4), 1.0), max_logits=max_logits).double()
+        loss = vae(images).loss
+        found.append(torch.autograd.grad(loss, list(vae.parameters())))
+        with torch.no_grad():
+            assert vae(images).loss.isfinite()
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(whole, pieces, rtol=0, atol=1e-12)
+
+
 # All estimators
 
 
@@ -584,6 +635,7 @@ EVERY: dict[str, Callable[[], Estimator]] = {
     "straight": lambda: GumbelSoftmax(Simplex(3), AnnealedTemperature(), straight_through=True),
     "disarm": lambda: DisARM(BernoulliCube(3)),
     "reinmax": lambda: ReinMax(Simplex(3)),
+    "imle": lambda: IMLE(BernoulliCube(3), 1.0),
 }
 
 
@@ -644,6 +696,10 @@ def test_missing_capabilities_are_named() -> None:
         DisARM(Simplex(3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"ReinMax is for Simplex and BernoulliCube, not Bare"):
         ReinMax(Bare())
+    with pytest.raises(ValueError, match=r"IMLE is for Simplex and BernoulliCube, not Bare"):
+        IMLE(Bare(), 1)
+    with pytest.raises(ValueError, match=r"IMLE: step must be above 0 and finite, not 0"):
+        IMLE(Simplex(3), 0)
     with pytest.raises(ValueError, match="too many to enumerate"):
         DenseMarginalize(BernoulliCube(32))
 

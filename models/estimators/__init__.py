@@ -12,6 +12,7 @@ from .baselines import SelfCritic as SelfCritic
 from .dense import DenseMarginalize as DenseMarginalize
 from .disarm import DisARM as DisARM
 from .gumbel_softmax import GumbelSoftmax as GumbelSoftmax
+from .imle import IMLE as IMLE
 from .marginalize import Marginalize as Marginalize
 from .reinmax import ReinMax as ReinMax
 from .score_function import ScoreFunction as ScoreFunction

@@ -19,9 +19,8 @@ class Estimate:
 
     Attributes:
         value: [B] float, detached: the (estimated) expected cost, in the units of the cost.
-        surrogate: [B] float: `surrogate.mean().backward()` gives the (estimated) gradient of `value.mean()`. An exact
-            estimator's surrogate is differentiated as it stands; a Monte Carlo estimator's has the value of `value` and
-            a gradient of its own (`with_gradient_of`).
+        surrogate: [B] float, equal to `value`: `surrogate.mean().backward()` gives the (estimated) gradient of the
+            expected cost's mean. A Monte Carlo estimator's gradient is not that of its value: see `with_gradient_of`.
         entropy: [B] float, nats, differentiable: H(q).
         evaluations: how many (example, structure) pairs the cost was evaluated on.
         support: [B] int64: how many structures of each example had mass, or were drawn.

@@ -14,7 +14,9 @@ from ...oracles.checks import check_count
 
 
 class BaselineValue(NamedTuple):
-    """What a baseline returns: value, broadcastable to [S, B] and without gradient, and loss, its own training loss [B]."""
+    """What a baseline returns: value, broadcastable to [S, B] and without gradient, and loss, its own training loss [B],
+    of which the estimator uses the gradient.
+    """
 
     value: Tensor
     loss: Tensor
