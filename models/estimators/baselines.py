@@ -14,8 +14,11 @@ from ...oracles.checks import check_count
 
 
 class BaselineValue(NamedTuple):
-    """What a baseline returns: value, broadcastable to [S, B] and without gradient, and loss, its own training loss [B],
-    of which the estimator uses the gradient.
+    """What a baseline returns.
+
+    Attributes:
+        value: broadcastable to [S, B], without gradient: what is subtracted from the costs.
+        loss: [B], the baseline's own training loss, of which the estimator takes the gradient.
     """
 
     value: Tensor
