@@ -69,7 +69,7 @@ class ActiveSet(Solver):
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
         tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, relative to its scale min(1, max|t|), plus
-            a few units of rounding noise. The mean's error is usually below it: 3e-9 at D = 128, and rounding for D <= 32.
+            a few units of rounding noise. The mean's error is usually below it: 2e-10 at D = 128.
     """
 
     max_iter: int | None = None
