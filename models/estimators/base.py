@@ -69,6 +69,12 @@ def cost_of_samples(cost: Cost, samples: Tensor) -> Tensor:
     return cost(samples.reshape(-1, dim), row).reshape(count, batch)
 
 
+def estimate_of_one_sample(costs: Tensor, surrogate: Tensor, entropy: Tensor, mode: Tensor) -> Estimate:
+    """The `Estimate` of an estimator that calls the cost once an example: all [B], and mode [B, D]."""
+    support = torch.ones(len(costs), dtype=torch.int64, device=costs.device)
+    return Estimate(costs.detach(), surrogate, entropy, len(costs), support, mode)
+
+
 def most_probable(polytope: Polytope, scores: Tensor) -> Tensor:
     """The structure of highest score, which is the mode of exp <a_z, t>: [B, D] -> [B, D], without gradient."""
     precise = scores.detach().double()

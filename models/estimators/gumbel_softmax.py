@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...oracles import BernoulliCube, Polytope, Simplex
 from ...oracles.checks import check_dimension
-from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable
+from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable
 from .noise import gumbel_noise
 from .temperature import Temperature
 
@@ -64,14 +64,8 @@ class GumbelSoftmax(Estimator):
         hard = hard + (relaxed - relaxed.detach())  # in this order the value is 0 and 1 exactly
         sample = (hard if self.straight_through or not self.training else relaxed).to(scores.dtype)
         costs = cost_of_samples(cost, sample[None])[0]
-        return Estimate(
-            value=costs.detach(),
-            surrogate=costs,
-            entropy=distribution.entropy(),
-            evaluations=len(scores),
-            support=torch.ones(len(scores), dtype=torch.int64, device=scores.device),
-            mode=most_probable(self.polytope, scores),
-        )
+        mode = most_probable(self.polytope, scores)
+        return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
 
 
 def _relaxed_category(scores: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...oracles import BernoulliCube, Polytope, Simplex
 from ...oracles.checks import check_dimension
-from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
+from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
 from .noise import gumbel_noise
 
 
@@ -60,11 +60,5 @@ class IMLE(Estimator):
             # What is forbidden is in neither, and 0 * -inf would be NaN.
             allowed = torch.where(scores.isneginf(), 0, scores)
             surrogate = with_gradient_of(costs, costs + ((sample.detach() - target) / self.step * allowed).sum(-1))
-        return Estimate(
-            value=costs.detach(),
-            surrogate=surrogate,
-            entropy=distribution.entropy(),
-            evaluations=len(scores),
-            support=torch.ones(len(scores), dtype=torch.int64, device=scores.device),
-            mode=most_probable(self.polytope, scores),
-        )
+        mode = most_probable(self.polytope, scores)
+        return estimate_of_one_sample(costs, surrogate, distribution.entropy(), mode)

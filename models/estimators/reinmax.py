@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...oracles import BernoulliCube, Polytope, Simplex
 from ...oracles.checks import check_dimension
-from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
+from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
 from .temperature import ConstantTemperature, Temperature
 
 
@@ -53,14 +53,8 @@ class ReinMax(Estimator):
         allowed = torch.where(scores.isneginf(), 0, scores)
         passed = 2 * self._linear(middle, allowed) - self._linear(probs, allowed) / 2
         costs = cost_of_samples(cost, with_gradient_of(sample, passed)[None])[0]
-        return Estimate(
-            value=costs.detach(),
-            surrogate=costs,
-            entropy=distribution.entropy(),
-            evaluations=len(scores),
-            support=torch.ones(len(scores), dtype=torch.int64, device=scores.device),
-            mode=most_probable(self.polytope, scores),
-        )
+        mode = most_probable(self.polytope, scores)
+        return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
 
 
 def _category_probs(scores: Tensor) -> Tensor:
