@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from .batches import Batches
+from .batched_data import BatchedData, Sources
+from .batches import Source
 from .errors import UsageError
 
 
@@ -22,66 +21,33 @@ class Splits:
     test: Tensor
 
 
-class ImageData(LightningDataModule, ABC):
+class ImageData(BatchedData, ABC):
     """Gives batches [B, pixels] uint8 of the splits of a data set.
 
     Args:
-        batch_size: images in a batch; the last, smaller batch is kept.
+        batch_size: images in a batch, over all processes; the last, smaller batch is kept.
     """
 
     pixels: int
     levels: int
 
     def __init__(self, batch_size: int = 64) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data: batch_size must be at least 1, not {batch_size}")
-        self.batch_size = batch_size
+        super().__init__(batch_size)
         self._splits: Splits | None = None
-        self._train: Batches | None = None
-        self._train_state: dict[str, Any] | None = None
 
     @abstractmethod
-    def load(self) -> Splits:
+    def read(self) -> Splits:
         """Read the data set."""
 
     @property
     def splits(self) -> Splits:
         """The data set, read at the first use."""
         if self._splits is None:
-            self._splits = self.load()
+            self._splits = self.read()
         return self._splits
 
-    def setup(self, stage: str) -> None:
-        _ = self.splits
-
-    def train_dataloader(self) -> Batches:
-        """Shuffled by the run's seed; see `Batches` for how a resumed run continues."""
-        images = self.splits.train
-        whole_epoch = len(Batches(images, self.batch_size))
-        limit = self.trainer.limit_train_batches if self.trainer is not None else None
-        stop = int(whole_epoch * limit) if isinstance(limit, float) else limit
-        self._train = Batches(images, self.batch_size, seed=torch.initial_seed(), batches_per_epoch=stop)
-        if self._train_state is not None:
-            self._train.load_state_dict(self._train_state)
-        return self._train
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the training batches.
-
-        Lightning saves it too, but does not load it from a checkpoint of the end of an epoch: the next epoch would then
-        repeat the order of the first.
-        """
-        return {} if self._train is None else {"train": self._train.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._train_state = state_dict.get("train")
-
-    def val_dataloader(self) -> Batches:
-        return Batches(self.splits.val, self.batch_size)
-
-    def test_dataloader(self) -> Batches:
-        return Batches(self.splits.test, self.batch_size)
+    def load(self) -> Sources:
+        return Sources(Source.of(self.splits.train), Source.of(self.splits.val), Source.of(self.splits.test))
 
 
 class MNIST(ImageData):
@@ -104,7 +70,7 @@ class MNIST(ImageData):
         self.root = root
         self.download = download
 
-    def load(self) -> Splits:
+    def read(self) -> Splits:
         train = self._images(train=True)
         return Splits(train[:55000], train[55000:], self._images(train=False))
 
@@ -143,7 +109,7 @@ class Digits(ImageData):
     pixels = 64
     levels = 17
 
-    def load(self) -> Splits:
+    def read(self) -> Splits:
         from sklearn.datasets import load_digits  # slow to import
 
         data = load_digits().data  # pyright: ignore[reportAttributeAccessIssue]  # a Bunch

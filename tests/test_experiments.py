@@ -17,7 +17,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from sparsemarg.experiments import demo, run_record, training
-from sparsemarg.experiments.batches import Batches
+from sparsemarg.experiments.batches import Batches, Shard, Source
 from sparsemarg.experiments.bit_vector_vae import BitVectorVAETask
 from sparsemarg.experiments.checkpoints import AtomicCheckpointIO, Checkpoints
 from sparsemarg.experiments.cli import main
@@ -93,13 +93,13 @@ def test_real_splits_are_slices_of_the_original_files(kind: type[MNIST]) -> None
 
 
 def test_batches_cover_each_epoch_in_a_new_order() -> None:
-    batches = Batches(torch.arange(10), 4, seed=3)
+    batches = Batches(Source.of(torch.arange(10)), 4, seed=3)
     epochs = [list(batches) for _ in range(3)]
     assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
     orders = [torch.cat(epoch).tolist() for epoch in epochs]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert torch.cat(list(Batches(torch.arange(10), 4))).tolist() == list(range(10))
+    assert torch.cat(list(Batches(Source.of(torch.arange(10)), 4, fixed=True))).tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("given_out", range(1, 9))
@@ -114,14 +114,39 @@ def test_batches_continue_from_their_state(given_out: int, limit: int | None) ->
                 if batches.position == limit:
                     break
 
-    first = Batches(torch.arange(10), 4, seed=3, batches_per_epoch=limit)
+    first = Batches(Source.of(torch.arange(10)), 4, seed=3, batches_per_epoch=limit)
     original = stream(first)
     for _ in range(given_out):
         next(original)
-    resumed = Batches(torch.arange(10), 4, seed=99, batches_per_epoch=limit)
+    resumed = Batches(Source.of(torch.arange(10)), 4, seed=99, batches_per_epoch=limit)
     resumed.load_state_dict(first.state_dict())
     continued = stream(resumed)
     assert [next(continued) for _ in range(7)] == [next(original) for _ in range(7)]
+
+
+def test_a_batch_draws_the_same_when_it_is_made_again() -> None:
+    """Its generator is a function of seed, epoch and batch: no two agree, and a resumed stream repeats them."""
+    source = Source(lambda index, generator: torch.rand(len(index), generator=generator), 10)
+    batches = Batches(source, 4, seed=3)
+    epochs = [torch.cat(list(batches)) for _ in range(3)]
+    assert torch.cat(epochs).unique().numel() == 30
+    again = Batches(source, 4, seed=0)
+    again.load_state_dict({"seed": 3, "epoch": 1, "position": 1})
+    assert torch.equal(torch.cat(list(again)), epochs[1][4:])
+    fixed = Batches(source, 4, seed=3, fixed=True)
+    assert torch.equal(torch.cat(list(fixed)), torch.cat(list(fixed)))
+
+
+def test_shards_are_the_parts_of_the_whole_batches() -> None:
+    source = Source(lambda index, generator: (index, torch.rand(len(index), generator=generator)), 11)
+    whole = list(Batches(source, 4, seed=3))
+    parts = [list(Batches(source, 4, seed=3, shard=Shard(rank, 3))) for rank in range(3)]
+    assert [len(part) for part in parts] == [3, 3, 3]
+    for batch, *shards in zip(whole, *parts, strict=True):
+        for i in range(2):
+            together = torch.cat([shard[i] for shard in shards]).sort().values
+            assert torch.equal(together, batch[i].sort().values)
+    assert len(Batches(source, 5, shard=Shard(0, 2))) == 2  # one example for two processes is left out
 
 
 # Configurations and runs
@@ -357,7 +382,7 @@ class Dice(LightningModule):
 class Few(ImageData):
     pixels, levels = 1, 9
 
-    def load(self) -> Any:
+    def read(self) -> Any:
         images = torch.arange(8, dtype=torch.uint8)[:, None]
         return type("Splits", (), {"train": images, "val": images, "test": images})()
 

@@ -1,0 +1,68 @@
+"""What is kept of each example until a summary is logged."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from ..models.estimators import Estimate
+
+PERCENTS = (10, 25, 50, 75, 90)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Numbers of N examples.
+
+    Attributes:
+        values: [N] each, detached, by name.
+        support: [N]: how many structures had mass, or were drawn.
+        modes: [N, D] bool: the most probable structures.
+        evaluations: how many (example, structure) pairs the cost was evaluated on.
+    """
+
+    values: dict[str, Tensor]
+    support: Tensor
+    modes: Tensor
+    evaluations: int
+
+    @classmethod
+    def of(cls, values: dict[str, Tensor], estimate: Estimate) -> "Records":
+        return cls(values, estimate.support, estimate.mode > 0.5, estimate.evaluations)
+
+    @classmethod
+    def join(cls, records: "list[Records]") -> "Records":
+        return cls(
+            {name: torch.cat([r.values[name] for r in records]) for name in records[0].values},
+            torch.cat([r.support for r in records]),
+            torch.cat([r.modes for r in records]),
+            sum(r.evaluations for r in records),
+        )
+
+    def __len__(self) -> int:
+        return self.support.shape[0]
+
+    def cpu(self) -> "Records":
+        values = {name: value.cpu() for name, value in self.values.items()}
+        return Records(values, self.support.cpu(), self.modes.cpu(), self.evaluations)
+
+    def summarize(self) -> dict[str, Tensor]:
+        """Average the values; describe supports (means and percentiles) and count distinct most probable structures."""
+        support = self.support.float()
+        percentiles = support.quantile(support.new_tensor(PERCENTS) / 100)
+        return {
+            **{name: value.mean() for name, value in self.values.items()},
+            "support_mean": support.mean(),
+            **{f"support_q{percent}": value for percent, value in zip(PERCENTS, percentiles, strict=True)},
+            "decoder_calls": support.new_tensor(self.evaluations / len(self)),
+            "distinct_codes": support.new_tensor(self.modes.unique(dim=0).shape[0]),
+        }
+
+
+def gather(records: Records, processes: int) -> Records:
+    """Join the records of all processes, in every one of them."""
+    if processes == 1:
+        return records
+    everyone: list[Records | None] = [None] * processes
+    distributed.all_gather_object(everyone, records.cpu())
+    return Records.join([part for part in everyone if part is not None])
