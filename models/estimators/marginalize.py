@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ...layers import SparseDistribution
 from .base import Cost, Estimate, Estimator
 
 
@@ -12,7 +13,8 @@ class Marginalize(Estimator):
     (Correia et al. 2020, eq. 3 with sparse q).
 
     Args:
-        layer: maps scores [B, D] to a SparseDistribution, such as `sparsemarg.layers.SparseMAP`.
+        layer: maps scores [B, D] to a SparseDistribution, such as `sparsemarg.layers.SparseMAP`, or scores [B, K] of
+            categories to their probabilities, such as `sparsemarg.layers.Sparsemax`.
         max_atoms: bound on the number of pairs in one call of the cost; None evaluates all in one call.
     """
 
@@ -24,6 +26,8 @@ class Marginalize(Estimator):
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         distribution = self.layer(scores)
+        if isinstance(distribution, Tensor):
+            distribution = SparseDistribution.from_simplex(distribution)
         expected = distribution.expectation(cost, max_atoms=self.max_atoms)
         return Estimate(
             value=expected.detach(),
