@@ -75,23 +75,7 @@ class MNIST(ImageData):
         return Splits(train[:55000], train[55000:], self._images(train=False))
 
     def _images(self, train: bool) -> Tensor:
-        from torchvision import datasets  # here, because it is slow to import and the digits do not need it
-
-        try:
-            dataset = getattr(datasets, self.dataset)(self.root, train=train, download=self.download)
-        except (RuntimeError, OSError, ValueError, AssertionError) as error:
-            cause = str(error).strip().split("\n")[0] or type(error).__name__
-            fix = (
-                "Check the connection, or copy the files there"
-                if self.download
-                else "Give the right folder with --data.init_args.root, or allow the download with "
-                "--data.init_args.download true"
-            )
-            raise UsageError(
-                f"expected the {self.dataset} files in {Path(self.root) / self.dataset / 'raw'}, but they are missing "
-                f"or damaged and could not be read ({cause}). {fix}."
-            ) from error
-        return dataset.data.flatten(1)
+        return read_torchvision(self.dataset, self.root, train, self.download)[0]
 
 
 class FashionMNIST(MNIST):
@@ -110,10 +94,39 @@ class Digits(ImageData):
     levels = 17
 
     def read(self) -> Splits:
-        from sklearn.datasets import load_digits  # slow to import
-
-        data = load_digits().data  # pyright: ignore[reportAttributeAccessIssue]  # a Bunch
-        images = torch.from_numpy(data).to(torch.uint8)
+        images, _ = read_digits()
         order = torch.randperm(images.shape[0], generator=torch.Generator().manual_seed(0))
         train, val, test = images[order].split([1257, 180, 360])
         return Splits(train, val, test)
+
+
+def read_torchvision(dataset: str, root: str, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+    """Read the images [N, pixels] uint8 and labels [N] int64 of torchvision's `MNIST` or `FashionMNIST`.
+
+    Raises:
+        UsageError: the files are missing or damaged.
+    """
+    from torchvision import datasets  # here, because it is slow to import and the digits do not need it
+
+    try:
+        data = getattr(datasets, dataset)(root, train=train, download=download)
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        fix = (
+            "Check the connection, or copy the files there"
+            if download
+            else "Give the right folder with --data.init_args.root, or allow the download with --data.init_args.download true"
+        )
+        raise UsageError(
+            f"expected the {dataset} files in {Path(root) / dataset / 'raw'}, but they are missing or damaged and could "
+            f"not be read ({cause}). {fix}."
+        ) from error
+    return data.data.flatten(1), data.targets
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Read scikit-learn's digits: images [1797, 64] uint8 of grey levels 0..16, and labels [1797] int64."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    images, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(images).to(torch.uint8), torch.from_numpy(labels)

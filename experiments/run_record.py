@@ -1,7 +1,12 @@
 """What a run's folder says about how the run came about."""
 
+import os
 import platform
+import shlex
 import subprocess
+import sys
+import time
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,9 @@ from .checkpoints import CONFIG_KEY
 class RunRecord(Callback):
     """Saves the resolved configuration and the versions in the run's folder, and the former in every checkpoint.
 
-    `config.yaml` reproduces the run; `versions.yaml` has one entry for each start, so that a run that was
-    resumed with other versions or another revision shows it. A test run writes `test_config.yaml` and adds no entry.
+    `config.yaml` reproduces the run; `versions.yaml` has one entry for each start: its command, its time, the last optimizer
+    step and the seconds that training had taken until then, and the versions and revision, so that a run that was resumed
+    with others shows it. A test run writes `test_config.yaml` and adds no entry.
 
     Args:
         config: the resolved configuration, nested, as it can be given to `--config` again.
@@ -27,6 +33,8 @@ class RunRecord(Callback):
     def __init__(self, config: dict[str, Any], resumed_from: str | None) -> None:
         self.config = config
         self.resumed_from = resumed_from
+        self._starts: list[dict[str, Any]] = []
+        self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
@@ -36,13 +44,34 @@ class RunRecord(Callback):
         name = "config.yaml" if stage == "fit" else "test_config.yaml"
         (folder / name).write_text(yaml.safe_dump(self.config, sort_keys=False))
         if stage == "fit":
-            start = {"resumed_from": self.resumed_from, "device": str(trainer.strategy.root_device), **versions()}
-            mode = "a" if self.resumed_from else "w"
-            with (folder / "versions.yaml").open(mode) as file:
-                yaml.safe_dump([start], file, sort_keys=False)
+            path = folder / "versions.yaml"
+            resumed = self.resumed_from is not None and path.exists()
+            self._starts = yaml.safe_load(path.read_text()) if resumed else []
+            start = {"command": shlex.join(["sparsemarg", *sys.argv[1:]]), "resumed_from": self.resumed_from}
+            start |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "step": None, "seconds": None}
+            start |= {"device": str(trainer.strategy.root_device), "threads": torch.get_num_threads(), **versions()}
+            self._starts.append(start)
+            self._began = time.perf_counter()
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or not self._starts:
+            return
+        self._starts[-1] |= {"step": trainer.global_step, "seconds": round(time.perf_counter() - self._began, 1)}
+        path = Path(trainer.default_root_dir) / "versions.yaml"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(self._starts, sort_keys=False))
+        os.replace(temporary, path)
 
 
 def versions() -> dict[str, str | None]:

@@ -3,5 +3,7 @@
 from .networks import Decoder as Decoder
 from .networks import Encoder as Encoder
 from .objective import pixel_cross_entropy as pixel_cross_entropy
+from .semi_supervised import ClassBound as ClassBound
+from .semi_supervised import SemiSupervisedVAE as SemiSupervisedVAE
 from .vae import BitVectorVAE as BitVectorVAE
 from .vae import Bound as Bound
