@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsCSV(Logger):
@@ -14,6 +15,8 @@ class MetricsCSV(Logger):
 
     Lightning's own CSVLogger deletes the file of the run that it resumes. Here a resumed run removes the rows that come
     after its checkpoint and appends, so that the file ends up the same as if nothing had happened.
+
+    Of several processes only the first writes.
 
     Args:
         path: the file.
@@ -42,9 +45,11 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self.path.parent)
 
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the resolved configuration is saved beside the metrics."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row. Numbers are written with all their digits."""
         self._start()

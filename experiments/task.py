@@ -116,4 +116,5 @@ class Task(LightningModule, ABC):
             raise UsageError(f"there is no batch to evaluate in the {split} split: give more data, or a higher limit")
         metrics = gather(Records.join(self._records), self.trainer.world_size).summarize()
         self._records.clear()
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
+        # The same in all processes; sync_dist tells Lightning so.
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, sync_dist=True)

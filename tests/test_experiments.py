@@ -152,28 +152,56 @@ def test_shards_are_the_parts_of_the_whole_batches() -> None:
 # Configurations and runs
 
 
-@pytest.mark.parametrize("name", config_names())
-def test_every_packaged_config_trains_and_tests(name: str) -> None:
-    """Two steps on digits, with the rest of the configuration as it stands."""
-    limits = ["--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "2"]
-    small = [*ON_DIGITS, "--data.init_args.batch_size", "4"]
-    fit(*small, *limits, config=name)
-    training.run(["test", "--config", name, *small, *limits, "--verbose", "false", *QUIET])
+LIMITS = ["--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "2"]
 
+
+def names_of(experiment: str) -> list[str]:
+    return [name for name in config_names() if name.startswith(f"{experiment}/")]
+
+
+def two_steps(name: str, *arguments: str) -> list[tuple[str, dict[str, float]]]:
+    """Train for two steps and test, with the rest of the configuration as it stands; each split with what it logged."""
+    fit(*arguments, *LIMITS, config=name)
+    training.run(["test", "--config", name, *arguments, *LIMITS, "--verbose", "false", *QUIET])
     folder = Path("runs") / name
-    dim = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["dim"]
-    train = rows_of(folder / "metrics.csv")
-    assert [row["step"] for row in train] == ["0", "1"]
+    train = [row for row in rows_of(folder / "metrics.csv") if row["train/decoder_calls"]]
     (test,) = rows_of(folder / "test.csv")
+    assert [row["step"] for row in train] == ["0", "1"]
     assert test["step"] == "2"
-    for split, row in (("train", train[0]), ("train", train[1]), ("test", test)):
-        value = {key.removeprefix(f"{split}/"): float(text) for key, text in row.items() if "/" in key}
-        assert 1 <= value["support_q25"] <= value["support_q50"] <= value["support_q75"] <= dim + 1
+    rows = [("train", train[0]), ("train", train[1]), ("test", test)]
+    values = [
+        (split, {key.removeprefix(f"{split}/"): float(text) for key, text in row.items() if "/" in key and text})
+        for split, row in rows
+    ]
+    for _, value in values:
+        assert 1 <= value["support_q25"] <= value["support_q50"] <= value["support_q75"]
+    assert values[0][1]["encoder_grad_norm"] > 0
+    return values
+
+
+@pytest.mark.parametrize("name", names_of("bit_vector_vae"))
+def test_every_bit_vector_config_trains_and_tests(name: str) -> None:
+    for _, value in two_steps(name, *ON_DIGITS, "--data.init_args.batch_size", "4"):
+        dim = yaml.safe_load((Path("runs") / name / "config.yaml").read_text())["model"]["init_args"]["dim"]
+        assert value["support_q75"] <= dim + 1
         assert value["decoder_calls"] == value["support_mean"]
         assert 1 <= value["distinct_codes"] <= 8
         assert value["negative_elbo"] == pytest.approx(value["distortion"] + value["rate"], rel=1e-6)
         assert value["bits_per_dim"] == pytest.approx(value["negative_elbo"] / 64 / np.log(2), rel=1e-6)
-    assert float(train[0]["train/encoder_grad_norm"]) > 0
+
+
+@pytest.mark.parametrize("name", names_of("semi_supervised_vae"))
+def test_every_semi_supervised_config_trains_and_tests(name: str) -> None:
+    digits = ["--data", "sparsemarg.experiments.semi_supervised_data.SemiSupervisedDigits", "--data.init_args.batch_size", "4"]
+    options = ["--model.init_args.pixels", "64", "--model.init_args.warm_start", "null", "--trainer.log_every_n_steps", "1"]
+    labelled = "warm_start" in name
+    *train, (_, test) = two_steps(name, *digits, "--data.init_args.labelled_only", str(labelled).lower(), *options)
+    for _, value in train:
+        assert 0 <= value["labelled_accuracy"] <= 1
+        assert labelled == ("negative_elbo" not in value)
+    assert test["negative_elbo"] == pytest.approx(test["cost"] + test["divergence"], rel=1e-6)
+    assert 1 <= test["distinct_codes"] <= 8
+    assert 0 <= test["accuracy"] <= 1
 
 
 @real_data
