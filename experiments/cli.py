@@ -35,6 +35,7 @@ class Command:
 COMMANDS = {
     "fit": Command("train: --config NAME_OR_FILE, any setting as --a.b VALUE, --ckpt_path last resumes", ".training", "run"),
     "test": Command("evaluate a trained run on its test split", ".training", "run"),
+    "tune": Command("successive halving: --config NAME --grid OPTION=V1,V2 --steps N, any option of fit", ".tune", "run"),
     "configs": Command("list the named configurations", ".cli", "list_configs"),
     "verify": Command("cross-check a polytope: MODULE:CLASS --name value, or --all", "..verification.command", "run"),
     "demo": Command("train on 8x8 digits for some minutes and draw pictures in ./demo", ".demo", "run"),
