@@ -1,6 +1,8 @@
 """`sparsemarg fit` and `sparsemarg test`: Lightning's command line, with one folder for each run."""
 
+import errno
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,27 @@ from .random_state import RandomState
 from .run_record import RunRecord
 from .step_limit import StepLimit
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def run(arguments: list[str]) -> "ExperimentCLI":
     """Run `fit` or `test` with command line arguments, such as ["fit", "--config", "bit_vector_vae/sparsemap"].
 
     Raises:
-        UsageError: a mistake in the arguments, the configuration, the data folder or the checkpoint.
+        UsageError: a mistake in the arguments, the configuration, the data folder or the checkpoint; or the run's folder
+            cannot be written, from the start or because the disk is full: what was saved before stays as it is.
     """
     _silence()
     arguments, run_name = resolve_configs(arguments)
-    return ExperimentCLI(arguments, run_name or "unnamed")
+    try:
+        return ExperimentCLI(arguments, run_name or "unnamed")
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise UsageError(
+            f"the run cannot write its files: {error}. Free or give it the space or the rights, then go on from the last "
+            "checkpoint, if there is one, with --ckpt_path last."
+        ) from error
 
 
 class ExperimentCLI(LightningCLI):
@@ -88,6 +101,9 @@ class ExperimentCLI(LightningCLI):
         options.folder = options.folder or str(Path("runs") / self._run_name)
         if Path(options.folder).exists() and not Path(options.folder).is_dir():
             raise UsageError(f"--folder takes the folder of a run, but {options.folder} is a file: give another path.")
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=options.folder):
+            pass  # better to hear now than at the first checkpoint that nothing can be written
         options.trainer.default_root_dir = options.folder
         self._choose_checkpoint(options)
 

@@ -1,12 +1,14 @@
 """Data, configurations, command line, checkpoints and exact resume. Small runs on the embedded digits."""
 
 import csv
+import errno
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -355,6 +357,36 @@ def test_failed_write_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
         AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(1000), "bad": Unwritable()}, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_full_disk_leaves_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel's own error, from a device that is always full."""
+    fit("--folder", "here", steps=3)
+    before = Path("here/checkpoints/last.ckpt").read_bytes()
+    plain_open = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        target = Path("/dev/full") if self.name.endswith(".ckpt.tmp") and "w" in mode else self
+        return plain_open(target, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    message = complaint(
+        capsys, "fit", "--config", DIGITS, "--folder", "here", "--ckpt_path", "last", "--trainer.max_steps", "5"
+    )
+    assert "cannot write its files: [Errno 28] No space left on device" in message
+    assert "--ckpt_path last" in message
+    assert Path("here/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_folder_without_write_access(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def forbidden(**options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), options["dir"])
+
+    # Rights do not stop the superuser, who may be the one that runs the tests.
+    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
+    message = complaint(capsys, "fit", "--config", DIGITS, "--folder", "here")
+    assert "cannot write its files: [Errno 13] Permission denied: 'here'" in message
+    assert os.listdir("here") == []
 
 
 def test_failing_run_leaves_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
