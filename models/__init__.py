@@ -5,5 +5,9 @@ from .networks import Encoder as Encoder
 from .objective import pixel_cross_entropy as pixel_cross_entropy
 from .semi_supervised import ClassBound as ClassBound
 from .semi_supervised import SemiSupervisedVAE as SemiSupervisedVAE
+from .signal_game import Play as Play
+from .signal_game import Receiver as Receiver
+from .signal_game import Sender as Sender
+from .signal_game import SignalGame as SignalGame
 from .vae import BitVectorVAE as BitVectorVAE
 from .vae import Bound as Bound

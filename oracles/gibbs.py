@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from .base import GibbsDistribution
 from .checks import cannot_branch, check_finite
@@ -39,6 +39,37 @@ class BernoulliGibbs:
     def entropy(self) -> Tensor:
         """sum_i H(sigmoid(t_i)) = sum_i softplus(t_i) - t_i sigmoid(t_i), nats."""
         return binary_entropy(self.scores).sum(-1).to(self.dtype)
+
+
+class CategoricalGibbs:
+    """A softmax over one-hot vectors; everything O(D), a sample and a log-probability included."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.dtype = scores.dtype
+        scores = _precise(scores)
+        _check_some_allowed(scores.detach().amax(-1))
+        self.log_probs = scores.log_softmax(-1)  # [*B, D]
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """[*sample_shape, *B, D] one-hot vectors, by inverting the cumulative sums."""
+        cumulative = self.log_probs.detach().exp().cumsum(-1)
+        cumulative = cumulative / cumulative[..., -1:]
+        uniform = _uniform(cumulative[..., :1], sample_shape, generator)
+        # The number of cumulative sums at or below u is the index of the first above it.
+        chosen = (cumulative <= uniform).sum(-1)
+        return one_hot(chosen, cumulative.shape[-1]).to(self.dtype)
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """The category's log-probability, nats."""
+        on = structures == 1
+        vertex = (on | (structures == 0)).all(-1) & (on.sum(-1) == 1)
+        # Not structures * log_probs: 0 * -inf is NaN.
+        picked = torch.where(on, self.log_probs, 0).sum(-1)
+        return torch.where(vertex, picked, -torch.inf).to(self.dtype)
+
+    def entropy(self) -> Tensor:
+        """-sum p log p, nats."""
+        return _entropy(self.log_probs).to(self.dtype)
 
 
 class EnumeratedGibbs:
@@ -71,8 +102,7 @@ class EnumeratedGibbs:
 
     def entropy(self) -> Tensor:
         """-sum p log p, nats."""
-        probs = self.log_probs.exp()
-        return -torch.where(probs > 0, probs * self.log_probs.clamp(min=torch.finfo(probs.dtype).min), 0).sum(-1).to(self.dtype)
+        return _entropy(self.log_probs).to(self.dtype)
 
 
 class CardinalityGibbs:
@@ -167,6 +197,11 @@ def binary_entropy(log_odds: Tensor) -> Tensor:
     size = -log_odds.abs()
     finite = size.clamp(min=torch.finfo(size.dtype).min / 4)
     return -logsigmoid(-finite) - finite * finite.sigmoid()
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    probs = log_probs.exp()
+    return -torch.where(probs > 0, probs * log_probs.clamp(min=torch.finfo(probs.dtype).min), 0).sum(-1)
 
 
 def _precise(scores: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import Halfspaces, Polytope
 from .checks import check_count, check_dimension
-from .gibbs import EnumeratedGibbs
+from .gibbs import CategoricalGibbs
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Simplex(Polytope):
         identity = torch.eye(self.dim, dtype=mean.dtype, device=mean.device)
         return identity.expand(*mean.shape, self.dim), mean.clamp(min=0)
 
-    def gibbs(self, scores: Tensor) -> EnumeratedGibbs:
+    def gibbs(self, scores: Tensor) -> CategoricalGibbs:
         """The categorical distribution softmax(scores)."""
         check_dimension(scores, self)
-        return EnumeratedGibbs(scores, self.vertices())
+        return CategoricalGibbs(scores)
 
     def halfspaces(self) -> Halfspaces:
         """x >= 0, sum x = 1."""

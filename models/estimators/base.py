@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...oracles import Polytope
+from ...layers import SparseDistribution
+from ...oracles import GibbsDistribution, Polytope
 
 Cost = Callable[[Tensor, Tensor], Tensor]
 """cost(atoms [n, D], row [n]) -> [n]: the cost of structure `atoms[i]` for the example number `row[i]` of the batch."""
@@ -54,6 +55,14 @@ class Estimator(nn.Module, ABC):
             scores: [B, D] float.
             cost: called with structures [n, D] and their example numbers [n]; returns [n].
             context: [B, ...], what the scores were computed from, for estimators with a learned baseline.
+        """
+
+    @abstractmethod
+    def distribution(self, scores: Tensor) -> SparseDistribution | GibbsDistribution:
+        """q(z | scores), which the expected cost and the entropy are about; for samples and log-probabilities without bias.
+
+        Sparse where a sparse layer makes it, a Gibbs distribution where the estimator draws or relaxes: the discrete one
+        then, whatever the temperature.
         """
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...layers import SparseDistribution
-from ...oracles import Polytope, SupportsVertices, supports
+from ...oracles import GibbsDistribution, Polytope, SupportsVertices, supports
 from ...oracles.base import missing
 from ...oracles.checks import check_dimension
 from ...oracles.gibbs import EnumeratedGibbs
@@ -51,3 +51,6 @@ class DenseMarginalize(Estimator):
             support=distribution.support_size(),
             mode=distribution.mode(),
         )
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        return EnumeratedGibbs(scores, self._vertices)

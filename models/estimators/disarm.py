@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...oracles import BernoulliCube
+from ...oracles import BernoulliCube, GibbsDistribution
 from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
 
@@ -54,3 +54,6 @@ class DisARM(Estimator):
             support=torch.full((len(scores),), 2, dtype=torch.int64, device=scores.device),
             mode=most_probable(self.polytope, scores),
         )
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        return self.polytope.gibbs(scores)

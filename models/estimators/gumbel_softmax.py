@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...oracles import BernoulliCube, Polytope, Simplex
+from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
 from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable
 from .noise import gumbel_noise
@@ -66,6 +66,9 @@ class GumbelSoftmax(Estimator):
         costs = cost_of_samples(cost, sample[None])[0]
         mode = most_probable(self.polytope, scores)
         return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        return self._gibbs(scores)
 
 
 def _relaxed_category(scores: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...oracles import BernoulliCube, Polytope, Simplex
+from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
 from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
 from .noise import gumbel_noise
@@ -62,3 +62,6 @@ class IMLE(Estimator):
             surrogate = with_gradient_of(costs, costs + ((sample.detach() - target) / self.step * allowed).sum(-1))
         mode = most_probable(self.polytope, scores)
         return estimate_of_one_sample(costs, surrogate, distribution.entropy(), mode)
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        return self.polytope.gibbs(scores)

@@ -25,9 +25,7 @@ class Marginalize(Estimator):
         self.dim = getattr(getattr(layer, "polytope", None), "dim", None)
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        distribution = self.layer(scores)
-        if isinstance(distribution, Tensor):
-            distribution = SparseDistribution.from_simplex(distribution)
+        distribution = self.distribution(scores)
         expected = distribution.expectation(cost, max_atoms=self.max_atoms)
         return Estimate(
             value=expected.detach(),
@@ -37,3 +35,7 @@ class Marginalize(Estimator):
             support=distribution.support_size(),
             mode=distribution.mode(),
         )
+
+    def distribution(self, scores: Tensor) -> SparseDistribution:
+        distribution = self.layer(scores)
+        return SparseDistribution.from_simplex(distribution) if isinstance(distribution, Tensor) else distribution

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...oracles import BernoulliCube, Polytope, Simplex
+from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
 from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
 from .temperature import ConstantTemperature, Temperature
@@ -55,6 +55,9 @@ class ReinMax(Estimator):
         costs = cost_of_samples(cost, with_gradient_of(sample, passed)[None])[0]
         mode = most_probable(self.polytope, scores)
         return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        return self._gibbs(scores)
 
 
 def _category_probs(scores: Tensor) -> Tensor:

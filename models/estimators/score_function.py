@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...oracles import Polytope, SupportsGibbs, supports
+from ...oracles import GibbsDistribution, Polytope, SupportsGibbs, supports
 from ...oracles.base import missing
 from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
@@ -62,3 +62,6 @@ class ScoreFunction(Estimator):
             support=torch.full((len(scores),), len(drawn), dtype=torch.int64, device=scores.device),
             mode=most_probable(self.polytope, scores),
         )
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        return self._gibbs(scores)

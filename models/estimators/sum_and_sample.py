@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from ...oracles import BernoulliCube, Polytope, SupportsVertices, supports
+from ...oracles import BernoulliCube, GibbsDistribution, Polytope, SupportsVertices, supports
 from ...oracles.base import missing
 from ...oracles.checks import check_count, check_dimension
+from ...oracles.gibbs import EnumeratedGibbs
 from .base import Cost, Estimate, Estimator, cost_of_samples, with_gradient_of
 from .baselines import Baseline, RunningMean
 from .splits import Split, split_bits, split_listed
@@ -82,6 +83,12 @@ class SumAndSample(Estimator):
             support=torch.full((len(scores),), evaluations, dtype=torch.int64, device=scores.device),
             mode=split.best[0],
         )
+
+    def distribution(self, scores: Tensor) -> GibbsDistribution:
+        if isinstance(self.polytope, BernoulliCube):
+            return self.polytope.gibbs(scores)
+        assert self._vertices is not None
+        return EnumeratedGibbs(scores, self._vertices)
 
     def _split(self, scores: Tensor) -> Split:
         if isinstance(self.polytope, BernoulliCube):

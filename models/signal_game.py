@@ -1,0 +1,182 @@
+"""The signal game: a sender describes an image by one symbol, a receiver finds the image among others."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import SparseDistribution
+from .estimators import Estimate, Estimator, Learned
+
+
+@dataclass(frozen=True)
+class Play:
+    """What a batch of B games came to.
+
+    Attributes:
+        loss: scalar with the value and the gradient of mean [E_q cost - coefficient * entropy].
+        cost: [B] detached: E_q cost as the estimator has it, in nats for the negative log-likelihood.
+        entropy: [B] detached: of the message, nats.
+        success_argmax: [B]: 1 where the receiver's best guess upon the sender's most probable symbol is right.
+        estimate: what the estimator returned.
+    """
+
+    loss: Tensor
+    cost: Tensor
+    entropy: Tensor
+    success_argmax: Tensor
+    estimate: Estimate
+
+
+class Sender(nn.Module):
+    """Scores of the symbols, given the target's features: [B, features] -> [B, symbols].
+
+    e = W x; each entry of e goes through the same small network, sigmoid(v' sigmoid(u e_j)) with u, v in R^filters; a last
+    linear map gives one score a symbol, divided by the temperature. No biases, as in the published code.
+
+    Args:
+        features: of an image.
+        symbols: size of the vocabulary.
+        embedding: entries of e.
+        filters: of the small network.
+        temperature: what the scores are divided by.
+    """
+
+    def __init__(
+        self, features: int, symbols: int = 256, embedding: int = 256, filters: int = 512, temperature: float = 10.0
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, embedding, bias=False)
+        self.filter_in = nn.Linear(1, filters, bias=False)
+        self.filter_out = nn.Linear(filters, 1, bias=False)
+        self.score = nn.Linear(embedding, symbols, bias=False)
+        self.temperature = temperature
+
+    def forward(self, target: Tensor) -> Tensor:
+        embedded = self.embed(target)[..., None]  # [B, embedding, 1]
+        filtered = self.filter_out(self.filter_in(embedded).sigmoid())[..., 0].sigmoid()
+        return self.score(filtered) / self.temperature
+
+
+class Receiver(nn.Module):
+    """Scores of the images upon every symbol: <U x_i, V s>, [B, images, features] -> [B, images, symbols].
+
+    All symbols are scored at once: the images are embedded once a game, and a symbol's scores are looked up afterwards.
+    Symbol vectors start as N(0, 1) for every estimator; the published code starts those of relaxed messages 28 times
+    smaller, which favours the others.
+
+    Args:
+        features: of an image.
+        symbols: size of the vocabulary.
+        embedding: of images and symbols.
+    """
+
+    def __init__(self, features: int, symbols: int = 256, embedding: int = 256) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, embedding, bias=False)
+        self.symbols = nn.Parameter(torch.randn(symbols, embedding))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(images) @ self.symbols.T
+
+
+class SignalGame(nn.Module):
+    """Lewis's signalling game (Lazaridou et al. 2017; Correia et al. 2020, section 5.2).
+
+    The sender sees the target and sends one symbol z; the receiver sees the images and guesses which is meant. Both share
+
+        min  E_{z ~ q(z | target)} -log p(target's position | z, images)  -  coefficient * H(q).
+
+    The negative log-likelihood of all symbols comes from one table, O(B images symbols embedding); a message costs a
+    look-up in it, however many messages an estimator evaluates.
+
+    Args:
+        estimator: how the expectation and its gradient are computed. It is given the target's features as context; a
+            learned baseline without a size takes theirs.
+        sender: target to scores.
+        receiver: images to scores for every symbol.
+        entropy_coefficient: weight of the message's entropy, at least 0.
+    """
+
+    def __init__(self, estimator: Estimator, sender: Sender, receiver: Receiver, entropy_coefficient: float = 0.0) -> None:
+        super().__init__()
+        symbols = receiver.symbols.shape[0]
+        if sender.score.out_features != symbols:
+            raise ValueError(f"the sender has {sender.score.out_features} symbols, the receiver {symbols}: give both the same")
+        if estimator.dim not in (None, symbols):
+            raise ValueError(
+                f"the sender gives scores of {symbols} symbols but the estimator's structures have {estimator.dim}: give the "
+                "model and the estimator's polytope the same number"
+            )
+        if not entropy_coefficient >= 0:
+            raise ValueError(f"SignalGame: entropy_coefficient must be at least 0, not {entropy_coefficient}")
+        self.estimator = estimator
+        self.sender = sender
+        self.receiver = receiver
+        self.entropy_coefficient = entropy_coefficient
+        for module in estimator.modules():
+            if isinstance(module, Learned):
+                module.build(sender.embed.in_features)
+
+    def forward(self, target: Tensor, images: Tensor, position: Tensor) -> Play:
+        """Play games: target [B, features], images [B, n, features], the target's position among them [B] int64."""
+        scores = self.sender(target)
+        table = self.receiver(images)
+
+        def cost(messages: Tensor, row: Tensor) -> Tensor:
+            return negative_log_likelihood(table, position, messages, row)
+
+        estimate = self.estimator(scores, cost, context=target)
+        # Not the mode of the estimate: ties and rounding there are the estimator's own.
+        best = scores.detach().argmax(-1, keepdim=True)
+        return Play(
+            loss=estimate.surrogate.mean() - self.entropy_coefficient * estimate.entropy.mean(),
+            cost=estimate.value,
+            entropy=estimate.entropy.detach(),
+            success_argmax=_right(table, position).gather(1, best)[:, 0],
+            estimate=estimate,
+        )
+
+    @torch.no_grad()
+    def success_expected(self, target: Tensor, images: Tensor, position: Tensor) -> Tensor:
+        """P(the receiver's best guess is right) under the estimator's own distribution of messages, exact: [B]."""
+        right = _right(self.receiver(images), position)  # [B, symbols]
+        distribution = self.estimator.distribution(self.sender(target))
+        if isinstance(distribution, SparseDistribution):
+            return distribution.expectation(lambda messages, row: right[row, messages.argmax(-1)])
+        batch, symbols = right.shape
+        every = torch.eye(symbols, dtype=right.dtype, device=right.device)[:, None].expand(-1, batch, -1)
+        return (distribution.log_prob(every).exp().T * right).sum(-1)
+
+
+def negative_log_likelihood(table: Tensor, position: Tensor, messages: Tensor, row: Tensor) -> Tensor:
+    """-log softmax_i(<table[row, i], message>)[position[row]] in nats, [n].
+
+    Args:
+        table: [B, images, symbols], the images' scores upon every symbol.
+        position: [B] int64, of the target.
+        messages: [n, symbols], one-hot or relaxed.
+        row: [n] int64, the game of each message.
+    """
+    if messages.requires_grad or not _one_hot(messages):
+        # One relaxed message a game, of which the gradient is wanted; O(n images symbols) memory.
+        logits = (table[row] @ messages[..., None])[..., 0]
+        return F.cross_entropy(logits, position[row], reduction="none")
+    losses = table.logsumexp(1) - _at(table, position)  # [B, symbols]
+    return losses[row, messages.argmax(-1)]
+
+
+def _one_hot(messages: Tensor) -> bool:
+    vertex = (messages == 1).sum(-1).eq(1) & (messages != 0).sum(-1).eq(1)
+    return bool(vertex.all())
+
+
+def _right(table: Tensor, position: Tensor) -> Tensor:
+    """[B, symbols]: 1 where the image of highest score upon the symbol (the first of equals) is the target."""
+    return (table.detach().argmax(1) == position[:, None]).to(table.dtype)
+
+
+def _at(table: Tensor, position: Tensor) -> Tensor:
+    """The target's scores [B, symbols]."""
+    return table.gather(1, position[:, None, None].expand(-1, 1, table.shape[-1]))[:, 0]
