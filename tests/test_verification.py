@@ -374,6 +374,9 @@ class ScoreFunction(Estimator):
         ones = torch.ones(len(scores), dtype=torch.int64)
         return Estimate(value, surrogate, gibbs.entropy(), len(scores), ones, drawn)
 
+    def distribution(self, scores):
+        return self.polytope.gibbs(scores)
+
 
 def test_stochastic_estimators() -> None:
     cube = BernoulliCube(3)
