@@ -23,12 +23,14 @@ class Checkpoints(Checkpoint):
 
     Args:
         every_n_steps: at most so many optimizer steps are lost when the process is killed.
-        monitor: the metric that decides on `best.ckpt`; lower is better.
+        monitor: the metric that decides on `best.ckpt`.
+        maximize: whether higher values of it are better, rather than lower ones.
     """
 
-    def __init__(self, every_n_steps: int = 200, monitor: str = "val/negative_elbo") -> None:
+    def __init__(self, every_n_steps: int = 200, monitor: str = "val/negative_elbo", maximize: bool = False) -> None:
         self.every_n_steps = every_n_steps
         self.monitor = monitor
+        self.maximize = maximize
         self.best: float | None = None
         self._saved_step = 0
 
@@ -53,10 +55,13 @@ class Checkpoints(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_idx + 1 < trainer.num_training_batches:
             return  # stopped in mid-epoch by max_steps: the checkpoint of that step resumes inside the epoch
         value = trainer.callback_metrics.get(self.monitor)
-        if isinstance(value, Tensor) and (self.best is None or value.item() < self.best):
+        if isinstance(value, Tensor) and self._improves(value.item()):
             self.best = value.item()
             self._save(trainer, "best")
         self._save(trainer, "last")
+
+    def _improves(self, value: float) -> bool:
+        return self.best is None or (value > self.best if self.maximize else value < self.best)
 
     def _save(self, trainer: Trainer, name: str) -> None:
         trainer.save_checkpoint(checkpoint_path(Path(trainer.default_root_dir), name), weights_only=False)

@@ -1,5 +1,8 @@
 """Latent variable models and their networks; knows layers and oracles, not Lightning."""
 
+from .message_costs import MessageCost as MessageCost
+from .message_costs import NegativeLogLikelihood as NegativeLogLikelihood
+from .message_costs import SampledSuccess as SampledSuccess
 from .networks import Decoder as Decoder
 from .networks import Encoder as Encoder
 from .objective import pixel_cross_entropy as pixel_cross_entropy

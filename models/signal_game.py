@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..layers import SparseDistribution
-from .estimators import Estimate, Estimator, Learned
+from .estimators import DrawnCost, Estimate, Estimator, Learned
+from .message_costs import MessageCost, NegativeLogLikelihood
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class SignalGame(nn.Module):
 
     The sender sees the target and sends one symbol z; the receiver sees the images and guesses which is meant. Both share
 
-        min  E_{z ~ q(z | target)} -log p(target's position | z, images)  -  coefficient * H(q).
+        min  E_{z ~ q(z | target)} cost(z)  -  coefficient * H(q),
 
-    The negative log-likelihood of all symbols comes from one table, O(B images symbols embedding); a message costs a
-    look-up in it, however many messages an estimator evaluates.
+    where the cost is -log p(target's position | z, images) or another `MessageCost`. The receiver's scores for all symbols are
+    one table, O(B images symbols embedding); a message is a look-up in it, however many messages an estimator evaluates.
 
     Args:
         estimator: how the expectation and its gradient are computed. It is given the target's features as context; a
@@ -97,10 +97,27 @@ class SignalGame(nn.Module):
         sender: target to scores.
         receiver: images to scores for every symbol.
         entropy_coefficient: weight of the message's entropy, at least 0.
+        cost: of a message; None is `NegativeLogLikelihood`.
+
+    Raises:
+        ValueError: the parts do not fit each other.
     """
 
-    def __init__(self, estimator: Estimator, sender: Sender, receiver: Receiver, entropy_coefficient: float = 0.0) -> None:
+    def __init__(
+        self,
+        estimator: Estimator,
+        sender: Sender,
+        receiver: Receiver,
+        entropy_coefficient: float = 0.0,
+        cost: MessageCost | None = None,
+    ) -> None:
         super().__init__()
+        self.cost = NegativeLogLikelihood() if cost is None else cost
+        if self.cost.drawn and not estimator.takes_drawn_costs:
+            raise ValueError(
+                f"{type(self.cost).__name__} draws the receiver's choice, but {type(estimator).__name__} has no gradient for "
+                "what is drawn: use ScoreFunction, or the cost NegativeLogLikelihood"
+            )
         symbols = receiver.symbols.shape[0]
         if sender.score.out_features != symbols:
             raise ValueError(f"the sender has {sender.score.out_features} symbols, the receiver {symbols}: give both the same")
@@ -124,8 +141,8 @@ class SignalGame(nn.Module):
         scores = self.sender(target)
         table = self.receiver(images)
 
-        def cost(messages: Tensor, row: Tensor) -> Tensor:
-            return negative_log_likelihood(table, position, messages, row)
+        def cost(messages: Tensor, row: Tensor) -> Tensor | DrawnCost:
+            return self.cost(table, position, messages, row)
 
         estimate = self.estimator(scores, cost, context=target)
         # Not the mode of the estimate: ties and rounding there are the estimator's own.
@@ -150,33 +167,6 @@ class SignalGame(nn.Module):
         return (distribution.log_prob(every).exp().T * right).sum(-1)
 
 
-def negative_log_likelihood(table: Tensor, position: Tensor, messages: Tensor, row: Tensor) -> Tensor:
-    """-log softmax_i(<table[row, i], message>)[position[row]] in nats, [n].
-
-    Args:
-        table: [B, images, symbols], the images' scores upon every symbol.
-        position: [B] int64, of the target.
-        messages: [n, symbols], one-hot or relaxed.
-        row: [n] int64, the game of each message.
-    """
-    if messages.requires_grad or not _one_hot(messages):
-        # One relaxed message a game, of which the gradient is wanted; O(n images symbols) memory.
-        logits = (table[row] @ messages[..., None])[..., 0]
-        return F.cross_entropy(logits, position[row], reduction="none")
-    losses = table.logsumexp(1) - _at(table, position)  # [B, symbols]
-    return losses[row, messages.argmax(-1)]
-
-
-def _one_hot(messages: Tensor) -> bool:
-    vertex = (messages == 1).sum(-1).eq(1) & (messages != 0).sum(-1).eq(1)
-    return bool(vertex.all())
-
-
 def _right(table: Tensor, position: Tensor) -> Tensor:
     """[B, symbols]: 1 where the image of highest score upon the symbol (the first of equals) is the target."""
     return (table.detach().argmax(1) == position[:, None]).to(table.dtype)
-
-
-def _at(table: Tensor, position: Tensor) -> Tensor:
-    """The target's scores [B, symbols]."""
-    return table.gather(1, position[:, None, None].expand(-1, 1, table.shape[-1]))[:, 0]

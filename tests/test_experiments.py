@@ -192,6 +192,34 @@ def test_every_bit_vector_config_trains_and_tests(name: str) -> None:
         assert value["bits_per_dim"] == pytest.approx(value["negative_elbo"] / 64 / np.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", names_of("signal_game"))
+def test_every_signal_game_config_trains_and_tests(name: str) -> None:
+    digits = ["--data", "sparsemarg.experiments.signal_game_data.DigitsGame", "--data.init_args.batch_size", "4"]
+    for _, value in two_steps(name, *digits, "--data.init_args.images", "8", *FEW_GAMES, "--model.init_args.features", "64"):
+        check_game(value, batch=4)
+
+
+@real_data
+@pytest.mark.parametrize("name", [name for name in names_of("signal_game") if "/caltech101/" in name])
+def test_every_signal_game_config_trains_and_tests_on_photographs(name: str) -> None:
+    path = Path(os.environ["SPARSEMARG_DATA"]) / "signal_game/caltech101_mobilenetv2/features.npz"
+    for _, value in two_steps(name, "--data.init_args.path", str(path), "--data.init_args.batch_size", "4", *FEW_GAMES):
+        check_game(value, batch=4)
+
+
+FEW_GAMES = ["--data.init_args.val_games", "8", "--data.init_args.test_games", "8", "--trainer.log_every_n_steps", "1"]
+
+
+def check_game(value: dict[str, float], batch: int) -> None:
+    assert value["decoder_calls"] == value["support_mean"] <= 256
+    assert 0 <= value["message_entropy"] <= np.log(256) + 1e-5
+    assert 1 <= value["distinct_codes"] <= 2 * batch
+    for name in ("success_argmax", "success_expected"):
+        assert 0 <= value.get(name, 0) <= 1
+    assert value["success_argmax"] * 2 * batch == pytest.approx(round(value["success_argmax"] * 2 * batch))
+    assert -1 <= value["cost"] < 10
+
+
 @pytest.mark.parametrize("name", names_of("semi_supervised_vae"))
 def test_every_semi_supervised_config_trains_and_tests(name: str) -> None:
     digits = ["--data", "sparsemarg.experiments.semi_supervised_data.SemiSupervisedDigits", "--data.init_args.batch_size", "4"]

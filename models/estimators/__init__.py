@@ -11,6 +11,8 @@ from .baselines import RunningMean as RunningMean
 from .baselines import SelfCritic as SelfCritic
 from .dense import DenseMarginalize as DenseMarginalize
 from .disarm import DisARM as DisARM
+from .drawn_cost import DrawnCost as DrawnCost
+from .drawn_cost import RandomCost as RandomCost
 from .gumbel_softmax import GumbelSoftmax as GumbelSoftmax
 from .imle import IMLE as IMLE
 from .marginalize import Marginalize as Marginalize

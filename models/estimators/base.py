@@ -43,9 +43,11 @@ class Estimator(nn.Module, ABC):
 
     Attributes:
         dim: the D of its structures, where it is known before scores come; None otherwise.
+        takes_drawn_costs: whether the cost may be random and return `DrawnCost`.
     """
 
     dim: int | None = None
+    takes_drawn_costs: bool = False
 
     @abstractmethod
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:

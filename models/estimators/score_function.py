@@ -6,8 +6,9 @@ from torch import Tensor
 from ...oracles import GibbsDistribution, Polytope, SupportsGibbs, supports
 from ...oracles.base import missing
 from ...oracles.checks import check_dimension
-from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
+from .base import Estimate, Estimator, most_probable, with_gradient_of
 from .baselines import Baseline
+from .drawn_cost import RandomCost, draw_costs
 
 
 class ScoreFunction(Estimator):
@@ -18,6 +19,8 @@ class ScoreFunction(Estimator):
     averaged over the baseline's S samples (Williams 1992; SFE, SFE+ and NVIL of Correia et al. 2020, section 5, by
     `RunningMean`, `SelfCritic` and `Learned`; RLOO by `LeaveOneOut`). Unbiased for the scores and for the cost's
     parameters. b and the costs of its critics have no gradient. S + critics cost evaluations per example: 1, 2, 1 and S.
+
+    A random cost(z, choice) adds log p(choice | z) to log q(z), in the same samples (`DrawnCost`): the 0/1 loss of section 5.2.
 
     The value is the mean cost of all that was drawn, in the units of the cost; the entropy is exact, and no part of the
     learning signal. Samples come from torch's global generator.
@@ -30,6 +33,8 @@ class ScoreFunction(Estimator):
         ValueError: the polytope has no `gibbs`.
     """
 
+    takes_drawn_costs = True
+
     def __init__(self, polytope: Polytope, baseline: Baseline) -> None:
         super().__init__()
         if not supports(polytope, SupportsGibbs):
@@ -39,21 +44,21 @@ class ScoreFunction(Estimator):
         self.dim = polytope.dim
         self._gibbs = polytope.gibbs
 
-    def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
+    def forward(self, scores: Tensor, cost: RandomCost, *, context: Tensor | None = None) -> Estimate:
         check_dimension(scores, self.polytope)
         distribution = self._gibbs(scores)
         count, critics = self.baseline.samples, self.baseline.critics
         drawn = distribution.sample((count + critics,))  # [S + critics, B, D]
         samples = drawn[:count]
-        costs = cost_of_samples(cost, samples)
-        critic_costs = costs.new_zeros(0, len(scores))
+        costs = draw_costs(cost, samples)
+        critic_costs = costs.value.new_zeros(0, len(scores))
         if critics:
             with torch.no_grad():
-                critic_costs = cost_of_samples(cost, drawn[count:])
-        baseline = self.baseline(costs.detach(), critic_costs, context)
-        signal = costs.detach() - baseline.value
-        surrogate = (signal * distribution.log_prob(samples) + costs).mean(0) + baseline.loss
-        value = torch.cat([costs.detach(), critic_costs]).mean(0)
+                critic_costs = draw_costs(cost, drawn[count:]).value
+        baseline = self.baseline(costs.value, critic_costs, context)
+        log_prob = distribution.log_prob(samples) + costs.log_prob
+        surrogate = ((costs.value - baseline.value) * log_prob + costs.penalty).mean(0) + baseline.loss
+        value = torch.cat([costs.value, critic_costs]).mean(0)
         return Estimate(
             value=value,
             surrogate=with_gradient_of(value, surrogate),
