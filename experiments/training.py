@@ -177,4 +177,4 @@ def _silence() -> None:
 def _without_location(data: dict[str, Any]) -> dict[str, Any]:
     """Leave out where the data lie, which may change between two starts of a run."""
     arguments = data.get("init_args") or {}
-    return {**data, "init_args": {k: v for k, v in arguments.items() if k not in ("root", "download")}}
+    return {**data, "init_args": {k: v for k, v in arguments.items() if k not in ("root", "path", "download")}}
