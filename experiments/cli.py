@@ -37,6 +37,7 @@ COMMANDS = {
     "test": Command("evaluate a trained run on its test split", ".training", "run"),
     "tune": Command("successive halving: --config NAME --grid OPTION=V1,V2 --steps N, any option of fit", ".tune", "run"),
     "configs": Command("list the named configurations", ".cli", "list_configs"),
+    "extract-features": Command("features of a folder of images, for the signal game", ".extract_features", "run"),
     "verify": Command("cross-check a polytope: MODULE:CLASS --name value, or --all", "..verification.command", "run"),
     "demo": Command("train on 8x8 digits for some minutes and draw pictures in ./demo", ".demo", "run"),
 }
@@ -67,7 +68,8 @@ def list_configs(arguments: list[str]) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9}{command.help}" for name, command in COMMANDS.items()]
+    width = 2 + max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: sparsemarg COMMAND [--help] ...", "", *lines])
 
 

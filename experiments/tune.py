@@ -6,12 +6,13 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from . import training
 from .checkpoints import checkpoint_path
+from .command_parser import CommandParser
 from .errors import UsageError
 from .named_configs import config_path, resolve_configs
 
@@ -90,11 +91,7 @@ def _trained(trial: Trial, metric: str, arguments: list[str], step: int) -> floa
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UsageError(f"{message}. `sparsemarg tune --help` lists what can be given.")
-
-    parser = Parser("sparsemarg tune", description=DESCRIPTION, allow_abbrev=False)
+    parser = CommandParser("tune", DESCRIPTION)
     parser.add_argument("--config", required=True, help="a named configuration or a file")
     parser.add_argument(
         "--grid",
