@@ -1,6 +1,7 @@
 """What is kept of each example until a summary is logged."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -59,10 +60,22 @@ class Records:
         }
 
 
-def gather(records: Records, processes: int) -> Records:
-    """Join the records of all processes, in every one of them."""
+class Joinable(Protocol):
+    """Numbers of some examples that can be put together with those of others."""
+
+    @classmethod
+    def join(cls, records: Any) -> Any: ...
+
+    def cpu(self) -> Any: ...
+
+
+Part = TypeVar("Part", bound=Joinable)
+
+
+def gather(part: Part, processes: int) -> Part:
+    """Join the parts of all processes, in every one of them."""
     if processes == 1:
-        return records
-    everyone: list[Records | None] = [None] * processes
-    distributed.all_gather_object(everyone, records.cpu())
-    return Records.join([part for part in everyone if part is not None])
+        return part
+    everyone: list[Part | None] = [None] * processes
+    distributed.all_gather_object(everyone, part.cpu())
+    return type(part).join([other for other in everyone if other is not None])

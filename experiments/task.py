@@ -101,7 +101,7 @@ class Task(LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         self._log_records("val")
 
-    def test_step(self, batch: Any) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._record(batch)
 
     def on_test_epoch_end(self) -> None:

@@ -144,11 +144,12 @@ class ExperimentCLI(LightningCLI):
         path = find_checkpoint(folder, options.ckpt_path)
         checkpoint = load_checkpoint(path)
         config = self._resolved_config()
-        wanted = {"model": config["model"]}
+        wanted = {"model": _without_evaluation(config["model"])}
         if fitting:
             wanted |= {"data": _without_location(config["data"]), "seed_everything": config["seed_everything"]}
-        saved = checkpoint[CONFIG_KEY]
-        check_same_config(path, saved | {"data": _without_location(saved["data"])}, wanted)
+        saved = dict(checkpoint[CONFIG_KEY])
+        saved |= {"model": _without_evaluation(saved["model"]), "data": _without_location(saved["data"])}
+        check_same_config(path, saved, wanted)
         options.ckpt_path = str(path)
         self._resume_step = checkpoint["global_step"]
 
@@ -172,6 +173,12 @@ def _silence() -> None:
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+
+
+def _without_evaluation(model: dict[str, Any]) -> dict[str, Any]:
+    """Leave out how a trained model is evaluated, which a test may choose anew."""
+    arguments = model.get("init_args") or {}
+    return {**model, "init_args": {k: v for k, v in arguments.items() if k not in ("likelihood_samples", "likelihood_images")}}
 
 
 def _without_location(data: dict[str, Any]) -> dict[str, Any]:

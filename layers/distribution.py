@@ -132,27 +132,28 @@ class SparseDistribution:
         probs = self._spread(self.probs.detach(), None)
         return self.atoms[self._first[:-1] + probs.argmax(-1)].reshape((*self.batch_shape, self.atoms.shape[1]))
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One atom a row, drawn with its probability, [*B, D]; no gradient."""
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Independent atoms of each row, drawn with their probabilities, [*sample_shape, *B, D]; no gradient."""
         cumulative = self._spread(self.probs.detach(), None).cumsum(-1)
         wide = cumulative.float() if cumulative.dtype in (torch.float16, torch.bfloat16) else cumulative
-        uniform = torch.rand(len(wide), 1, dtype=wide.dtype, device=wide.device, generator=generator)
+        shape = (math.prod(sample_shape), len(wide), 1)
+        uniform = torch.rand(shape, dtype=wide.dtype, device=wide.device, generator=generator)
         drawn = (wide <= uniform * wide[:, -1:]).sum(-1)
         # Rounding may leave u above the last cumulative sum; the last atom takes that sliver.
         drawn = torch.minimum(drawn, self._sizes() - 1)
-        return self.atoms[self._first[:-1] + drawn].reshape((*self.batch_shape, self.atoms.shape[1]))
+        return self.atoms[self._first[:-1] + drawn].reshape((*sample_shape, *self.batch_shape, self.atoms.shape[1]))
 
     def log_prob(self, structures: Tensor) -> Tensor:
-        """log xi(z) in nats, `-inf` off the support: structures [*B, D] -> [*B]."""
-        if structures.shape != (*self.batch_shape, self.atoms.shape[1]):
-            raise ValueError(
-                f"log_prob needs one structure a row, {[*self.batch_shape, self.atoms.shape[1]]}, not {list(structures.shape)}"
-            )
-        asked = structures.reshape(-1, self.atoms.shape[1])[self.row]
-        same = (asked == self.atoms).all(-1)
-        mass = self._sum(torch.where(same, self.probs, 0))
+        """log xi(z) in nats, `-inf` off the support: structures [*sample_shape, *B, D] -> [*sample_shape, *B]."""
+        own = (*self.batch_shape, self.atoms.shape[1])
+        if structures.shape[max(0, structures.dim() - len(own)) :] != own:
+            raise ValueError(f"log_prob needs one structure a row, {list(own)}, not {list(structures.shape)}")
+        samples = math.prod(structures.shape[: structures.dim() - len(own)])
+        asked = structures.reshape(samples, len(self._first) - 1, own[-1]).transpose(0, 1)[self.row]  # [N, samples, D]
+        same = (asked == self.atoms[:, None]).all(-1)
+        mass = self._sum(torch.where(same, self.probs[:, None], 0)).T
         logs = torch.where(mass > 0, mass, 1).log()
-        return torch.where(mass > 0, logs, -torch.inf).reshape(self.batch_shape)
+        return torch.where(mass > 0, logs, -torch.inf).reshape(structures.shape[:-1])
 
     def _evaluate(self, f: Callable[[Tensor, Tensor], Tensor], max_atoms: int | None) -> Tensor:
         count = len(self.row)

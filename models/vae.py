@@ -69,8 +69,7 @@ class BitVectorVAE(nn.Module):
         """Bound -log p(x) for images [B, pixels] of integer grey levels."""
 
         def cost(codes: Tensor, row: Tensor) -> Tensor:
-            features = self.decoder.features(codes)
-            return pixel_cross_entropy(features, self.decoder.head, images[row], max_logits=self.max_logits)
+            return self.distortion(codes, images[row])
 
         scores = self.encoder(images)
         # As the encoder takes them: a network on grey levels up to 255 would start with outputs as large.
@@ -84,6 +83,10 @@ class BitVectorVAE(nn.Module):
             negative_elbo=estimate.value + rate,
             estimate=estimate,
         )
+
+    def distortion(self, codes: Tensor, images: Tensor) -> Tensor:
+        """-log p(x | z) in nats of pairs of a code [n, D] and an image [n, pixels]: [n]."""
+        return pixel_cross_entropy(self.decoder.features(codes), self.decoder.head, images, max_logits=self.max_logits)
 
     def bits_per_dim(self, nats: Tensor) -> Tensor:
         """Convert nats per image to bits per pixel."""

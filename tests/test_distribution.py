@@ -122,7 +122,7 @@ def test_summaries(found: SparseDistribution) -> None:
 def test_samples_pass_chi_square() -> None:
     scores = torch.tensor([0.3, 0.1, 0.05, 0.25], dtype=torch.float64).expand(20_000, 4)
     found = SparseDistribution.from_simplex(sparsemax(scores))
-    drawn = found.sample(torch.Generator().manual_seed(0)).sum(0)
+    drawn = found.sample(generator=torch.Generator().manual_seed(0)).sum(0)
     assert stats.chisquare(drawn.numpy(), (20_000 * sparsemax(scores[0])).numpy()).pvalue > 1e-3
 
 
