@@ -36,6 +36,7 @@ COMMANDS = {
     "fit": Command("train: --config NAME_OR_FILE, any setting as --a.b VALUE, --ckpt_path last resumes", ".training", "run"),
     "test": Command("evaluate a trained run on its test split", ".training", "run"),
     "tune": Command("successive halving: --config NAME --grid OPTION=V1,V2 --steps N, any option of fit", ".tune", "run"),
+    "report": Command("figures, tables and RESULTS.md from the folders of runs", ".report.command", "run"),
     "configs": Command("list the named configurations", ".cli", "list_configs"),
     "extract-features": Command("features of a folder of images, for the signal game", ".extract_features", "run"),
     "verify": Command("cross-check a polytope: MODULE:CLASS --name value, or --all", "..verification.command", "run"),

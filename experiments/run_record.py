@@ -2,9 +2,7 @@
 
 import os
 import platform
-import shlex
 import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,11 +25,13 @@ class RunRecord(Callback):
 
     Args:
         config: the resolved configuration, nested, as it can be given to `--config` again.
+        command: the command that the run was started by, or would have been.
         resumed_from: the checkpoint that the run starts from, if any.
     """
 
-    def __init__(self, config: dict[str, Any], resumed_from: str | None) -> None:
+    def __init__(self, config: dict[str, Any], command: str, resumed_from: str | None) -> None:
         self.config = config
+        self.command = command
         self.resumed_from = resumed_from
         self._starts: list[dict[str, Any]] = []
         self._began = 0.0
@@ -47,7 +47,7 @@ class RunRecord(Callback):
             path = folder / "versions.yaml"
             resumed = self.resumed_from is not None and path.exists()
             self._starts = yaml.safe_load(path.read_text()) if resumed else []
-            start = {"command": shlex.join(["sparsemarg", *sys.argv[1:]]), "resumed_from": self.resumed_from}
+            start = {"command": self.command, "resumed_from": self.resumed_from}
             start |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "step": None, "seconds": None}
             start |= {"device": str(trainer.strategy.root_device), "threads": torch.get_num_threads(), **versions()}
             self._starts.append(start)

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import shlex
 import tempfile
 import warnings
 from pathlib import Path
@@ -42,9 +43,9 @@ def run(arguments: list[str]) -> "ExperimentCLI":
             cannot be written, from the start or because the disk is full: what was saved before stays as it is.
     """
     _silence()
-    arguments, run_name = resolve_configs(arguments)
+    resolved, run_name = resolve_configs(arguments)
     try:
-        return ExperimentCLI(arguments, run_name or "unnamed")
+        return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]))
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
@@ -61,8 +62,9 @@ class ExperimentCLI(LightningCLI):
     configuration, versions, metrics and checkpoints. `--ckpt_path last` goes on where the folder's run stopped.
     """
 
-    def __init__(self, arguments: list[str], run_name: str) -> None:
+    def __init__(self, arguments: list[str], run_name: str, command_line: str) -> None:
         self._command = arguments[0]
+        self._command_line = command_line
         self._run_name = run_name
         self._resume_step: int | None = None
         parser_options = {"exit_on_error": False, "allow_abbrev": False}
@@ -119,7 +121,7 @@ class ExperimentCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         self.trainer_defaults["callbacks"] = [
             RandomState(),
-            RunRecord(self._resolved_config(), options.ckpt_path),
+            RunRecord(self._resolved_config(), self._command_line, options.ckpt_path),
             StepLimit(options.trainer.max_steps),
         ]
         if options.trainer.max_epochs is None and options.trainer.max_steps != -1:

@@ -1,0 +1,1 @@
+"""Figures, tables and RESULTS.md from the folders of runs."""

@@ -1,0 +1,230 @@
+"""The paper's figures, from runs: learning curves, rate and distortion, decoder calls over training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from .groups import Group, title
+
+Panels = dict[str, list[Group]]
+"""The groups of each folder of configurations."""
+
+_BINS = 60
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+def learning_curves(panels: Panels) -> Figure:
+    """Figure 1: accuracy and negative ELBO over epochs; test accuracy beside the published."""
+    figure, axes = _grid(len(panels), 3, "Semi-supervised VAE")
+    for (folder, groups), (left, middle, right) in zip(panels.items(), axes, strict=True):
+        for group in groups:
+            _line(left, group, "val/accuracy", 100)
+            _line(middle, group, "val/negative_elbo")
+        _finish(left, "accuracy (%), validation", "epoch")
+        _finish(middle, "negative ELBO (nats), validation", "epoch")
+        middle.set_title(title(folder))
+        _dots(right, groups, {"accuracy": "test accuracy (%)"}, 100)
+        _close(left, groups, "val/accuracy", 100, top=True)
+        _close(middle, groups, "val/negative_elbo")
+    _legend(figure, [group for groups in panels.values() for group in groups])
+    return figure
+
+
+def rate_distortion(panels: Panels) -> Figure:
+    """Figure 2: each method's rate and distortion; -log p(x) beside the published."""
+    figure, axes = _grid(len(panels), 2, "Bit-vector VAE, test")
+    for (folder, groups), (left, right) in zip(panels.items(), axes, strict=True):
+        for group in groups:
+            rate, distortion = group.test("rate"), group.test("distortion")
+            if rate and distortion:
+                left.errorbar(
+                    rate.value,
+                    distortion.value,
+                    xerr=rate.error,
+                    yerr=distortion.error,
+                    marker=group.marker,
+                    color=group.colour,
+                    markersize=9,
+                )
+        _finish(left, "distortion (nats)", "rate (nats); lower right is better")
+        left.set_title(title(folder))
+        _dots(
+            right,
+            groups,
+            {
+                "bits_per_dim_importance": "-log p(x) (bits/dim)\nfilled: same estimate for all",
+                "bits_per_dim_appendix_d": "open: Appendix D",
+            },
+        )
+    _legend(figure, [group for groups in panels.values() for group in groups])
+    return figure
+
+
+def decoder_calls(panels: Panels) -> Figure:
+    """Figure 3: median decoder calls over training, with quartiles."""
+    return _support(panels, "Bit-vector VAE: decoder calls of a training example", 25, 75)
+
+
+def message_support(panels: Panels) -> Figure:
+    """Figure 4: median decoder calls over training, with the 10th and 90th percentile."""
+    return _support(panels, "Signal game: decoder calls of a training example", 10, 90)
+
+
+def bound_by_cost(panels: Panels) -> Figure:
+    """Figure 5: the negative ELBO over epochs, and over the decoder calls that it took."""
+    figure, axes = _grid(len(panels), 2, "Bit-vector VAE, validation")
+    for (folder, groups), (left, right) in zip(panels.items(), axes, strict=True):
+        for group in groups:
+            _line(left, group, "val/bits_per_dim")
+            epochs, means = group.curve("val/bits_per_dim")
+            at, calls = group.calls()
+            spent = [calls[at.index(epoch)] for epoch in epochs if epoch in at]
+            if len(spent) == len(means) and spent and spent[0] > 0:
+                right.plot(spent, [m.value for m in means], color=group.colour, marker=group.marker, markersize=5)
+        _finish(left, "negative ELBO (bits/dim)", "epoch")
+        left.set_title(title(folder))
+        _finish(right, "negative ELBO (bits/dim)", "decoder calls for each training image until then")
+        right.set_xscale("log")
+        right.xaxis.set_major_formatter(_PLAIN)
+        _close(left, groups, "val/bits_per_dim")
+        right.set_ylim(left.get_ylim())
+    _legend(figure, [group for groups in panels.values() for group in groups])
+    return figure
+
+
+# File name -> first part of the configurations' names, and what draws it.
+FIGURES: dict[str, tuple[str, Callable[[Panels], Figure]]] = {
+    "figure1_semi_supervised_vae": ("semi_supervised_vae", learning_curves),
+    "figure2_rate_distortion": ("bit_vector_vae", rate_distortion),
+    "figure3_decoder_calls": ("bit_vector_vae", decoder_calls),
+    "figure4_message_support": ("signal_game", message_support),
+    "figure5_bound_by_cost": ("bit_vector_vae", bound_by_cost),
+}
+
+
+def draw(groups: list[Group], folder: Path) -> dict[str, list[Path]]:
+    """Draw the figures that the groups have data for, as PNG and PDF; the PNGs by task."""
+    rcParams.update(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "pdf.fonttype": 42}
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, list[Path]] = {}
+    for name, (task, figure_of) in FIGURES.items():
+        panels: Panels = {}
+        for group in groups:
+            if group.config.startswith(f"{task}/") and group.drawn:
+                panels.setdefault(group.folder, []).append(group)
+        if panels:
+            figure = figure_of(panels)
+            for suffix in ("png", "pdf"):
+                figure.savefig(folder / f"{name}.{suffix}", dpi=130, metadata={} if suffix == "png" else {"CreationDate": None})
+            drawn.setdefault(task, []).append(folder / f"{name}.png")
+    return drawn
+
+
+def _grid(rows: int, columns: int, heading: str) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(max(4.7 * columns, 10), 3.7 * rows + 1.2), layout="constrained")
+    figure.suptitle(heading, fontsize="medium")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, [list(line) for line in axes]
+
+
+def _line(axis: Axes, group: Group, column: str, scale: float = 1) -> None:
+    """A curve over epochs; a band of one standard error where there are several runs."""
+    epochs, means = group.curve(column)
+    values = [m.value * scale for m in means]
+    axis.plot(epochs, values, color=group.colour, marker=group.marker, markersize=5, markevery=max(1, len(epochs) // 8))
+    if any(m.error for m in means):
+        errors = [(m.error or 0) * scale for m in means]
+        low, high = zip(*((v - e, v + e) for v, e in zip(values, errors, strict=True)), strict=True)
+        axis.fill_between(epochs, low, high, color=group.colour, alpha=0.2, linewidth=0)
+
+
+def _close(axis: Axes, groups: list[Group], column: str, scale: float = 1, *, top: bool = False) -> None:
+    """Show where the curves end: from the worst end a little beyond the best."""
+    ends = [means[-1].value * scale for group in groups if (means := group.curve(column)[1])]
+    starts = [means[0].value * scale for group in groups if (means := group.curve(column)[1])]
+    if len(ends) < 2:
+        return
+    span = max(ends) - min(ends) or 1
+    if top:
+        axis.set_ylim(max(min(starts + ends), min(ends) - span), max(ends) + 0.2 * span)
+    else:
+        axis.set_ylim(min(ends) - 0.2 * span, min(max(starts + ends), max(ends) + span))
+
+
+def _dots(axis: Axes, groups: list[Group], metrics: dict[str, str], scale: float = 1) -> None:
+    """One line a method: the first metric as a filled marker, a second as an open one, what was published as a grey bar."""
+    for place, group in enumerate(reversed(groups)):
+        for open_marker, metric in enumerate(metrics):
+            if found := group.test(metric):
+                axis.errorbar(
+                    found.value * scale,
+                    place,
+                    xerr=None if found.error is None else found.error * scale,
+                    marker=group.marker,
+                    color=group.colour,
+                    markerfacecolor="none" if open_marker else group.colour,
+                    markersize=8,
+                )
+            if published := group.published(metric):
+                axis.plot(published[0].value * scale, place, marker="|", color="#555555", markersize=16, markeredgewidth=2)
+    axis.set_yticks(range(len(groups)), [group.label for group in reversed(groups)])
+    axis.set_ylim(-0.6, len(groups) - 0.4)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("\n".join([*metrics.values(), "grey bar: published"]))
+
+
+def _support(panels: Panels, heading: str, low: int, high: int) -> Figure:
+    """Medians over bins of steps of the batches' median and percentiles; each group's first run."""
+    figure, axes = _grid(1, len(panels), f"{heading}: median, {low}th and {high}th percentile")
+    for (folder, groups), axis in zip(panels.items(), axes[0], strict=True):
+        for group in groups:
+            rows = group.runs[0].rows("train/support_q50")
+            size = max(1, len(rows) // _BINS)
+            bins = [rows[i : i + size] for i in range(0, len(rows), size)]
+            at = [group.epoch(median(row["step"] for row in part) + 1) for part in bins]
+            middle, lower, upper = (
+                [median(row[f"train/support_q{q}"] for row in part) for part in bins] for q in (50, low, high)
+            )
+            axis.plot(at, middle, color=group.colour, marker=group.marker, markersize=5, markevery=max(1, len(at) // 8))
+            axis.fill_between(at, lower, upper, color=group.colour, alpha=0.2, linewidth=0)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(_PLAIN)
+        _finish(axis, "decoder calls", "epoch")
+        axis.set_title(title(folder))
+    _legend(figure, [group for groups in panels.values() for group in groups])
+    return figure
+
+
+def _finish(axis: Axes, y: str, x: str) -> None:
+    axis.set_ylabel(y)
+    axis.set_xlabel(x)
+    axis.grid(alpha=0.3)
+
+
+def _legend(figure: Figure, groups: list[Group]) -> None:
+    """Each method once, below the panels, with its number of runs."""
+    counts: dict[str, set[int]] = {}
+    styles: dict[str, Group] = {}
+    for group in groups:
+        counts.setdefault(group.label, set()).add(len(group.runs))
+        styles.setdefault(group.label, group)
+    handles = [
+        Line2D([], [], color=g.colour, marker=g.marker, label=f"{label} ({_runs(counts[label])})")
+        for label, g in styles.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize="small", frameon=False)
+
+
+def _runs(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return "one run"
+    return f"{high} runs" if low == high else f"{low} to {high} runs"

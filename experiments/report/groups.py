@@ -1,0 +1,162 @@
+"""Runs that differ by their seed only, and the means over them."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from ..errors import UsageError
+from .runs import Run
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over runs.
+
+    Attributes:
+        value: the mean.
+        error: its standard error; None for one run.
+    """
+
+    value: float
+    error: float | None
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Mean | None":
+        """The mean of one or more values; None of none."""
+        if not values:
+            return None
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        return cls(mean(values), error)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of the same configuration and options, in the order of their seeds.
+
+    Attributes:
+        runs: at least one.
+        alone: whether no other group of the report has its configuration.
+    """
+
+    runs: tuple[Run, ...]
+    alone: bool = True
+
+    @property
+    def config(self) -> str:
+        return self.runs[0].config
+
+    @property
+    def folder(self) -> str:
+        return self.runs[0].folder
+
+    @property
+    def label(self) -> str:
+        """The method's name, with the options where they are what tells groups apart."""
+        name = style(self.runs[0].method)["label"]
+        if self.alone:
+            return name
+        options = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.runs[0].options)
+        return f"{name} ({options or 'no options'})"
+
+    @property
+    def colour(self) -> str:
+        return style(self.runs[0].method)["colour"]
+
+    @property
+    def marker(self) -> str:
+        return style(self.runs[0].method)["marker"]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether figures show it."""
+        return bool(style(self.runs[0].method).get("drawn", True))
+
+    def test(self, metric: str) -> Mean | None:
+        """A test metric's mean over the runs that have it."""
+        return Mean.of([run.test[metric] for run in self.runs if metric in run.test])
+
+    def published(self, metric: str) -> tuple[Mean, str] | None:
+        """What was published of a metric for this method, and where it is not on the same data, a note."""
+        data, note, config = constants(), "", self.config
+        if stand := data["stands_for"].get(self.folder):
+            config, note = f"{stand['folder']}/{self.runs[0].method}", stand["note"]
+        values = data["published"].get(config, {}).get(metric)
+        return (Mean(values[0], values[1] if len(values) > 1 else None), note) if values else None
+
+    def curve(self, column: str) -> tuple[list[float], list[Mean]]:
+        """A column over epochs: the mean over the runs at each step that all of them logged it at."""
+        seen = [{row["step"]: row[column] for row in run.rows(column)} for run in self.runs]
+        steps = sorted(set.intersection(*map(set, seen)))
+        means = [Mean.of([values[step] for values in seen]) for step in steps]
+        return [self.epoch(step + 1) for step in steps], [m for m in means if m]
+
+    def epoch(self, step: float) -> float:
+        """How many epochs so many steps are."""
+        run = self.runs[0]
+        ends = [row["step"] + 1 for row in run.metrics if "val/support_mean" in row and "epoch" in row]
+        epochs = [row["epoch"] + 1 for row in run.metrics if "val/support_mean" in row and "epoch" in row]
+        return step * (epochs[-1] / ends[-1] if ends else 1 / max(run.steps, 1))
+
+    def calls(self) -> tuple[list[float], list[float]]:
+        """Epochs of validation, and the decoder calls for each training example until then: the first run's integral."""
+        run = self.runs[0]
+        training = run.rows("train/decoder_calls")
+        total, at, done = 0.0, [], []
+        place, last = 0, 0.0
+        for row in run.rows("val/support_mean"):
+            while place < len(training) and training[place]["step"] <= row["step"]:
+                now = self.epoch(training[place]["step"] + 1)
+                total += (now - last) * training[place]["train/decoder_calls"]
+                last, place = now, place + 1
+            at.append(self.epoch(row["step"] + 1))
+            done.append(total)
+        return at, done
+
+
+def group(runs: list[Run]) -> list[Group]:
+    """Runs by configuration and options, in the order of `published.yaml`.
+
+    Raises:
+        UsageError: two runs are the same but for their folder: they would count twice.
+    """
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        for other in found.get((run.config, run.options), []):
+            if other.seed == run.seed:
+                raise UsageError(
+                    f"{other.path} and {run.path} have the same configuration, options and seed ({run.config}, "
+                    f"{dict(run.options)}, {run.seed}) and would count twice: give one of them"
+                )
+        found.setdefault((run.config, run.options), []).append(run)
+    configs = [config for config, _ in found]
+    order = list(constants()["methods"])
+
+    def rank(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        folder, _, method = key[0].rpartition("/")
+        return folder, order.index(method) if method in order else len(order), method, key[1]
+
+    return [
+        Group(tuple(sorted(found[key], key=lambda run: run.seed)), configs.count(key[0]) == 1)
+        for key in sorted(found, key=rank)
+    ]
+
+
+def title(folder: str) -> str:
+    """What a folder of configurations is called."""
+    return constants()["titles"].get(folder, folder)
+
+
+def style(method: str) -> dict[str, Any]:
+    """Label, colour and marker of a method, and whether figures show it."""
+    return constants()["methods"].get(method, {"label": method, "colour": "#777777", "marker": "."})
+
+
+@cache
+def constants() -> dict[str, Any]:
+    """`published.yaml`."""
+    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
