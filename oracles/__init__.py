@@ -11,10 +11,15 @@ from .base import SupportsTopk as SupportsTopk
 from .base import SupportsVertices as SupportsVertices
 from .base import supports as supports
 from .budget import Budget as Budget
+from .chain import LinearChain as LinearChain
 from .cube import BernoulliCube as BernoulliCube
 from .explicit import Explicit as Explicit
 from .kbest import KBest as KBest
 from .kbest import KBestStructures as KBestStructures
 from .kbest import topk as topk
+from .knapsack import Knapsack as Knapsack
+from .path import ShortestPath as ShortestPath
 from .product import Product as Product
+from .projective_tree import ProjectiveTree as ProjectiveTree
+from .segmentation import Segmentation as Segmentation
 from .simplex import Simplex as Simplex

@@ -47,7 +47,7 @@ class CategoricalGibbs:
     def __init__(self, scores: Tensor) -> None:
         self.dtype = scores.dtype
         scores = _precise(scores)
-        _check_some_allowed(scores.detach().amax(-1))
+        check_some_allowed(scores.detach().amax(-1))
         self.log_probs = scores.log_softmax(-1)  # [*B, D]
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class EnumeratedGibbs:
         forbidden = (scores.isneginf().to(scores) @ (self.vertices != 0).to(scores).T) > 0
         logits = torch.where(scores.isneginf(), 0, scores) @ self.vertices.T
         logits = logits.masked_fill(forbidden, -torch.inf)
-        _check_some_allowed(logits.detach().amax(-1))
+        check_some_allowed(logits.detach().amax(-1))
         self.log_probs = logits.log_softmax(-1)  # [*B, V]
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -128,7 +128,7 @@ class CardinalityGibbs:
         for i in reversed(range(scores.shape[-1])):
             suffixes.append(torch.logaddexp(suffixes[-1], allowed[..., i, None] + self._spent(suffixes[-1])))
         suffixes.reverse()
-        _check_some_allowed(torch.where(suffixes[0] > self.floor / 2, suffixes[0], -torch.inf).detach()[..., budget])
+        check_some_allowed(torch.where(suffixes[0] > self.floor / 2, suffixes[0], -torch.inf).detach()[..., budget])
         self.suffixes = suffixes  # D + 1 tensors [*B, budget + 1]
         self.allowed = allowed
 
@@ -210,7 +210,7 @@ def _precise(scores: Tensor) -> Tensor:
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
-def _check_some_allowed(log_normalizer: Tensor) -> None:
+def check_some_allowed(log_normalizer: Tensor) -> None:
     if not cannot_branch(log_normalizer) and (log_normalizer == -torch.inf).any():
         row = tuple((log_normalizer == -torch.inf).nonzero()[0].tolist())
         raise ValueError(

@@ -1,0 +1,105 @@
+"""Sequences of states with transitions: the linear-chain conditional random field's structures."""
+
+import torch
+from torch import Tensor
+
+from .base import Halfspaces
+from .checks import check_count
+from .derivations import Derivations
+from .hypergraph import Edge, Hypergraph
+
+
+class LinearChain(Derivations):
+    """Sequences s_1 ... s_L of S states, as indicators of each state and of each pair of neighbouring states.
+
+    Coordinates: unary u[t, s] = [s_t = s] for t < L, then transitions v[t, s, s'] = [s_t = s, s_{t+1} = s'] for t < L - 1, both
+    in row-major order: D = L S + (L - 1) S^2. `scores` and `parts` convert.
+
+    Shorter sequences in the same batch: a position whose S states all score `-inf` ends the chain, and all coordinates from
+    there on are 0. `mask` sets those scores. Such a row gives what the shorter chain alone gives.
+
+    Args:
+        length: L.
+        states: S.
+
+    >>> chain = LinearChain(3, 2)
+    >>> structure = chain.maximize(chain.scores(torch.tensor([[[0.0, 1], [0, 1], [2, 0]]]), torch.zeros(1, 2, 2, 2)))
+    >>> chain.parts(structure)[0].argmax(-1)
+    tensor([[1, 1, 0]])
+    """
+
+    def __init__(self, length: int, states: int) -> None:
+        self.length = check_count("LinearChain: length", length, 1)
+        self.states = check_count("LinearChain: states", states, 1)
+        unary = length * states
+        node = torch.arange(unary).reshape(length, states).tolist()
+        pair = (unary + torch.arange((length - 1) * states**2)).reshape(length - 1, states, states).tolist()
+        edges = [Edge(node[0][s], (), (node[0][s],)) for s in range(states)]
+        for t in range(1, length):
+            for s in range(states):
+                for before in range(states):
+                    edges.append(Edge(node[t][s], (node[t - 1][before],), (node[t][s], pair[t - 1][before][s])))
+        goal = unary
+        # The gate of t is open where the chain ends after t.
+        edges += [Edge(goal, (node[t][s],), (), t) for t in reversed(range(length)) for s in range(states)]
+        super().__init__(Hypergraph(unary + (length - 1) * states**2, edges, goal))
+
+    def __repr__(self) -> str:
+        return f"LinearChain(length={self.length}, states={self.states})"
+
+    def scores(self, unary: Tensor, transitions: Tensor) -> Tensor:
+        """[*B, L, S] and [*B, L - 1, S, S] (or what broadcasts to it) -> [*B, D]."""
+        shape = (*unary.shape[:-2], self.length - 1, self.states, self.states)
+        return torch.cat([unary.flatten(-2), transitions.expand(shape).flatten(-3)], -1)
+
+    def parts(self, structures: Tensor) -> tuple[Tensor, Tensor]:
+        """[*B, D] -> unary [*B, L, S] and transitions [*B, L - 1, S, S]."""
+        unary, pairs = structures.split([self.length * self.states, self.dim - self.length * self.states], -1)
+        shape = (self.length - 1, self.states, self.states)
+        return unary.unflatten(-1, (self.length, self.states)), pairs.reshape(*structures.shape[:-1], *shape)
+
+    def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """The scores [*B, D] of chains of these lengths [*B] int64: `-inf` beyond each.
+
+        Raises:
+            ValueError: a length below 1 or above L.
+        """
+        check_lengths(lengths, self.length, repr(self))
+        position = torch.arange(self.length, device=scores.device)
+        beyond = (position >= lengths[..., None])[..., None].expand(*lengths.shape, self.length, self.states)
+        pairs = beyond[..., 1:, :, None].expand(*lengths.shape, self.length - 1, self.states, self.states)
+        return torch.where(torch.cat([beyond.flatten(-2), pairs.flatten(-3)], -1), -torch.inf, scores)
+
+    def gates(self, scores: Tensor) -> Tensor:
+        """The chain ends before its first position without an allowed state."""
+        blocked = self.parts(scores)[0].isneginf().all(-1)  # [B, L]
+        ended = torch.cat([blocked[:, 1:], torch.ones_like(blocked[:, :1])], -1)
+        last = ended & (blocked.cumsum(-1) == 0)
+        return torch.where(last & (ended.cumsum(-1) == 1), 0.0, -torch.inf).to(scores)
+
+    def halfspaces(self) -> Halfspaces:
+        """A unit of flow through the trellis: transitions into and out of a state sum to its unary."""
+        count = self.length * self.states
+        identity = torch.eye(self.dim, dtype=torch.float64)
+        unary, pairs = self.parts(identity.T)  # [D, L, S]: which coordinate is where
+        into = pairs.sum(-2).permute(1, 2, 0).flatten(0, 1)  # [(L - 1) S, D]
+        out = pairs.sum(-1).permute(1, 2, 0).flatten(0, 1)
+        single = unary.permute(1, 2, 0)  # [L, S, D]
+        rows = [single[0].sum(0, keepdim=True), into - single[1:].flatten(0, 1), out - single[:-1].flatten(0, 1)]
+        a_eq = torch.cat(rows)
+        b_eq = torch.zeros(len(a_eq), dtype=torch.float64)
+        b_eq[0] = 1
+        bounded = identity[count:] if self.length > 1 else identity
+        return Halfspaces(-bounded, torch.zeros(len(bounded), dtype=torch.float64), a_eq, b_eq)
+
+
+def check_lengths(lengths: Tensor, largest: int, name: str) -> None:
+    """Raises ValueError if a length is not in [1, largest]."""
+    wrong = ((lengths < 1) | (lengths > largest)).nonzero()
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        shown = place[0] if len(place) == 1 else place
+        raise ValueError(
+            f"{name}: lengths must be between 1 and {largest}, but that of problem {shown} is {int(lengths[place])}: cut the "
+            "problem, or build the polytope for a larger size"
+        )

@@ -1,0 +1,110 @@
+"""Polytopes whose structures are the derivations of a dynamic program."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import MAX_ENUMERATED, Polytope
+from .checks import check_count, check_dimension, check_finite
+from .gibbs import check_some_allowed
+from .hypergraph import Hypergraph
+
+
+class Derivations(Polytope):
+    """conv{a_z : z a derivation}, for polytopes that are given as a hypergraph: see `hypergraph.Hypergraph`.
+
+    `maximize`, `topk`, `gibbs` and `vertices` are those of the hypergraph. A subclass passes the graph, and overrides `gates`
+    where the problem's size depends on which scores are `-inf`.
+
+    Of tied structures the one whose edges come first in the graph is returned.
+    """
+
+    takes_forbidden = True
+
+    def __init__(self, graph: Hypergraph) -> None:
+        self.graph = graph
+        self.dim = graph.dim
+
+    def gates(self, scores: Tensor) -> Tensor | None:
+        """Weights of the graph's gates, [B, G], from scores [B, D]: 0 where open, -inf where shut. None if it has none."""
+        return None
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The best derivation; O(edges) a row, two steps a level of the graph for the whole batch."""
+        graph = self.graph.on(scores.device)
+        structures, total = graph.best(graph.weights(scores, self.gates(scores)))
+        # A row without a structure answers with what is forbidden, by which solvers know it.
+        return torch.where(total[:, None].isneginf(), scores.isneginf().to(scores), structures)
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best derivations; O(edges k log^2 k) a row."""
+        graph = self.graph.on(scores.device)
+        precise = scores.double()
+        structures, totals = graph.kbest(graph.weights(precise, self.gates(precise)), k)
+        return structures.to(scores.dtype), totals > -torch.inf
+
+    def gibbs(self, scores: Tensor) -> "DerivationGibbs":
+        """p(z) proportional to exp <a_z, t>, by the inside recursion; O(edges) a row."""
+        check_dimension(scores, self)
+        return DerivationGibbs(self, scores)
+
+    def vertices(self) -> Tensor:
+        """All structures, in the order of the graph's edges.
+
+        Raises:
+            ValueError: there are more than `MAX_ENUMERATED`.
+        """
+        count = self.graph.count_derivations() if self.graph.gate_count == 0 else self._count_ungated()
+        if count > MAX_ENUMERATED:
+            raise ValueError(f"{self!r} has {count} structures, too many to enumerate (limit {MAX_ENUMERATED})")
+        return self.topk(torch.zeros(1, self.dim, dtype=torch.float64), count)[0][0]
+
+    def _count_ungated(self) -> int:
+        zeros = torch.zeros(1, self.dim, dtype=torch.float64)
+        total = self.graph.inside(self.graph.weights(zeros, self.gates(zeros))).log_total
+        return round(math.exp(float(total))) if float(total) < 40 else 1 << 57
+
+
+class DerivationGibbs:
+    """The exponential family over derivations; see `gibbs` for what its methods promise."""
+
+    def __init__(self, polytope: Derivations, scores: Tensor) -> None:
+        check_finite(scores)
+        self.polytope, self.dtype, self.batch_shape = polytope, scores.dtype, scores.shape[:-1]
+        precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        self.scores = precise.reshape(self.batch_shape.numel(), polytope.dim)
+        graph = polytope.graph.on(scores.device)
+        self.inside = graph.inside(graph.weights(self.scores, polytope.gates(self.scores)))
+        check_some_allowed(self.inside.log_total.detach().reshape(self.batch_shape))
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """[*sample_shape, *B, D], from the goal of the graph down."""
+        count = check_count("sample_shape", math.prod(sample_shape), 0)
+        drawn = self.inside.sample(count, generator)
+        return drawn.reshape(*sample_shape, *self.batch_shape, self.polytope.dim).to(self.dtype)
+
+    def log_prob(self, structures: Tensor) -> Tensor:
+        """<a_z, t> - log Z, nats; `-inf` off the set."""
+        shape = torch.broadcast_shapes(structures.shape[:-1], self.batch_shape)
+        allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, -1)
+        inside = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)
+        asked = structures.expand(*shape, -1).reshape(-1, self.polytope.dim).double()
+        forbidden = self.scores.detach().isneginf().reshape(*self.batch_shape, -1).expand(*shape, -1).reshape(asked.shape)
+        # <v, 2 z - 1> is at most |z|, and |z| for v = z alone.
+        nearest = self.polytope.maximize(torch.where(forbidden, -torch.inf, 2 * asked - 1))
+        member = (nearest == asked).all(-1).reshape(shape)
+        return torch.where(member, inside, -torch.inf).to(self.dtype)
+
+    def entropy(self) -> Tensor:
+        """By the chain rule along the derivation, nats."""
+        return self.inside.entropy().reshape(self.batch_shape).to(self.dtype)
+
+    def marginals(self) -> Tensor:
+        """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable."""
+        scores = self.scores if self.scores.requires_grad else self.scores.detach().requires_grad_()
+        with torch.enable_grad():
+            graph = self.polytope.graph.on(scores.device)
+            total = graph.inside(graph.weights(scores, self.polytope.gates(scores.detach()))).log_total
+            (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=self.scores.requires_grad)
+        return mean.reshape(*self.batch_shape, self.polytope.dim).to(self.dtype)

@@ -1,0 +1,305 @@
+"""Dynamic programs as directed acyclic hypergraphs: best and k best derivations, sums over all, samples, for a whole batch.
+
+A dynamic program computes a value for each node from the values of others. Each way to do that is an edge: a head, its tails
+(none, one or two nodes), and the coordinates of the structure that it switches on. A derivation of the goal chooses one edge
+for each node that it needs, and a structure is what its derivation switches on. Viterbi, Eisner, inside and k-best are then
+one recursion over the nodes in different semirings (Goodman 1999; Huang and Chiang 2005), in which all nodes of a level, that
+is, of the same longest distance from the leaves, are computed together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TAILS = 2
+
+
+class Edge(NamedTuple):
+    """One way to derive a node.
+
+    Attributes:
+        head: the node.
+        tails: the nodes that it takes, at most two, each derived once.
+        coordinates: that it switches on.
+        gate: number of an additive weight that is no coordinate's, or None; see `Hypergraph.weights`.
+    """
+
+    head: int
+    tails: tuple[int, ...] = ()
+    coordinates: tuple[int, ...] = ()
+    gate: int | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """Nodes that are computed together, n of them with at most e edges each.
+
+    Attributes:
+        nodes: slice of the nodes, numbered by level.
+        edges: [n, e] numbers of their edges; E, an edge that is never taken, where there are fewer.
+        tails: [n, e, 2] nodes; N, a node that always has value one, where there are fewer.
+        two_tails: whether any edge has two.
+    """
+
+    nodes: slice
+    edges: Tensor
+    tails: Tensor
+    two_tails: bool
+
+
+class Hypergraph:
+    """A directed acyclic hypergraph whose derivations of the goal are structures in {0, 1}^D.
+
+    Different derivations must have different structures, and none may use a node twice.
+
+    Args:
+        dim: D.
+        edges: in any order; of tied derivations the one whose edges come first is best.
+        goal: the node to derive.
+
+    Raises:
+        ValueError: there is no derivation, or a node is needed to derive itself.
+    """
+
+    def __init__(self, dim: int, edges: Sequence[Edge], goal: int) -> None:
+        edges, level_of = _ordered(edges, goal)
+        names = sorted(level_of, key=lambda node: (level_of[node], node))
+        number = {name: place for place, name in enumerate(names)}
+        self.dim, self.count, self.goal = dim, len(names), number[goal]
+        incoming: dict[int, list[int]] = {}
+        for place, edge in enumerate(edges):
+            incoming.setdefault(number[edge.head], []).append(place)
+        widest = max(len(edge.coordinates) for edge in edges)
+        # One more row for the edge that is never taken; coordinate D is no coordinate.
+        self.coordinates = torch.full((len(edges) + 1, max(widest, 1)), dim)
+        for place, edge in enumerate(edges):
+            self.coordinates[place, : len(edge.coordinates)] = torch.tensor(edge.coordinates, dtype=torch.int64)
+        gates = max((edge.gate for edge in edges if edge.gate is not None), default=-1) + 1
+        self.gates = torch.tensor([gates if edge.gate is None else edge.gate for edge in edges] + [gates + 1])
+        self.gate_count = gates
+        self.levels: list[Level] = []
+        for depth in range(max(level_of.values()) + 1):
+            here = [place for place, name in enumerate(names) if level_of[name] == depth]
+            width = max(len(incoming[node]) for node in here)
+            edge_table = torch.full((len(here), width), len(edges))
+            tail_table = torch.full((len(here), width, TAILS), self.count)
+            for line, node in enumerate(here):
+                for column, place in enumerate(incoming[node]):
+                    edge_table[line, column] = place
+                    tail_table[line, column, : len(edges[place].tails)] = torch.tensor(
+                        [number[tail] for tail in edges[place].tails], dtype=torch.int64
+                    )
+            self.levels.append(
+                Level(slice(here[0], here[-1] + 1), edge_table, tail_table, bool((tail_table[..., 1] < self.count).any()))
+            )
+        self._moved: dict[torch.device, Hypergraph] = {torch.device("cpu"): self}
+
+    def on(self, device: torch.device) -> "Hypergraph":
+        """The same with its tables on a device."""
+        if device not in self._moved:
+            other = object.__new__(Hypergraph)
+            other.__dict__ |= self.__dict__
+            other.coordinates, other.gates = self.coordinates.to(device), self.gates.to(device)
+            other.levels = [replace(level, edges=level.edges.to(device), tails=level.tails.to(device)) for level in self.levels]
+            self._moved[device] = other
+        return self._moved[device]
+
+    def weights(self, scores: Tensor, gates: Tensor | None = None) -> Tensor:
+        """The weight of every edge, [E + 1, B]: the sum of its coordinates' scores [B, D] and of its gate's [B, G], if any.
+
+        Here and below the batch comes last: what is looked up are then whole rows of memory.
+        """
+        padded = torch.cat([scores.T, scores.new_zeros(1, len(scores))])
+        total = padded[self.coordinates[:, 0]]
+        for column in self.coordinates.T[1:]:
+            total = total + padded[column]
+        opened = scores.new_zeros(self.gate_count + 2, len(scores))
+        if gates is not None:
+            opened[: self.gate_count] = gates.T
+        opened[-1] = -torch.inf  # of the edge that is never taken
+        return total + opened[self.gates]
+
+    def best(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The structure of highest weight and its weight, -inf if there is none: [B, D], [B]. O(E) time, two steps a level."""
+        chart = weights.new_zeros(self.count + 1, weights.shape[1])  # the last is the node of value one
+        choices = []
+        for level in self.levels:
+            values, choice = self._values(weights, chart, level).max(1)
+            chart[level.nodes] = values
+            choices.append(choice.T[:, None])
+        return self.structures(choices, weights)[:, 0], chart[self.goal]
+
+    def kbest(self, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k structures of highest weight, best first, and their weights, -inf beyond their number: [B, k, D], [B, k].
+
+        Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time.
+        """
+        device, batch = weights.device, weights.shape[1]
+        # The i-th best of one tail with the j-th best of the other is beaten by all i j - 1 pairs before it.
+        both = torch.tensor([(i, j) for i in range(k) for j in range(k // (i + 1))], device=device).T
+        alone = torch.stack([torch.arange(k, device=device), torch.zeros(k, dtype=torch.int64, device=device)])
+        chart = weights.new_full((self.count + 1, k, batch), -torch.inf)
+        chart[-1, 0] = 0
+        taken: list[Tensor] = []
+        for level in self.levels:
+            # The node of value one has a first best and no other.
+            pairs = both if level.two_tails else alone
+            left, right = (chart[level.tails[..., side]][:, :, pairs[side]] for side in range(TAILS))
+            values = (weights[level.edges][:, :, None] + left + right).flatten(1, 2)  # [n, e pairs, B]
+            values, order = (found[:, :k] for found in values.sort(dim=1, descending=True, stable=True))
+            chart[level.nodes, : values.shape[1]] = values
+            column, pair = order // pairs.shape[1], order % pairs.shape[1]
+            taken.append(torch.stack([column, pairs[0][pair], pairs[1][pair]], -1).permute(2, 0, 1, 3))  # [B, n, k', 3]
+        totals = chart[self.goal].T
+        structures = weights.new_zeros(batch, k, self.dim + 1)
+        # Which derivation of each node is used, -1 for none.
+        rank = torch.full((batch, k, self.count + 1), -1, device=device)
+        rank[..., self.goal] = torch.where(totals > -torch.inf, torch.arange(k, device=device), -1)
+        for level, choice in zip(reversed(self.levels), reversed(taken), strict=True):
+            here = rank[..., level.nodes]  # [B, k, n]
+            index = here.clamp(min=0, max=choice.shape[2] - 1).transpose(1, 2)[..., None].expand(-1, -1, -1, 3)
+            column, one, two = choice.gather(2, index).transpose(1, 2).unbind(-1)  # [B, k, n] each
+            self._switch_on(structures, level, column, here >= 0)
+            tails = level.tails[torch.arange(column.shape[-1], device=device), column]  # [B, k, n, 2]
+            ranks = torch.where((here >= 0)[..., None], torch.stack([one, two], -1), -1)
+            rank.scatter_reduce_(-1, tails.flatten(-2), ranks.flatten(-2), "amax")
+        return structures[..., : self.dim], totals
+
+    def inside(self, weights: Tensor) -> "Inside":
+        """Sums over all derivations, differentiable. O(E)."""
+        parts, shares = [weights.new_zeros(1, weights.shape[1])], []
+        # Where each node's value is: that of the node of value one is first, the others follow level by level.
+        for level in self.levels:
+            values = self._values(weights, torch.cat(parts), level, first=1)
+            peak = values.detach().amax(1, keepdim=True)
+            peak = torch.where(peak.isneginf(), 0, peak)
+            masses = (values - peak).exp()
+            total = masses.sum(1)
+            some = torch.where(total > 0, total, 1)  # no gradient where nothing can be derived
+            parts.append(torch.where(total > 0, some.log() + peak[:, 0], -torch.inf))
+            shares.append(masses / some[:, None])
+        return Inside(self, torch.cat(parts)[1 + self.goal], shares)
+
+    def _values(self, weights: Tensor, chart: Tensor, level: Level, first: int = 0) -> Tensor:
+        """The value of every edge of a level, [n, e, B]; in `chart` [N', B] node i is at i + first, modulo N + 1."""
+        values = weights[level.edges]
+        for side in range(TAILS if level.two_tails else 1):
+            values = values + chart[(level.tails[..., side] + first) % (self.count + 1)]
+        return values
+
+    def count_derivations(self) -> int:
+        """How many structures there are, gates open."""
+        counts = [0] * self.count + [1]
+        for level in self.levels:
+            for line, node in enumerate(range(level.nodes.start, level.nodes.stop)):
+                for edge, tails in zip(level.edges[line].tolist(), level.tails[line].tolist(), strict=True):
+                    if edge + 1 < len(self.coordinates):
+                        counts[node] += counts[tails[0]] * counts[tails[1]]
+        return counts[self.goal]
+
+    def structures(self, choices: list[Tensor], weights: Tensor) -> Tensor:
+        """The structures [B, S, D] of derivations given by the column [B, S, n] taken at each node, level by level."""
+        batch, count = choices[0].shape[:2]
+        structures = weights.new_zeros(batch, count, self.dim + 1)
+        active = torch.zeros(batch, count, self.count + 1, dtype=torch.bool, device=weights.device)
+        active[..., self.goal] = True
+        for level, column in zip(reversed(self.levels), reversed(choices), strict=True):
+            used = active[..., level.nodes]
+            self._switch_on(structures, level, column, used)
+            tails = level.tails[torch.arange(column.shape[-1], device=column.device), column]
+            # Nodes that are not used point to the node of value one.
+            tails = torch.where(used[..., None], tails, self.count).flatten(-2)
+            active.scatter_(-1, tails, True)
+        return structures[..., : self.dim]
+
+    def _switch_on(self, structures: Tensor, level: Level, column: Tensor, used: Tensor) -> None:
+        """Add the coordinates of the edges taken, by column [B, S, n], to structures [B, S, D + 1]."""
+        edges = level.edges[torch.arange(column.shape[-1], device=column.device), column]
+        switched = torch.where(used[..., None], self.coordinates[edges], self.dim).flatten(-2)
+        structures.scatter_add_(-1, switched, torch.ones_like(switched, dtype=structures.dtype))
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Sums over derivations, and what each edge has of its head's.
+
+    Attributes:
+        graph: the hypergraph.
+        log_total: [B] log sum_derivations exp(weight), nats, differentiable.
+        shares: [n, e, B] for each level: the probability of an edge given its head, differentiable.
+    """
+
+    graph: Hypergraph
+    log_total: Tensor
+    shares: list[Tensor]
+
+    def entropy(self) -> Tensor:
+        """Of the derivation, nats, [B]: H(node) = sum_e p_e (-log p_e + H(its tails)); no difference of large numbers."""
+        parts = [torch.zeros_like(self.log_total)[None]]
+        for level, share in zip(self.graph.levels, self.shares, strict=True):
+            below = torch.cat(parts)[(level.tails + 1) % (self.graph.count + 1)].sum(2)
+            surprise = -torch.where(share > 0, share, 1).log()
+            parts.append((share * (surprise + below)).sum(1))
+        return torch.cat(parts)[1 + self.graph.goal]
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Independent structures, [count, B, D]: from the goal down, each node's edge by its share."""
+        choices = []
+        for share in self.shares:
+            cumulative = share.detach().permute(2, 0, 1).cumsum(-1)  # [B, n, e]
+            shape = (*cumulative.shape[:1], count, cumulative.shape[1], 1)
+            uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
+            below = cumulative[:, None] <= uniform * cumulative[:, None, :, -1:]
+            choices.append(below.sum(-1).clamp(max=cumulative.shape[-1] - 1))
+        return self.graph.structures(choices, self.shares[0]).transpose(0, 1)
+
+
+def _ordered(edges: Sequence[Edge], goal: int) -> tuple[list[Edge], dict[int, int]]:
+    """The edges that derivations of the goal can use, and the level of each of their nodes."""
+    incoming: dict[int, list[Edge]] = {}
+    for edge in edges:
+        incoming.setdefault(edge.head, []).append(edge)
+    level: dict[int, int | None] = {}  # None: no derivation
+    path: set[int] = set()
+    stack = [goal]
+    while stack:
+        node = stack[-1]
+        if node in level:
+            stack.pop()
+            continue
+        path.add(node)
+        waiting = [tail for edge in incoming.get(node, []) for tail in edge.tails if tail not in level]
+        if any(tail in path for tail in waiting):
+            raise ValueError(f"the graph has a cycle through node {next(tail for tail in waiting if tail in path)}")
+        if waiting:
+            stack.append(waiting[0])
+            continue
+        found = []
+        for edge in incoming.get(node, []):
+            below = [level[tail] for tail in edge.tails]
+            if None not in below:
+                found.append(1 + max((value for value in below if value is not None), default=-1))
+        level[node] = max(found) if found else None
+        path.discard(node)
+        stack.pop()
+    if level[goal] is None:
+        raise ValueError("the graph has no derivation of its goal: there is no structure")
+    # Only what the goal needs, over edges that can be derived.
+    needed, stack = {goal}, [goal]
+    kept: set[int] = set()
+    for_node: dict[int, list[int]] = {}
+    for place, edge in enumerate(edges):
+        for_node.setdefault(edge.head, []).append(place)
+    while stack:
+        for place in for_node.get(stack.pop(), []):
+            if all(level.get(tail) is not None for tail in edges[place].tails):
+                kept.add(place)
+                for tail in edges[place].tails:
+                    if tail not in needed:
+                        needed.add(tail)
+                        stack.append(tail)
+    levels = {node: value for node in needed if (value := level[node]) is not None}
+    return [edge for place, edge in enumerate(edges) if place in kept], levels

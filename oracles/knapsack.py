@@ -1,0 +1,54 @@
+"""Sets of items that fit into a knapsack."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .derivations import Derivations
+from .hypergraph import Edge, Hypergraph
+
+
+class Knapsack(Derivations):
+    """conv{z in {0,1}^D : <weights, z> <= capacity}, for integer weights: 0/1 knapsack (Bellman 1957).
+
+    `Budget` is the case of equal weights, and faster.
+
+    Args:
+        weights: of the items, integers >= 0: list or tensor [D].
+        capacity: integer >= 0.
+
+    Raises:
+        ValueError: weights or capacity that are not integers, or negative.
+
+    Cost: O(D capacity) a row.
+
+    >>> Knapsack([3, 2, 2], capacity=4).maximize(torch.tensor([[5.0, 3, 3]]))
+    tensor([[0., 1., 1.]])
+    """
+
+    def __init__(self, weights: Sequence[int] | Tensor, capacity: int) -> None:
+        numbers = weights.tolist() if isinstance(weights, Tensor) else list(weights)
+        for place, number in [*enumerate(numbers), ("capacity", capacity)]:
+            if isinstance(number, bool) or number != int(number) or number < 0:
+                what = "capacity" if place == "capacity" else f"weight {place}"
+                raise ValueError(
+                    f"Knapsack needs integers of at least 0, but its {what} is {number}: scale and round weights and capacity"
+                )
+        if not numbers:
+            raise ValueError("Knapsack needs one or more items")
+        self.weights = tuple(int(number) for number in numbers)
+        self.capacity = int(capacity)
+        dim, size = len(self.weights), self.capacity + 1
+        # Node i size + c: the first i items weigh c together.
+        edges = [Edge(0)]
+        for item, weight in enumerate(self.weights):
+            for used in range(size):
+                edges.append(Edge((item + 1) * size + used, (item * size + used,)))
+                if used >= weight:
+                    edges.append(Edge((item + 1) * size + used, (item * size + used - weight,), (item,)))
+        goal = (dim + 1) * size
+        edges += [Edge(goal, (dim * size + used,)) for used in range(size)]
+        super().__init__(Hypergraph(dim, edges, goal))
+
+    def __repr__(self) -> str:
+        return f"Knapsack(weights={list(self.weights)}, capacity={self.capacity})"

@@ -1,0 +1,89 @@
+"""Labelled segmentations of a sequence: the semi-Markov model's structures."""
+
+import torch
+from torch import Tensor
+
+from .base import Halfspaces
+from .chain import check_lengths
+from .checks import check_count
+from .derivations import Derivations
+from .hypergraph import Edge, Hypergraph
+
+
+class Segmentation(Derivations):
+    """Ways to cut L positions into segments of at most W positions with one of K labels each (Sarawagi and Cohen 2004).
+
+    Coordinates: [a segment of width w with label k starts at i], for i < L, 1 <= w <= W, k < K, row-major, also those that
+    would not fit (always 0): D = L W K. `cells` shapes them.
+
+    Shorter sequences in the same batch: the sequence ends at the first position at which no segment may start, all its scores
+    being `-inf`. `mask` sets those scores, and those of segments that would cross the end.
+
+    Args:
+        length: L.
+        labels: K.
+        width: W, by default L.
+    """
+
+    def __init__(self, length: int, labels: int = 1, width: int | None = None) -> None:
+        self.length = check_count("Segmentation: length", length, 1)
+        self.labels = check_count("Segmentation: labels", labels, 1)
+        self.width = self.length if width is None else check_count("Segmentation: width", width, 1, self.length)
+        place = torch.arange(length * self.width * labels).reshape(length, self.width, labels).tolist()
+        goal = length + 1
+        edges = [Edge(0)]
+        for end in range(1, length + 1):
+            for w in range(1, min(self.width, end) + 1):
+                edges += [Edge(end, (end - w,), (place[end - w][w - 1][k],)) for k in range(labels)]
+        edges += [Edge(goal, (end,), (), end - 1) for end in reversed(range(1, length + 1))]
+        super().__init__(Hypergraph(length * self.width * labels, edges, goal))
+
+    def __repr__(self) -> str:
+        return f"Segmentation(length={self.length}, labels={self.labels}, width={self.width})"
+
+    def cells(self, scores: Tensor) -> Tensor:
+        """[*B, D] -> [*B, L, W, K]."""
+        return scores.unflatten(-1, (self.length, self.width, self.labels))
+
+    def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """The scores [*B, D] of sequences of these lengths [*B] int64: `-inf` for what goes beyond.
+
+        Raises:
+            ValueError: a length below 1 or above L.
+        """
+        check_lengths(lengths, self.length, repr(self))
+        start = torch.arange(self.length, device=scores.device)[:, None, None]
+        width = torch.arange(1, self.width + 1, device=scores.device)[:, None]
+        beyond = (start + width > lengths[..., None, None, None]).expand(*lengths.shape, self.length, self.width, self.labels)
+        return torch.where(beyond.flatten(-3), -torch.inf, scores)
+
+    def gates(self, scores: Tensor) -> Tensor:
+        """The sequence ends before its first position without an allowed segment."""
+        # Segments that do not fit never start, whatever they score.
+        start = torch.arange(self.length, device=scores.device)[:, None]
+        fits = start + torch.arange(1, self.width + 1, device=scores.device) <= self.length
+        blocked = (self.cells(scores).isneginf() | ~fits[..., None]).all(-1).all(-1)  # [B, L]
+        ended = torch.cat([blocked[:, 1:], torch.ones_like(blocked[:, :1])], -1)
+        last = ended & (blocked.cumsum(-1) == 0)
+        return torch.where(last & (ended.cumsum(-1) == 1), 0.0, -torch.inf).to(scores)
+
+    def halfspaces(self) -> Halfspaces:
+        """A unit of flow along the positions."""
+        flow = torch.zeros(self.length, self.length, self.width, self.labels, dtype=torch.float64)
+        unused = []
+        for start in range(self.length):
+            for w in range(1, self.width + 1):
+                if start + w > self.length:
+                    unused.append((start, w - 1))
+                    continue
+                flow[start, start, w - 1] += 1
+                if start + w < self.length:
+                    flow[start + w, start, w - 1] -= 1
+        none = torch.zeros(len(unused) * self.labels, *flow.shape[1:], dtype=torch.float64)
+        for number, (start, w) in enumerate(unused):
+            for k in range(self.labels):
+                none[number * self.labels + k, start, w, k] = 1
+        a_eq = torch.cat([flow, none]).flatten(1)
+        b_eq = torch.zeros(len(a_eq), dtype=torch.float64)
+        b_eq[0] = 1
+        return Halfspaces(-torch.eye(self.dim, dtype=torch.float64), torch.zeros(self.dim, dtype=torch.float64), a_eq, b_eq)
