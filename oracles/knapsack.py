@@ -22,6 +22,7 @@ class Knapsack(Derivations):
 
     Cost: O(D capacity) a row.
 
+    >>> import torch
     >>> Knapsack([3, 2, 2], capacity=4).maximize(torch.tensor([[5.0, 3, 3]]))
     tensor([[0., 1., 1.]])
     """
