@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from .vectors import FAST, ONE, ZERO, Array, Scalar, dot, exponentiate, largest
+from ...layers.kernels.vectors import FAST, ONE, ZERO, Array, Scalar, dot, exponentiate, largest
 
 
 @numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)

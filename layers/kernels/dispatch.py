@@ -1,4 +1,4 @@
-"""Compiled CPU kernels that stand in for tensor operations: where there are any, and how to do without."""
+"""Where compiled kernels stand in for tensor operations, and how to do without."""
 
 import os
 from collections.abc import Callable
