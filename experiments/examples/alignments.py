@@ -25,7 +25,7 @@ class AlignedTemplates(torch.nn.Module):
         self.templates = torch.nn.Parameter(templates)  # [classes, rows, columns]
         self.sharpness = torch.nn.Parameter(torch.tensor(2.0))
         self.paths = ShortestPath.grid(ROWS, ROWS, diagonal=True)
-        self.register_buffer("entered", torch.tensor([head for _, head in self.paths.arcs]))
+        self.entered = torch.tensor([head for _, head in self.paths.arcs])
 
     def similarities(self, images: Tensor) -> Tensor:
         """Of every row of images [B, 64] to every row of every template, [B, classes, rows, rows]."""
@@ -74,7 +74,7 @@ def _draw(model: AlignedTemplates, images: Tensor, labels: Tensor) -> Figure:
     figure.suptitle("Digits one row lower, and how their rows are aligned with those of their class's template")
     axes = figure.subplots(2, 3 * len(images) // 2).flatten()
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        cells = torch.zeros(ROWS**2).index_add(0, model.entered, arcs[place, label])  # pyright: ignore[reportArgumentType]
+        cells = torch.zeros(ROWS**2).index_add(0, model.entered, arcs[place, label])
         cells[0] = 1
         pictures = {
             f"digit {int(label)}": (image.reshape(ROWS, ROWS), "gray_r"),

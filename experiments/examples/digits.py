@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -18,10 +19,9 @@ class ShuffledDigits:
     """
 
     def __init__(self) -> None:
-        data = load_digits()
-        order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-        images = torch.from_numpy(data.data).float()[order] / 16
-        labels = torch.from_numpy(data.target).long()[order]
+        pixels, classes = (torch.from_numpy(np.asarray(array)) for array in load_digits(return_X_y=True))
+        order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+        images, labels = pixels.float()[order] / 16, classes.long()[order]
         self.train_images, self.test_images = images[:-TEST], images[-TEST:]
         self.train_labels, self.test_labels = labels[:-TEST], labels[-TEST:]
 
