@@ -18,7 +18,13 @@ from .kbest import KBest as KBest
 from .kbest import KBestStructures as KBestStructures
 from .kbest import topk as topk
 from .knapsack import Knapsack as Knapsack
+from .logic import AtLeastOne as AtLeastOne
+from .logic import AtMostOne as AtMostOne
+from .logic import ExactlyOne as ExactlyOne
+from .logic import Implies as Implies
+from .matching import Matching as Matching
 from .path import ShortestPath as ShortestPath
+from .permutahedron import Permutahedron as Permutahedron
 from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree
 from .segmentation import Segmentation as Segmentation
