@@ -1,5 +1,6 @@
 """Polytopes: what a set of structures is, and what can be done with it. Knows nothing of gradients or solvers."""
 
+from .arborescence import Arborescence as Arborescence
 from .base import GibbsDistribution as GibbsDistribution
 from .base import Halfspaces as Halfspaces
 from .base import Polytope as Polytope

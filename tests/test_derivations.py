@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from cases import dependency_trees
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
@@ -55,26 +56,6 @@ def segmentations(length: int, labels: int, width: int) -> Tensor:
             for (start, end), name in zip(pieces, names, strict=True):
                 row[start, end - start - 1, name] = 1
             rows.append(row.flatten())
-    return torch.stack(rows).double()
-
-
-def dependency_trees(words: int, *, projective: bool, single_root: bool) -> Tensor:
-    """Every choice of heads, without cycles; projective: what lies between a head and its word hangs below the head."""
-    arcs = [(h, m) for m in range(1, words + 1) for h in range(words + 1) if h != m]
-    rows = []
-    for heads in itertools.product(range(words + 1), repeat=words):
-        above = [[m] for m in range(1, words + 1)]
-        for chain in above:
-            while chain[-1] != 0 and len(chain) <= words + 1:
-                chain.append(heads[chain[-1] - 1])
-        if any(chain[-1] != 0 for chain in above) or (single_root and heads.count(0) != 1):
-            continue
-        if projective and not all(
-            h in above[between - 1] for m, h in enumerate(heads, 1) for between in range(min(h, m) + 1, max(h, m))
-        ):
-            continue
-        chosen = {(h, m) for m, h in enumerate(heads, 1)}
-        rows.append(torch.tensor([float(arc in chosen) for arc in arcs]))
     return torch.stack(rows).double()
 
 
