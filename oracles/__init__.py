@@ -26,6 +26,7 @@ from .logic import Implies as Implies
 from .matching import Matching as Matching
 from .path import ShortestPath as ShortestPath
 from .permutahedron import Permutahedron as Permutahedron
+from .product import Blocks as Blocks
 from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree
 from .segmentation import Segmentation as Segmentation
