@@ -24,6 +24,7 @@ from .logic import AtMostOne as AtMostOne
 from .logic import ExactlyOne as ExactlyOne
 from .logic import Implies as Implies
 from .matching import Matching as Matching
+from .matroid import Matroid as Matroid
 from .path import ShortestPath as ShortestPath
 from .permutahedron import Permutahedron as Permutahedron
 from .product import Blocks as Blocks
@@ -31,3 +32,4 @@ from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree
 from .segmentation import Segmentation as Segmentation
 from .simplex import Simplex as Simplex
+from .spanning_tree import SpanningTree as SpanningTree
