@@ -32,4 +32,5 @@ from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree
 from .segmentation import Segmentation as Segmentation
 from .simplex import Simplex as Simplex
+from .solver_oracle import OracleFromSolver as OracleFromSolver
 from .spanning_tree import SpanningTree as SpanningTree
