@@ -59,7 +59,7 @@ class Product(Polytope):
         ranges = torch.arange(self.dim).split(self.dims)
         self._order = torch.cat([ranges[place] for place in self._part_order.tolist()])
         self._back = self._order.argsort()
-        self._sorted = torch.equal(self._order, self._back)
+        self._sorted = torch.equal(self._order, torch.arange(self.dim))
 
     def __repr__(self) -> str:
         runs = [(part, len(list(run))) for part, run in groupby(self.parts)]

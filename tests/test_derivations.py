@@ -268,6 +268,32 @@ def test_mixed_sizes_give_what_each_gives_alone(name: str) -> None:
         torch.testing.assert_close(together.mean()[row], expected, rtol=0, atol=1e-8)
 
 
+def test_paths_of_parts_of_a_graph_give_what_each_gives_alone() -> None:
+    """Arcs of -inf are not there: one by one the same bits, and as a graph without them the same best, k best and mean."""
+    large = ShortestPath.grid(3, 3, diagonal=True)
+    blocked = torch.rand(12, large.dim, generator=torch.Generator().manual_seed(5)) < 0.25
+    scores = scores_of(large, 12).masked_fill(blocked, -torch.inf)
+    structures = arc_sets(list(large.arcs), 0, 8)
+    some = [row for row in range(12) if bool((~((structures != 0) & blocked[row]).any(-1)).any())]
+    assert len(some) > 6
+    scores, blocked = scores[some], blocked[some]
+    together = sparsemap(scores, large)
+    best, (kbest, valid) = large.maximize(scores), large.topk(scores, 4)
+    for row in range(len(some)):
+        one, mine = scores[row : row + 1], together.row == row
+        alone = sparsemap(one, large)
+        assert torch.equal(alone.atoms, together.atoms[mine])
+        torch.testing.assert_close(alone.probs, together.probs[mine], rtol=0, atol=1e-14)
+        kept = (~blocked[row]).nonzero()[:, 0]
+        small = ShortestPath([large.arcs[place] for place in kept.tolist()], 0, 8)
+        assert torch.equal(small.maximize(one[:, kept])[0], best[row, kept])
+        listed, exists = small.topk(one[:, kept], 4)
+        assert torch.equal(exists[0], valid[row])
+        assert torch.equal(listed[0], kbest[row][:, kept])
+        mean = sparsemap(one[:, kept], small).mean()[0]
+        torch.testing.assert_close(mean, together.mean()[row, kept], rtol=0, atol=1e-8)
+
+
 def test_bad_lengths_are_refused() -> None:
     chain = LinearChain(4, 2)
     for lengths, shown in (([4, 5], "problem 1 is 5"), ([0, 4], "problem 0 is 0")):

@@ -143,7 +143,7 @@ def test_bad_factors_are_refused(build: Callable[[], Polytope], message: str) ->
 VERIFIED = [ExactlyOne(3, [True, False, False]), AtMostOne(4), AtLeastOne(3, [False, True, False]), Implies(4)]
 
 
-@parametrize_with_checks(VERIFIED, batch=2, skip=["by cvxpy"])
+@parametrize_with_checks(VERIFIED, batch=2)
 def test_verification(check: Callable[[], None]) -> None:
     check()
 

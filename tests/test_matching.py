@@ -184,7 +184,7 @@ def test_sparsemap_on_random_problems(polytope: Matching) -> None:
     assert torch.autograd.gradcheck(expectation, scores_of(polytope, 3, seed=4).requires_grad_(), eps=1e-6, atol=1e-5)
 
 
-@parametrize_with_checks([Matching(3), Matching(2, 3), Matching(1)], batch=2, skip=["by cvxpy"])
+@parametrize_with_checks([Matching(3), Matching(2, 3), Matching(1)], batch=2)
 def test_verification(check: Callable[[], None]) -> None:
     check()
 

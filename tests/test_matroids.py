@@ -278,7 +278,7 @@ def test_sparsemap_on_random_problems(name: str) -> None:
 VERIFIED = [CASES[name]() for name in ("triangle", "complete", "linear, independent", "partition")]
 
 
-@parametrize_with_checks(VERIFIED, batch=2, skip=["by cvxpy"])
+@parametrize_with_checks(VERIFIED, batch=2)
 def test_verification(check: Callable[[], None]) -> None:
     check()
 

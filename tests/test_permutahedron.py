@@ -123,7 +123,7 @@ def test_what_is_too_large_is_refused() -> None:
 VERIFIED = [Permutahedron([3, 2, 1]), Permutahedron([1, 1, 0, 0]), Permutahedron([2.0])]
 
 
-@parametrize_with_checks(VERIFIED, batch=2, skip=["by cvxpy"])
+@parametrize_with_checks(VERIFIED, batch=2)
 def test_verification(check: Callable[[], None]) -> None:
     check()
 
@@ -134,6 +134,6 @@ def test_verification_float32(check: Callable[[], None]) -> None:
 
 
 # Pairwise Frank-Wolfe needs more than its iterations for gaps of 1e-9 between structures of size 4.
-@parametrize_with_checks([Permutahedron([4, 3, 2, 1])], batch=2, skip=["by cvxpy", "PairwiseFrankWolfe"])
+@parametrize_with_checks([Permutahedron([4, 3, 2, 1])], batch=2, skip=["PairwiseFrankWolfe"])
 def test_verification_of_a_larger_one(check: Callable[[], None]) -> None:
     check()

@@ -207,7 +207,7 @@ def test_other_wrong_answers() -> None:
 VERIFIED = [OracleFromSolver(assign, 9), OracleFromSolver(best_of_three, 3, batched=True, numpy=False, vertices=torch.eye(3))]
 
 
-@parametrize_with_checks(VERIFIED, batch=2, skip=["by cvxpy"])
+@parametrize_with_checks(VERIFIED, batch=2)
 def test_verification(check: Callable[[], None]) -> None:
     check()
 

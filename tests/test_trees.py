@@ -328,7 +328,7 @@ def test_sparsemap_on_random_problems(polytope: Arborescence) -> None:
 VERIFIED = [Arborescence(3), Arborescence(3, single_root=True), Arborescence(1)]
 
 
-@parametrize_with_checks(VERIFIED, batch=2, skip=["by cvxpy"])
+@parametrize_with_checks(VERIFIED, batch=2)
 def test_verification(check: Callable[[], None]) -> None:
     check()
 
