@@ -83,13 +83,13 @@ class OracleFromSolver(Polytope):
             ValueError: the solver fails, or returns another shape, NaN, a fractional point, or one that is no structure.
         """
         given = scores.detach()
+        if len(given) == 0:
+            return given.clone()
         if self._batched:
-            found = (
-                self._tensor(self._call(given, None), tuple(scores.shape), "all problems together") if len(scores) else given
-            )
+            found = self._tensor(self._call(given, None), tuple(given.shape), "all problems together")
         else:
             rows = [self._tensor(self._call(row, place), (self.dim,), place) for place, row in enumerate(given)]
-            found = torch.stack(rows) if rows else given
+            found = torch.stack(rows)
         structures = self._structures(found.double().cpu())
         for row in structures:
             if len(self._seen) < self._keep:

@@ -162,6 +162,25 @@ def test_gibbs_of_very_unequal_scores(single_root: bool) -> None:
     assert bool((gibbs.log_prob(drawn) > -60).all())
 
 
+@pytest.mark.parametrize("single_root", [False, True])
+def test_gibbs_of_long_sentences(single_root: bool) -> None:
+    """20 words: the normaliser is the determinant of the Laplacian (for a single root, that of Koo et al. 2007)."""
+    polytope = Arborescence(20, single_root=single_root)
+    scores = scores_of(polytope, 4)
+    weights = polytope.arcs.matrix(scores).exp()
+    weights.diagonal(dim1=-2, dim2=-1)[:] = 0
+    inner, root = weights[:, 1:, 1:], weights[:, 0, 1:]
+    laplacian = torch.diag_embed(inner.sum(-2) + (0 if single_root else root)) - inner
+    if single_root:
+        laplacian[:, 0] = root
+    gibbs = polytope.gibbs(scores)
+    best = polytope.maximize(scores)
+    total = (best * scores).sum(-1) - gibbs.log_prob(best)
+    torch.testing.assert_close(total, torch.linalg.slogdet(laplacian).logabsdet, rtol=0, atol=1e-10)
+    drawn = gibbs.sample((5,), torch.Generator().manual_seed(0))
+    assert all(is_tree(polytope, tree) for tree in drawn.flatten(0, 1))
+
+
 def test_gibbs_is_minus_infinity_off_the_set() -> None:
     gibbs = Arborescence(3, single_root=True).gibbs(torch.zeros(9))
     arcs = Arborescence(3).arcs
