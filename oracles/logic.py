@@ -50,8 +50,8 @@ class LogicFactor(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best; O(k (D + k)) a row after sorting."""
-        vertices, valid = self._budget.topk(self._turned(_finite(scores)), k)
-        vertices = self._mirror(vertices)
+        vertices, valid = self._budget.topk(self._turned(_finite(scores.double())), k)
+        vertices = self._mirror(vertices).to(scores.dtype)
         valid = valid & ~((vertices != 0) & scores.isneginf()[..., None, :]).any(-1)
         return vertices * valid[..., None], valid
 

@@ -110,6 +110,17 @@ def test_projection_and_its_decomposition(factor: LogicFactor) -> None:
     assert torch.autograd.gradcheck(factor.project, scores)
 
 
+def test_half_precision() -> None:
+    """Sums that float16 cannot hold do not matter."""
+    scores = torch.tensor([[60000.0, -50000, -torch.inf, 5]], dtype=torch.float16)
+    factor = AtLeastOne(4, [True, False, False, True])
+    vertices, valid = topk(factor, scores, 2)
+    assert vertices.dtype == torch.float16
+    assert valid.tolist() == [[True, True]]
+    assert vertices.tolist() == [[[1, 0, 0, 0], [1, 1, 0, 1]]]
+    assert sparsemap_marginals(scores, factor).tolist() == [[1, 0, 0, 0]]
+
+
 def test_plain_factors_are_budgets() -> None:
     scores = scores_for(AtMostOne(5), "normal", batch=40)
     for factor, budget in ((AtMostOne(5), Budget(5, 1)), (ExactlyOne(5), Budget(5, 1, exactly=True))):
