@@ -2,13 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from ...layers import SparseDistribution
 from ...layers.functional import sparsemap
-from ...oracles import Knapsack, LinearChain, Polytope, ProjectiveTree, Segmentation, ShortestPath
+from ...oracles import (
+    Arborescence,
+    Knapsack,
+    LinearChain,
+    Matching,
+    Permutahedron,
+    Polytope,
+    ProjectiveTree,
+    Segmentation,
+    ShortestPath,
+    SpanningTree,
+)
 from .case import Candidates, Case
 from .operators import gradient_of, statistics_of
 from .peers import cvxpylayers_projection
@@ -26,9 +38,17 @@ class Typical:
     small: Callable[[], Polytope]
 
 
+def _complete(nodes: int) -> list[tuple[int, int]]:
+    return list(combinations(range(nodes), 2))
+
+
 POLYTOPES = (
     Typical(lambda: LinearChain(50, 20), lambda: LinearChain(5, 3)),
     Typical(lambda: ProjectiveTree(30), lambda: ProjectiveTree(5)),
+    Typical(lambda: Arborescence(30), lambda: Arborescence(4)),
+    Typical(lambda: Matching(20), lambda: Matching(3)),
+    Typical(lambda: Permutahedron(range(20)), lambda: Permutahedron(range(4))),
+    Typical(lambda: SpanningTree(_complete(12)), lambda: SpanningTree(_complete(4))),
     Typical(lambda: ShortestPath.grid(12, 12, diagonal=True), lambda: ShortestPath.grid(4, 4)),
     Typical(lambda: Segmentation(30, 5, 6), lambda: Segmentation(6, 2, 3)),
     Typical(lambda: Knapsack([1 + i % 7 for i in range(50)], 60), lambda: Knapsack([1, 2, 3, 4], 5)),
