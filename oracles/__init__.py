@@ -18,6 +18,7 @@ from .kbest import KBest as KBest
 from .kbest import KBestStructures as KBestStructures
 from .kbest import topk as topk
 from .knapsack import Knapsack as Knapsack
+from .parts import Parts as Parts
 from .path import ShortestPath as ShortestPath
 from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree

@@ -20,6 +20,7 @@ from .base import (
 from .checks import check_dimension
 from .gibbs import ProductGibbs
 from .kbest import topk
+from .parts import Parts
 
 Part = TypeVar("Part")
 
@@ -38,6 +39,7 @@ class Product(Polytope):
         self.takes_forbidden = all(getattr(part, "takes_forbidden", False) for part in parts)
         self.dims = [part.dim for part in parts]
         self.dim = sum(self.dims)
+        self.regularized = _regularized(parts)
 
     def __repr__(self) -> str:
         return f"Product({', '.join(map(repr, self.parts))})"
@@ -161,6 +163,18 @@ class Product(Polytope):
         if lacking:
             raise AttributeError(f"{self!r} has no {name}: {lacking[0]!r} has none", name=name, obj=self)
         return [part for part in self.parts if supports(part, capability)]
+
+
+def _regularized(parts: tuple[Polytope, ...]) -> Tensor | None:
+    """The regularised coordinates of all parts, in the product's numbers; None for all."""
+    split = [Parts.of(part) for part in parts]
+    if all(each is None for each in split):
+        return None
+    start, found = 0, []
+    for part, each in zip(parts, split, strict=True):
+        found.append(start + (torch.arange(part.dim) if each is None else each.regularized))
+        start += part.dim
+    return torch.cat(found)
 
 
 def _take(vertices: Tensor, index: Tensor) -> Tensor:
