@@ -8,8 +8,9 @@ import pytest
 import torch
 from sparsemarg.layers.functional import refit, sparsemap, sparsemap_loss, sparsemap_marginals
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, Solver, SortedDecomposition
+from sparsemarg.layers.solvers.base import Support
 from sparsemarg.oracles import BernoulliCube, Explicit, LinearChain, Parts, Polytope, Product, Simplex
-from sparsemarg.verification import parametrize_with_checks
+from sparsemarg.verification import parametrize_with_checks, verify
 from sparsemarg.verification.cvxpy_references import QuadraticProgram
 from sparsemarg.verification.enumeration import partial_mean
 from torch import Tensor
@@ -241,6 +242,19 @@ def test_naming_all_coordinates_is_the_plain_problem() -> None:
     plain = sparsemap(scores, Explicit(BITS))
     assert torch.equal(named.atoms, plain.atoms)
     assert torch.equal(named.probs, plain.probs)
+
+
+class ForgetsParts(Solver):
+    """Projects in all coordinates."""
+
+    def solve(self, scores: Tensor, polytope: Polytope) -> Support:
+        return ActiveSet().solve(scores, Explicit(PAIR))
+
+
+def test_verify_finds_a_solver_that_regularises_everything() -> None:
+    report = verify(Pair(), solvers=[ForgetsParts()], skip=["cvxpylayers"])
+    failed = {result.check for result in report.results if result.status == "failed"}
+    assert {"mean [ForgetsParts]", "certificate [ForgetsParts]"} <= failed
 
 
 @parametrize_with_checks(
