@@ -1,8 +1,9 @@
 """Step two of every operator: the probabilities on a known support, differentiably.
 
 The support is found without gradient. On it the problem is an equality-constrained QP whose solution is linear in the
-scores, so one step of linear algebra gives both the probabilities and, through autograd, the implicit gradient. This is the
-only place with implicit gradients; double backward, forward mode and vmap come with it.
+scores, so one step of linear algebra gives both the probabilities and, through autograd, the implicit gradient. Every operator
+over structures has its gradients from here (`tangent` puts those of several polytopes together); double backward, forward mode
+and vmap come with it.
 """
 
 import torch

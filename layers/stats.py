@@ -43,4 +43,26 @@ class TopKStats:
     exact: Tensor
 
 
+@dataclass(frozen=True)
+class ConsensusStats:
+    """How a solve on a factor graph went, row by row. The residuals are its certificate: both are 0 at the solution only.
+
+    Attributes:
+        iterations: [*B] int64.
+        primal: [*B] float64, max |x_f - mu_f|: by how much a factor's own mean of a variable differs from the mean.
+        dual: [*B] float64, by how much the factors' problems still move, in units of scores.
+        converged: [*B] bool. The mean of a row that is not converged may be outside of factors by `primal`. If that stays
+            large the factors contradict one another: no point is in all of them.
+    """
+
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    converged: Tensor
+
+    def reshape(self, batch_shape: torch.Size) -> "ConsensusStats":
+        """The same for rows arranged as `batch_shape`."""
+        return ConsensusStats(*(field.reshape(batch_shape) for field in vars(self).values()))
+
+
 Stats = SolverStats | TopKStats

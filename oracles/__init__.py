@@ -14,6 +14,8 @@ from .budget import Budget as Budget
 from .chain import LinearChain as LinearChain
 from .cube import BernoulliCube as BernoulliCube
 from .explicit import Explicit as Explicit
+from .factor_graph import Factor as Factor
+from .factor_graph import FactorGraph as FactorGraph
 from .kbest import KBest as KBest
 from .kbest import KBestStructures as KBestStructures
 from .kbest import topk as topk

@@ -188,7 +188,7 @@ class Oracle:
         Raises:
             ValueError: a row where even that has a forbidden coordinate on.
         """
-        first = self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
+        first = self.best()
         check_structures(self.polytope, first)
         if self.forbidden is not None and not cannot_branch(first):
             blocked = ((first != 0) & self.forbidden).any(-1)
@@ -199,6 +199,10 @@ class Oracle:
                     f"is -inf; leave at least one structure allowed"
                 )
         return first
+
+    def best(self) -> Tensor:
+        """The MAP structure of each row, [B, D], with forbidden coordinates on only where there is no other."""
+        return self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
 
     def check_allowed(self) -> None:
         """Raises ValueError if a row allows no structure; free where no score is `-inf`."""
