@@ -164,10 +164,10 @@ def test_frustration_is_a_relaxation() -> None:
 @pytest.mark.parametrize("graph", [chain_with_budget(), tree_with_budget()], ids=["chain", "tree"])
 def test_constraints_hold(graph: FactorGraph) -> None:
     """With a budget as a factor; the local polytope by cvxpy."""
-    scores, additional = problem(graph, 4, 1.0, seed=3)
+    scores, additional = problem(graph, 2, 1.0, seed=3)
     found = lp_sparsemap(scores + 1, graph, additional)
     assert found.stats.converged.all()
-    for row in range(4):
+    for row in range(2):
         wanted = by_cvxpy(graph, scores[row] + 1, row_of(additional, row))
         np.testing.assert_allclose(found.mean[row], wanted, atol=1e-6, rtol=0)
 
@@ -357,6 +357,24 @@ def test_stopping_early_is_data() -> None:
     assert (found.stats.iterations == 3).all()
     (gradient,) = torch.autograd.grad(found.mean.square().sum(), leaf)
     assert gradient.isfinite().all()
+
+
+def test_factors_that_do_not_converge_are_no_certificate() -> None:
+    graph = GRAPHS["chain with a budget"]
+    scores, additional = problem(graph, 3, 0.3)
+    with pytest.warns(ConvergenceWarning):
+        found = lp_sparsemap(scores, graph, additional, solver=ADMM(max_iter=300, solver=ActiveSet(max_iter=1)))
+    assert not found.stats.converged.any()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e2, 1e6])
+def test_small_and_large_scores(scale: float) -> None:
+    """At 1e6 the mean is the best matching."""
+    graph, exact = GRAPHS["matching"], permutations(4)
+    scores = problem(graph, 8, scale)[0]
+    found = lp_sparsemap(scores, graph)
+    assert found.stats.converged.all()
+    torch.testing.assert_close(found.mean, sparsemap(scores, exact).mean(), atol=1e-7, rtol=0)
 
 
 def test_the_penalty_changes_the_way_only() -> None:
