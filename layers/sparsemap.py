@@ -68,7 +68,7 @@ def sparsemap(
     >>> sparsemap(torch.tensor([[0.5, 2.0, -1.0]]), BernoulliCube(3)).mean()
     tensor([[0.5000, 1.0000, 0.0000]])
     """
-    target = _checked_target(scores, polytope, coding, check)
+    target = _target(scores, polytope, coding, check)
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     support = solver.solve(flat.detach(), polytope)
     probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device))
@@ -100,7 +100,7 @@ def sparsemap_marginals(
     `sparsemap(...).mean()`. Arguments and errors are those of `sparsemap`.
     """
     if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
-        target = _checked_target(scores, polytope, coding, check)
+        target = _target(scores, polytope, coding, check)
         if check:
             with torch.no_grad():
                 Oracle.of(polytope, target.reshape(scores.shape[:-1].numel(), target.shape[-1])).check_allowed()
@@ -150,7 +150,7 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     return ((ones if parts is None else parts.penalized(ones)) + scores) / 2
 
 
-def _checked_target(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> Tensor:
+def _target(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> Tensor:
     """The coded scores in float64."""
     check_dimension(scores, polytope)
     _check_coding(coding)
