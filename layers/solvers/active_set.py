@@ -153,6 +153,7 @@ class _Rows:
         self.weights = torch.zeros_like(self.working.inverse[:, 0])
         self.weights[:, 0] = 1
         self.gains = torch.zeros_like(self.weights)  # [B, S] <a_s, t> over the coordinates that are not regularised
+        self.no_gain = torch.zeros_like(self.weights[:, 0])
         self.mean = torch.zeros_like(self.target)
         self.scale = row_scale(oracle.target / self.unit)
         self.reach = torch.zeros_like(self.target)  # largest |coordinate| of any atom seen
@@ -169,12 +170,14 @@ class _Rows:
         """One iteration of every row: test, add or drop one atom, take a Newton step as far as it is feasible."""
         residual = self.target - self.mean
         vertex = self.oracle(self._join(residual) * self.unit, self.exact)
-        found, rest = self._split((vertex - self.origin) / self.unit)
+        found, gain = (vertex - self.origin) / self.unit, self.no_gain
+        parts, rest = self.oracle.parts, found
+        if parts is not None:
+            found, rest = parts.split(found)
         # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
         self.reach = torch.maximum(self.reach, found.abs())
         terms = ((self.target.abs() + self.reach) * self.reach).sum(-1)
-        gain = torch.zeros_like(terms)
-        if self.oracle.parts is not None:
+        if parts is not None:
             gain = (rest * self.prices).sum(-1)
             self.reach_of_rest = torch.maximum(self.reach_of_rest, rest.abs())
             terms = terms + (self.prices.abs() * self.reach_of_rest).sum(-1)
@@ -209,7 +212,8 @@ class _Rows:
         """The iteration after the oracle's answer, in tensor operations."""
         working = self.working
         slopes, overlaps = working.products(residual, found)  # A'(t - A p) and A'v
-        slopes = slopes + self.gains * working.on
+        if self.oracle.parts is not None:
+            slopes = slopes + self.gains * working.on
         level = (self.weights * slopes).sum(-1)  # tau of eq. 13, once the weights are optimal
         deviation = (slopes - level[:, None]) * working.on
         size = found.square().sum(-1)
@@ -241,7 +245,8 @@ class _Rows:
         working.update(change, added.to(change) - (dropped & live).to(change))
         working.put(slot, found, added)
         self.vertices.scatter_(1, slot[:, None, None].expand(-1, 1, vertex.shape[1]), vertex[:, None])
-        self.gains.scatter_(1, slot[:, None], gain[:, None])
+        if self.oracle.parts is not None:
+            self.gains.scatter_(1, slot[:, None], gain[:, None])
         working.on &= ~(self._is(self.dropping) & live[:, None])
         deviation = torch.where(self._is(slot), torch.where(added, gap, 0)[:, None], deviation)
 
