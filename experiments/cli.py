@@ -40,6 +40,8 @@ COMMANDS = {
     "configs": Command("list the named configurations", ".cli", "list_configs"),
     "extract-features": Command("features of a folder of images, for the signal game", ".extract_features", "run"),
     "verify": Command("cross-check a polytope: MODULE:CLASS --name value, or --all", "..verification.command", "run"),
+    "bench": Command("time everything, in turn with other libraries; --quick takes under a minute", ".bench.command", "run"),
+    "example": Command("run a small example with a structured polytope: NAME", ".examples.command", "run"),
     "demo": Command("train on 8x8 digits for some minutes and draw pictures in ./demo", ".demo", "run"),
 }
 

@@ -31,9 +31,9 @@ class Outcome:
 class Task(LightningModule, ABC):
     """Trains a model with Adam and logs its loss, its terms, its support and its structures.
 
-    Every step, and each validation and test over its whole split, logs the mean of every value of `Outcome`, the support
-    size (mean, quartiles, 10th and 90th percentile), decoder calls per example, and the number of distinct most probable
-    structures. Every step also logs the norm of the encoder's gradient: where every support of a batch is a single
+    Every step that is logged, and each validation and test over its whole split, logs the mean of every value of `Outcome`,
+    the support size (mean, quartiles, 10th and 90th percentile), decoder calls per example, and the number of distinct most
+    probable structures. Steps also log the norm of the encoder's gradient: where every support of a batch is a single
     atom that norm is exactly 0.
 
     Trained by several processes, each on its part of a batch, the gradient and what is logged are those of the whole batch.
@@ -70,7 +70,7 @@ class Task(LightningModule, ABC):
         """Raise a UsageError if the model cannot take what the data module gives. Called before the first batch."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def setup(self, stage: str) -> None:
         self.check_data(getattr(self.trainer, "datamodule", None))
@@ -79,19 +79,25 @@ class Task(LightningModule, ABC):
         outcome = self.train_outcome(batch)
         records = Records.of(outcome.values, outcome.estimate)
         whole = gather(records, self.trainer.world_size)
-        metrics = whole.summarize()
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        if self._logs_step():
+            self.log_dict({f"train/{name}": value for name, value in whole.summarize().items()})
         # Processes' gradients are averaged: weighing by their number of examples makes that the whole batch's mean.
         loss = outcome.loss * (len(records) * self.trainer.world_size / len(whole))
         shown = {
             "loss": loss.detach(),
-            "support": metrics["support_mean"],
-            "decoder_calls": metrics["decoder_calls"],
+            "support": whole.support.float().mean(),
+            "decoder_calls": whole.evaluations / len(whole),
         }
         self.log_dict(shown, prog_bar=True, logger=False)
         return loss
 
+    def _logs_step(self) -> bool:
+        """Whether the loggers take this step: summaries that none would see cost as much as a small model's step."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._logs_step():
+            return
         grads = [p.grad for p in self.encoder.parameters() if p.grad is not None]
         self.log("train/encoder_grad_norm", torch.nn.utils.get_total_norm(grads))
 

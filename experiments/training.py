@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from .allocator import keep_freed_memory
 from .checkpoints import (
     CONFIG_KEY,
     AtomicCheckpointIO,
@@ -43,6 +44,7 @@ def run(arguments: list[str]) -> "ExperimentCLI":
             cannot be written, from the start or because the disk is full: what was saved before stays as it is.
     """
     _silence()
+    keep_freed_memory()
     resolved, run_name = resolve_configs(arguments)
     try:
         return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]))

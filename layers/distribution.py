@@ -80,7 +80,7 @@ class SparseDistribution:
         """
         place = (probs.detach().reshape(-1) > 0).nonzero()[:, 0]
         index = place % probs.shape[-1]
-        atoms = torch.nn.functional.one_hot(index, probs.shape[-1]).to(probs.dtype)
+        atoms = probs.new_zeros(len(index), probs.shape[-1]).scatter_(-1, index[:, None], 1)
         row = place.div(probs.shape[-1], rounding_mode="floor")
         return cls(atoms, probs.reshape(-1)[place], row, probs.shape[:-1], index=index)
 

@@ -77,9 +77,15 @@ class SampledSuccess(MessageCost):
 
 
 def _symbol(messages: Tensor) -> Tensor | None:
-    """The symbol [n] of one-hot messages; None where a message is relaxed, or its gradient is wanted."""
+    """The symbol [n] of one-hot messages; None where a message is relaxed, or its gradient is wanted.
+
+    One product with (1, k) for the k-th symbol gives the sum of a message, and the symbol if it is one-hot: several times
+    faster than argmax, which counts where thousands of symbols are tried.
+    """
     if messages.requires_grad:
         return None
-    symbol = messages.argmax(-1, keepdim=True)
-    vertex = messages.gather(-1, symbol)[:, 0].eq(1) & (messages != 0).sum(-1).eq(1)
-    return symbol[:, 0] if bool(vertex.all()) else None
+    places = torch.arange(messages.shape[-1], dtype=messages.dtype, device=messages.device)
+    total, place = (messages @ torch.stack([torch.ones_like(places), places], -1)).unbind(-1)
+    symbol = place.round().long().clamp(0, messages.shape[-1] - 1)
+    one_hot = total.eq(1) & messages.gather(-1, symbol[:, None])[:, 0].eq(1)
+    return symbol if bool(one_hot.all()) else None

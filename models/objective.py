@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.kernels import compiled, in_threads
+
 # Logits held at a time when the caller sets no bound. CPU: 1 MB in float32, one image of 784 pixels and 256 levels, which
 # stays in a core's cache. Elsewhere: 256 MB, enough to keep a device busy.
 CPU_LOGITS = 2**18
@@ -18,7 +20,8 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
     The [n, pixels, levels] logits are a thousand times larger than what they are made from and what is made of them. So they
     exist for a few pairs at a time, and their derivatives are taken while they do: of the softmax s_i of a pair,
     d/dh_i = V'(s_i - e_{x_i}) and d/d(V, v) = sum_i (s_i - e_{x_i}) (h_i, 1)' have the size of h and of V. The backward pass
-    only weighs them. Value and gradient are those of the plain formula; derivatives of higher order recompute it.
+    only weighs them. Value and gradient are those of the plain formula; derivatives of higher order recompute it. On the CPU
+    in float32, with Numba installed, a compiled kernel does the same for one pixel at a time, about twice as fast.
 
     Args:
         features: h, [n, pixels, rank] float; float16 and bfloat16 are computed in float32.
@@ -44,11 +47,14 @@ class _PixelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, pairs: int) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        chunks = [
-            _chunk(part, weight, bias, pixels, wanted)
-            for part, pixels in zip(features.split(pairs), images.split(pairs), strict=True)
-        ]
-        costs, by_features, by_head = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        found = _compiled(features, weight, bias, images, wanted)
+        if found is None:
+            chunks = [
+                _chunk(part, weight, bias, pixels, wanted)
+                for part, pixels in zip(features.split(pairs), images.split(pairs), strict=True)
+            ]
+            found = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+        costs, by_features, by_head = found
         ctx.save_for_backward(features, weight, bias, images, by_features, by_head)
         return costs
 
@@ -92,6 +98,30 @@ def _chunk(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, wante
     shape = (*images.shape, -1)
     by_head = torch.bmm(scaled.view(shape).mT, masses.view(shape))
     return costs, by_features.view(features.shape), by_head
+
+
+def _compiled(
+    features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What `_chunk` returns, by the compiled kernel; None where it does not apply."""
+    kernel = compiled(".kernels.pixels", __package__, "pixel_costs", features.device)
+    if kernel is None or any(tensor.dtype != torch.float32 for tensor in (features, weight, bias)):
+        return None
+    if not all(tensor.isfinite().all() for tensor in (features, weight, bias)):
+        return None
+    count, pixels, rank = features.shape
+    costs = features.new_empty(count)
+    by_features = features.new_empty(count, pixels if wanted else 0, rank)
+    by_head = features.new_empty(count, rank + 1 if wanted else 0, len(bias))
+    by_pair = [tensor.detach().contiguous().numpy() for tensor in (features, images)]
+    head = [tensor.detach().contiguous().numpy() for tensor in (weight.T, bias)]
+    into = [tensor.numpy() for tensor in (costs, by_features, by_head)]
+
+    def work(part: slice) -> None:
+        kernel(tuple(range(rank)), by_pair[0][part], *head, by_pair[1][part], *(array[part] for array in into), wanted)
+
+    in_threads(work, count)
+    return costs, by_features, by_head
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..layers import SparseDistribution
 from .estimators import DrawnCost, Estimate, Estimator, Learned
 from .message_costs import MessageCost, NegativeLogLikelihood
+from .scalar_filter import filtered
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,8 @@ class Sender(nn.Module):
         self.temperature = temperature
 
     def forward(self, target: Tensor) -> Tensor:
-        embedded = self.embed(target)[..., None]  # [B, embedding, 1]
-        filtered = self.filter_out(self.filter_in(embedded).sigmoid())[..., 0].sigmoid()
-        return self.score(filtered) / self.temperature
+        inner, outer = self.filter_in.weight[:, 0], self.filter_out.weight[0]
+        return self.score(filtered(self.embed(target), inner, outer).sigmoid()) / self.temperature
 
 
 class Receiver(nn.Module):
@@ -151,7 +151,7 @@ class SignalGame(nn.Module):
             loss=estimate.surrogate.mean() - self.entropy_coefficient * estimate.entropy.mean(),
             cost=estimate.value,
             entropy=estimate.entropy.detach(),
-            success_argmax=_right(table, position).gather(1, best)[:, 0],
+            success_argmax=_right(table.take_along_dim(best[:, None], -1), position)[:, 0],
             estimate=estimate,
         )
 
@@ -168,5 +168,5 @@ class SignalGame(nn.Module):
 
 
 def _right(table: Tensor, position: Tensor) -> Tensor:
-    """[B, symbols]: 1 where the image of highest score upon the symbol (the first of equals) is the target."""
+    """[B, n], of a table of n symbols: 1 where the image of highest score upon it, the first of equals, is the target."""
     return (table.detach().argmax(1) == position[:, None]).to(table.dtype)

@@ -1,5 +1,6 @@
 """Polytopes: what a set of structures is, and what can be done with it. Knows nothing of gradients or solvers."""
 
+from .arborescence import Arborescence as Arborescence
 from .base import GibbsDistribution as GibbsDistribution
 from .base import Halfspaces as Halfspaces
 from .base import Polytope as Polytope
@@ -20,9 +21,19 @@ from .kbest import KBest as KBest
 from .kbest import KBestStructures as KBestStructures
 from .kbest import topk as topk
 from .knapsack import Knapsack as Knapsack
+from .logic import AtLeastOne as AtLeastOne
+from .logic import AtMostOne as AtMostOne
+from .logic import ExactlyOne as ExactlyOne
+from .logic import Implies as Implies
+from .matching import Matching as Matching
+from .matroid import Matroid as Matroid
 from .parts import Parts as Parts
 from .path import ShortestPath as ShortestPath
+from .permutahedron import Permutahedron as Permutahedron
+from .product import Blocks as Blocks
 from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree
 from .segmentation import Segmentation as Segmentation
 from .simplex import Simplex as Simplex
+from .solver_oracle import OracleFromSolver as OracleFromSolver
+from .spanning_tree import SpanningTree as SpanningTree

@@ -5,7 +5,7 @@ returned in the dtype of the scores. Scores of `-inf` give their structures prob
 and rows that allow no structure are ValueErrors. Monte Carlo estimators sample from them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -173,23 +173,34 @@ class CardinalityGibbs:
 
 
 class ProductGibbs:
-    """Independent Gibbs distributions on consecutive blocks of coordinates."""
+    """Independent Gibbs distributions on groups of blocks of coordinates.
 
-    def __init__(self, parts: Sequence[GibbsDistribution], dims: Sequence[int]) -> None:
-        self.parts, self.dims = tuple(parts), tuple(dims)
+    Args:
+        groups: distributions of batch shape [*B, g], each for g blocks.
+        split, join: from [..., D] to each group's blocks [..., g, d], and back.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[GibbsDistribution],
+        split: Callable[[Tensor], Sequence[Tensor]],
+        join: Callable[[Sequence[Tensor]], Tensor],
+    ) -> None:
+        self.groups, self.split, self.join = tuple(groups), split, join
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """Each block's own sample, [*sample_shape, *B, D]."""
-        return torch.cat([part.sample(sample_shape, generator) for part in self.parts], -1)
+        return self.join([group.sample(sample_shape, generator) for group in self.groups])
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """The sum over blocks, nats."""
-        blocks = structures.split(self.dims, -1)
-        return torch.stack([part.log_prob(block) for part, block in zip(self.parts, blocks, strict=True)]).sum(0)
+        blocks = self.split(structures)
+        each = [group.log_prob(block).sum(-1) for group, block in zip(self.groups, blocks, strict=True)]
+        return torch.stack(each).sum(0)
 
     def entropy(self) -> Tensor:
         """The sum over blocks, nats."""
-        return torch.stack([part.entropy() for part in self.parts]).sum(0)
+        return torch.stack([group.entropy().sum(-1) for group in self.groups]).sum(0)
 
 
 def binary_entropy(log_odds: Tensor) -> Tensor:

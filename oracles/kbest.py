@@ -1,5 +1,6 @@
 """The k best structures of any polytope."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,26 +89,44 @@ class KBest:
 
 
 def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best 0/1 structures from `maximize` alone, by partitioning the set (Lawler 1972; Murty 1968).
+    """The k best 0/1 structures from `maximize` alone, for scores [B, D]: `partition` of what the polytope's oracle finds."""
+
+    def maximize(forced: Tensor) -> Tensor:
+        return _binary(polytope, checked_maximize(polytope, forced.flatten(0, 1))).reshape(forced.shape)
+
+    return partition(maximize, scores, k)
+
+
+def partition(
+    maximize: Callable[[Tensor], Tensor], scores: Tensor, k: int, *, antichain: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The k best 0/1 structures by partitioning the set (Lawler 1972; Murty 1968).
 
     An open part of the set is described by bits that are fixed, and known by its best structure. Each round takes the best
     open part and splits what remains of it by the first free bit that differs from its best structure: D new parts, whose
-    best structures are found by one `maximize` on [B D, D] scores in which a fixed bit scores +-P, P above any total.
-    Only the best k open parts are kept.
+    best structures are found by one `maximize` of scores in which a fixed bit scores +-P, P above any total. Only the best
+    k open parts are kept.
 
-    Cost: k calls of `maximize` on B D rows. Ties: deterministic.
+    Args:
+        maximize: best structures for scores [B, n, D] float64, n for each problem, in the same shape.
+        scores: [B, D] float; `-inf` forbids the structures with a_i != 0.
+        k: how many, at least 1.
+        antichain: that no structure contains another (all have equally many bits, say). Another one then lacks a bit that
+            the best has, so only those are split by: as many parts as a structure has bits.
+
+    Cost: k calls of `maximize` with n <= D. Ties: deterministic.
     """
     precise = scores.double()
     batch, dim = precise.shape
     rows = torch.arange(batch, device=scores.device)
+    bit = torch.arange(dim, device=scores.device)
     forbidden = precise.isneginf()
     finite = torch.where(forbidden, 0, precise)
     penalty = 1 + 2 * finite.abs().sum(-1, keepdim=True)
 
     def best_of(fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
         """The best structure with z = bits where fixed, and its score, -inf if there is none: [B, n, D], [B, n]."""
-        forced = torch.where(fixed, (2 * bits - 1) * penalty[:, None], finite[:, None])
-        found = _binary(polytope, checked_maximize(polytope, forced.reshape(-1, dim))).reshape(fixed.shape)
+        found = maximize(torch.where(fixed, (2 * bits - 1) * penalty[:, None], finite[:, None]))
         agrees = ((found == bits) | ~fixed).all(-1)
         return found, torch.where(agrees, (found * finite[:, None]).sum(-1), -torch.inf)
 
@@ -115,7 +134,6 @@ def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     open_best, open_total = best_of(open_fixed, torch.zeros_like(precise)[:, None])
     vertices = torch.zeros(batch, k, dim, dtype=torch.float64, device=scores.device)
     valid = torch.zeros(batch, k, dtype=torch.bool, device=scores.device)
-    below = torch.ones(dim, dim, dtype=torch.bool, device=scores.device).tril(-1)
     for step in range(k):
         chosen = open_total.argmax(-1)
         best, fixed, total = open_best[rows, chosen], open_fixed[rows, chosen], open_total[rows, chosen]
@@ -124,13 +142,22 @@ def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if step + 1 == k:
             break
         open_total[rows, chosen] = -torch.inf
-        # Part i agrees with the structure taken on the free bits before i and differs at i.
-        flip = torch.eye(dim, dtype=torch.bool, device=scores.device)
-        part_fixed = fixed[:, None] | below | flip
-        part_bits = torch.where(flip, 1 - best[:, None], best[:, None].expand(-1, dim, -1))
+        # Part i agrees with the structure taken on the bits split by before, and differs at the i-th of them.
+        on = best > 0
+        if antichain:
+            most = int(on.sum(-1).amax()) if batch else 0
+            splits = on.sort(dim=-1, descending=True, stable=True).indices[:, :most]
+            agreed = on[:, None]
+        else:
+            splits = bit.expand(batch, -1)
+            agreed = torch.ones_like(on)[:, None]
+        flip = bit == splits[..., None]  # [B, n, D]
+        part_fixed = fixed[:, None] | (agreed & (bit < splits[..., None])) | flip
+        part_bits = torch.where(flip, 1 - best[:, None], best[:, None])
         part_best, part_total = best_of(part_fixed, part_bits)
-        # A bit that was already fixed has no other side.
-        part_total = part_total.masked_fill(fixed | ~valid[:, step, None], -torch.inf)
+        # A bit that was already fixed has no other side, and one that is off is not split by in an antichain.
+        closed = fixed.gather(-1, splits) | ~valid[:, step, None] | (antichain & ~on.gather(-1, splits))
+        part_total = part_total.masked_fill(closed, -torch.inf)
         open_total, kept = torch.cat([open_total, part_total], -1).sort(dim=-1, descending=True, stable=True)
         open_total, kept = open_total[:, :k].clone(), kept[:, :k]
         index = kept[..., None].expand(-1, -1, dim)

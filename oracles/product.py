@@ -1,6 +1,7 @@
 """The Cartesian product of polytopes: independent parts side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -17,12 +18,13 @@ from .base import (
     SupportsVertices,
     supports,
 )
-from .checks import check_dimension
+from .checks import check_dimension, checked_maximize
 from .gibbs import ProductGibbs
 from .kbest import topk
 from .parts import Parts
 
 Part = TypeVar("Part")
+Value = TypeVar("Value")
 
 
 class Product(Polytope):
@@ -30,6 +32,15 @@ class Product(Polytope):
 
     Has `maximize` and `topk` always, and `project`, `decompose`, `gibbs`, `halfspaces`, `vertices` where every part has
     them (asking for one that a part lacks is an AttributeError, so `supports` answers for the product too).
+
+    Equal parts are solved together, as more rows of one batch: many small polytopes cost as many calls as there are
+    different ones. Parts are equal if they are the same object, or compare so: `Simplex(3)` and `Simplex(3)` do,
+    `LinearChain(5, 2)` and `LinearChain(5, 2)` do not, so repeat the object.
+
+    >>> from sparsemarg.oracles import LinearChain, Simplex
+    >>> many = Product(*[LinearChain(3, 2)] * 4, *[Simplex(5)] * 3)
+    >>> [block.shape[-1] for block in many.blocks(many.maximize(torch.zeros(1, many.dim)))]
+    [14, 14, 14, 14, 5, 5, 5]
     """
 
     def __init__(self, *parts: Polytope) -> None:
@@ -40,39 +51,44 @@ class Product(Polytope):
         self.dims = [part.dim for part in parts]
         self.dim = sum(self.dims)
         self.regularized = _regularized(parts)
+        places: dict[object, list[int]] = {}
+        for place, part in enumerate(parts):
+            places.setdefault(part if isinstance(part, Hashable) else id(part), []).append(place)
+        self._groups = [parts[found[0]] for found in places.values()]
+        self._counts = [len(found) for found in places.values()]
+        # Parts, and coordinates, in the order of the groups; and the way back.
+        self._part_order = torch.tensor([place for found in places.values() for place in found])
+        ranges = torch.arange(self.dim).split(self.dims)
+        self._order = torch.cat([ranges[place] for place in self._part_order.tolist()])
+        self._back = self._order.argsort()
+        self._sorted = torch.equal(self._order, torch.arange(self.dim))
 
     def __repr__(self) -> str:
-        return f"Product({', '.join(map(repr, self.parts))})"
+        runs = [(part, len(list(run))) for part, run in groupby(self.parts)]
+        return f"Product({', '.join(f'*[{part!r}] * {count}' if count > 1 else repr(part) for part, count in runs)})"
+
+    def blocks(self, structures: Tensor) -> tuple[Tensor, ...]:
+        """[*B, D] -> each part's coordinates [*B, d]."""
+        return structures.split(self.dims, -1)
 
     def maximize(self, scores: Tensor) -> Tensor:
         """Each part's own maximiser."""
-        blocks = scores.split(self.dims, -1)
-        return torch.cat([part.maximize(block) for part, block in zip(self.parts, blocks, strict=True)], -1)
+        blocks = zip(self._groups, self._split(scores), strict=True)
+        return self._join([checked_maximize(part, block.flatten(0, -2)).reshape(block.shape) for part, block in blocks])
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best of the pairwise sums of the parts' k best, part after part; O(k log^2 k) a part.
-
-        The i-th best of one part with the j-th best of another is beaten by the i j - 1 pairs that come no later in both,
-        so only pairs with i j <= k can be among the k best: about k log k of them.
-        """
-        first = torch.cat([torch.full((k // (i + 1),), i) for i in range(k)]).to(scores.device)
-        second = torch.cat([torch.arange(k // (i + 1)) for i in range(k)]).to(scores.device)
-        blocks = scores.double().split(self.dims, -1)
-        best, valid, totals = None, None, None
-        for part, block in zip(self.parts, blocks, strict=True):
-            vertices, found = topk(part, block, k, check=False)
+        """The k best of the sums of the parts' k best, in a tournament of pairs: log2 P rounds, O(P k log^2 k) in all."""
+        listed, gains = [], []
+        for part, block in zip(self._groups, self._split(scores.double()), strict=True):
+            vertices, found = topk(part, block, k, check=False)  # [B, g, k, d]
             finite = torch.where(block.isneginf(), 0, block)
-            gains = torch.where(found, (vertices * finite[..., None, :]).sum(-1), -torch.inf)
-            if best is None or totals is None:
-                best, valid, totals = vertices, found, gains
-                continue
-            sums = totals[..., first] + gains[..., second]
-            totals, order = (pairs[..., :k] for pairs in sums.sort(dim=-1, descending=True, stable=True))
-            best = torch.cat([_take(best, first[order]), _take(vertices, second[order])], -1)
-            valid = totals > -torch.inf
-        assert best is not None
-        assert valid is not None
-        return (best * valid[..., None]).to(scores.dtype), valid
+            listed.append(vertices)
+            gains.append(torch.where(found, (vertices * finite[..., None, :]).sum(-1), -torch.inf))
+        totals, ranks = best_sums(torch.cat(gains, 1)[:, self._part_order.argsort()])
+        ranks = ranks[:, self._part_order].split(self._counts, 1)
+        chosen = [_take(vertices, rank).transpose(1, 2) for vertices, rank in zip(listed, ranks, strict=True)]
+        valid = totals > -torch.inf
+        return (self._join(chosen) * valid[..., None]).to(scores.dtype), valid
 
     @property
     def project(self) -> Callable[[Tensor], Tensor]:
@@ -80,8 +96,8 @@ class Product(Polytope):
         parts = self._all(SupportsProjection, "project")
 
         def project(scores: Tensor) -> Tensor:
-            blocks = scores.split(self.dims, -1)
-            return torch.cat([part.project(block) for part, block in zip(parts, blocks, strict=True)], -1)
+            blocks = zip(parts, self._split(scores), strict=True)
+            return self._join([part.project(block.flatten(0, -2)).reshape(block.shape) for part, block in blocks])
 
         return project
 
@@ -94,22 +110,25 @@ class Product(Polytope):
         parts = self._all(SupportsDecomposition, "decompose")
 
         def decompose(mean: Tensor) -> tuple[Tensor, Tensor]:
-            blocks = mean.split(self.dims, -1)
-            pairs = [part.decompose(block) for part, block in zip(parts, blocks, strict=True)]
-            ends = [probs.double().cumsum(-1) / probs.double().sum(-1, keepdim=True) for _, probs in pairs]
-            inner = torch.cat([end[..., :-1] for end in ends], -1)
+            listed, ends = [], []
+            for part, block in zip(parts, self._split(mean), strict=True):
+                vertices, probs = part.decompose(block.flatten(0, -2))
+                listed.append(vertices.reshape(*block.shape[:-1], *vertices.shape[1:]))  # [*B, g, S, d]
+                end = probs.double().cumsum(-1) / probs.double().sum(-1, keepdim=True)
+                ends.append(end.reshape(*block.shape[:-1], -1)[..., :-1].contiguous())
             # Cuts of different parts that agree on paper must agree in floating point: a grid of 2^-45, as in Budget.
             one = 1 << 45
+            inner = torch.cat([end.flatten(-2) for end in ends], -1)
             inner = (inner * one).round().to(torch.int64).sort(dim=-1).values
             edge = torch.zeros_like(mean[..., :1], dtype=torch.int64)
             cuts = torch.cat([edge, inner, edge + one], -1)
             middle = (cuts[..., 1:] + cuts[..., :-1]).double() / (2 * one)
-            atoms = [
-                _take(vertices, torch.searchsorted(end[..., :-1].contiguous(), middle, right=True))
-                for (vertices, _), end in zip(pairs, ends, strict=True)
-            ]
+            atoms = []
+            for vertices, end in zip(listed, ends, strict=True):
+                shown = torch.searchsorted(end, middle[..., None, :].expand(*end.shape[:-1], -1).contiguous(), right=True)
+                atoms.append(_take(vertices, shown).transpose(-2, -3))
             probs = (cuts[..., 1:] - cuts[..., :-1]).double() / one
-            return torch.cat(atoms, -1), probs.to(mean.dtype)
+            return self._join(atoms), probs.to(mean.dtype)
 
         return decompose
 
@@ -120,18 +139,18 @@ class Product(Polytope):
 
         def gibbs(scores: Tensor) -> ProductGibbs:
             check_dimension(scores, self)
-            blocks = scores.split(self.dims, -1)
-            return ProductGibbs([part.gibbs(block) for part, block in zip(parts, blocks, strict=True)], self.dims)
+            blocks = zip(parts, self._split(scores), strict=True)
+            return ProductGibbs([part.gibbs(block) for part, block in blocks], self._split, self._join)
 
         return gibbs
 
     @property
     def halfspaces(self) -> Callable[[], Halfspaces]:
         """The parts' constraints, block by block."""
-        parts = self._all(SupportsHalfspaces, "halfspaces")
+        groups = self._all(SupportsHalfspaces, "halfspaces")
 
         def halfspaces() -> Halfspaces:
-            each = [part.halfspaces() for part in parts]
+            each = self._each([part.halfspaces() for part in groups])
             return Halfspaces(
                 torch.block_diag(*(half.a_ub for half in each)),
                 torch.cat([half.b_ub for half in each]),
@@ -144,10 +163,10 @@ class Product(Polytope):
     @property
     def vertices(self) -> Callable[[], Tensor]:
         """Every combination of the parts' structures, the last part fastest."""
-        parts = self._all(SupportsVertices, "vertices")
+        groups = self._all(SupportsVertices, "vertices")
 
         def vertices() -> Tensor:
-            listed = [part.vertices() for part in parts]
+            listed = self._each([part.vertices() for part in groups])
             count = 1
             for table in listed:
                 count *= len(table)
@@ -159,10 +178,58 @@ class Product(Polytope):
         return vertices
 
     def _all(self, capability: type[Part], name: str) -> list[Part]:
-        lacking = [part for part in self.parts if not supports(part, capability)]
+        """One part of each group, all of which have the capability."""
+        lacking = [part for part in self._groups if not supports(part, capability)]
         if lacking:
             raise AttributeError(f"{self!r} has no {name}: {lacking[0]!r} has none", name=name, obj=self)
-        return [part for part in self.parts if supports(part, capability)]
+        return [part for part in self._groups if supports(part, capability)]
+
+    def _each(self, of_groups: list[Value]) -> list[Value]:
+        """What there is for each group, for each part."""
+        repeated = [value for value, count in zip(of_groups, self._counts, strict=True) for _ in range(count)]
+        return [repeated[place] for place in self._part_order.argsort().tolist()]
+
+    def _split(self, values: Tensor) -> list[Tensor]:
+        """[*B, D] -> the blocks of each group, [*B, g, d]."""
+        ordered = values if self._sorted else values[..., self._order.to(values.device)]
+        sizes = [part.dim * count for part, count in zip(self._groups, self._counts, strict=True)]
+        blocks = zip(ordered.split(sizes, -1), self._counts, strict=True)
+        return [block.unflatten(-1, (count, -1)) for block, count in blocks]
+
+    def _join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The inverse of `_split`."""
+        ordered = torch.cat([block.flatten(-2) for block in blocks], -1)
+        return ordered if self._sorted else ordered[..., self._back.to(ordered.device)]
+
+
+# The same under the name by which one looks for many small ones.
+Blocks = Product
+
+
+def best_sums(totals: Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest sums of one of k numbers from each of P lists, and which: [B, P, k] -> [B, k], ranks [B, P, k].
+
+    Lists are sorted, largest first. Two are merged by their pairwise sums: the i-th of one and the j-th of the other is
+    beaten by the i j - 1 pairs that come no later in both, so only the k log k pairs with i j <= k are candidates. All pairs
+    of neighbours are merged at once. Ties: as the sums come out in floating point, then by these pairs.
+    """
+    batch, count, k = totals.shape
+    first = torch.cat([torch.full((k // (i + 1),), i) for i in range(k)]).to(totals.device)
+    second = torch.cat([torch.arange(k // (i + 1)) for i in range(k)]).to(totals.device)
+    nothing = totals.new_full((batch, 1, k), -torch.inf)
+    nothing[..., 0] = 0
+    orders = []
+    while totals.shape[1] > 1:
+        if totals.shape[1] % 2:
+            totals = torch.cat([totals, nothing], 1)
+        sums = totals[:, 0::2, first] + totals[:, 1::2, second]
+        totals, order = (found[..., :k] for found in sums.sort(dim=-1, descending=True, stable=True))
+        orders.append(order)
+    ranks = torch.arange(k, device=totals.device).expand(batch, 1, k)
+    for order in reversed(orders):
+        pair = order.gather(-1, ranks[:, : order.shape[1]])
+        ranks = torch.stack([first[pair], second[pair]], 2).flatten(1, 2)
+    return totals[:, 0], ranks[:, :count]
 
 
 def _regularized(parts: tuple[Polytope, ...]) -> Tensor | None:

@@ -3,49 +3,10 @@
 import torch
 from torch import Tensor
 
-from .chain import check_lengths
 from .checks import check_count
+from .dependency_arcs import DependencyArcs
 from .derivations import Derivations
 from .hypergraph import Edge, Hypergraph
-
-
-class DependencyArcs:
-    """Coordinates of dependency trees over n words: one for each arc from a head to another word, in row-major order of
-    (word m = 1..n, head h = 0..n without m), where 0 is the root: D = n^2.
-
-    Args:
-        words: n.
-    """
-
-    def __init__(self, words: int) -> None:
-        self.words = words
-        heads = torch.arange(words + 1).expand(words, -1)
-        modifiers = torch.arange(1, words + 1)[:, None].expand(-1, words + 1)
-        different = heads != modifiers
-        self.heads, self.modifiers = heads[different], modifiers[different]
-        self.number = {(h, m): i for i, (h, m) in enumerate(zip(self.heads.tolist(), self.modifiers.tolist(), strict=True))}
-
-    def of(self, matrix: Tensor) -> Tensor:
-        """[*B, n + 1, n + 1] by (head, word) -> [*B, D]; the root's column and the diagonal are left out."""
-        return matrix[..., self.heads.to(matrix.device), self.modifiers.to(matrix.device)]
-
-    def matrix(self, structures: Tensor) -> Tensor:
-        """[*B, D] -> [*B, n + 1, n + 1] by (head, word), 0 where there is no coordinate."""
-        shape = (*structures.shape[:-1], self.words + 1, self.words + 1)
-        matrix = structures.new_zeros(shape)
-        matrix[..., self.heads.to(matrix.device), self.modifiers.to(matrix.device)] = structures
-        return matrix
-
-    def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:
-        """The scores [*B, D] of sentences of these lengths [*B]: `-inf` for arcs to or from words beyond."""
-        check_lengths(lengths, self.words, name)
-        last = torch.maximum(self.heads, self.modifiers).to(scores.device)
-        return torch.where(last > lengths[..., None], -torch.inf, scores)
-
-    def present(self, scores: Tensor) -> Tensor:
-        """Words 1..n before the first that no arc may reach, [B, n] bool: the others are padding."""
-        blocked = scores.isneginf().unflatten(-1, (self.words, self.words)).all(-1)
-        return blocked.cumsum(-1) == 0
 
 
 class ProjectiveTree(Derivations):
@@ -106,7 +67,7 @@ class ProjectiveTree(Derivations):
 
     def heads(self, structures: Tensor) -> Tensor:
         """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence."""
-        return heads_of(self.arcs, structures)
+        return self.arcs.heads_of(structures)
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """The scores [*B, D] of sentences of these lengths [*B] int64.
@@ -121,9 +82,3 @@ class ProjectiveTree(Derivations):
         present = self.arcs.present(scores)
         last = present & ~torch.cat([present[:, 1:], torch.zeros_like(present[:, :1])], -1)
         return torch.where(last, 0.0, -torch.inf).to(scores)
-
-
-def heads_of(arcs: DependencyArcs, structures: Tensor) -> Tensor:
-    """The heads [*B, n] of trees [*B, D]; -1 for words that have none."""
-    chosen = arcs.matrix(structures)[..., 1:] > 0.5  # [*B, head, word]
-    return torch.where(chosen.any(-2), chosen.to(torch.int64).argmax(-2), -1)

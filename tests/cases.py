@@ -1,5 +1,7 @@
 """The polytopes and solvers that tests run over, and the truth that they are held against: enumeration and SciPy."""
 
+import itertools
+
 import numpy as np
 import torch
 from scipy import optimize
@@ -95,6 +97,26 @@ def feasible(polytope: Polytope, structure: list[float]) -> bool:
         case Ring():
             return structure in ring_vertices().tolist()
     raise NotImplementedError(polytope)
+
+
+def dependency_trees(words: int, *, projective: bool, single_root: bool) -> Tensor:
+    """Every choice of heads, without cycles; projective: what lies between a head and its word hangs below the head."""
+    arcs = [(h, m) for m in range(1, words + 1) for h in range(words + 1) if h != m]
+    rows = []
+    for heads in itertools.product(range(words + 1), repeat=words):
+        above = [[m] for m in range(1, words + 1)]
+        for chain in above:
+            while chain[-1] != 0 and len(chain) <= words + 1:
+                chain.append(heads[chain[-1] - 1])
+        if any(chain[-1] != 0 for chain in above) or (single_root and heads.count(0) != 1):
+            continue
+        if projective and not all(
+            h in above[between - 1] for m, h in enumerate(heads, 1) for between in range(min(h, m) + 1, max(h, m))
+        ):
+            continue
+        chosen = {(h, m) for m, h in enumerate(heads, 1)}
+        rows.append(torch.tensor([float(arc in chosen) for arc in arcs]))
+    return torch.stack(rows).double()
 
 
 def scores_for(polytope: Polytope, kind: str, batch: int = 8, seed: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from cases import dependency_trees
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
@@ -55,26 +56,6 @@ def segmentations(length: int, labels: int, width: int) -> Tensor:
             for (start, end), name in zip(pieces, names, strict=True):
                 row[start, end - start - 1, name] = 1
             rows.append(row.flatten())
-    return torch.stack(rows).double()
-
-
-def dependency_trees(words: int, *, projective: bool, single_root: bool) -> Tensor:
-    """Every choice of heads, without cycles; projective: what lies between a head and its word hangs below the head."""
-    arcs = [(h, m) for m in range(1, words + 1) for h in range(words + 1) if h != m]
-    rows = []
-    for heads in itertools.product(range(words + 1), repeat=words):
-        above = [[m] for m in range(1, words + 1)]
-        for chain in above:
-            while chain[-1] != 0 and len(chain) <= words + 1:
-                chain.append(heads[chain[-1] - 1])
-        if any(chain[-1] != 0 for chain in above) or (single_root and heads.count(0) != 1):
-            continue
-        if projective and not all(
-            h in above[between - 1] for m, h in enumerate(heads, 1) for between in range(min(h, m) + 1, max(h, m))
-        ):
-            continue
-        chosen = {(h, m) for m, h in enumerate(heads, 1)}
-        rows.append(torch.tensor([float(arc in chosen) for arc in arcs]))
     return torch.stack(rows).double()
 
 
@@ -285,6 +266,32 @@ def test_mixed_sizes_give_what_each_gives_alone(name: str) -> None:
         ]
         expected = embedded(small, large, sparsemap(back[None], small).mean())[0]
         torch.testing.assert_close(together.mean()[row], expected, rtol=0, atol=1e-8)
+
+
+def test_paths_of_parts_of_a_graph_give_what_each_gives_alone() -> None:
+    """Arcs of -inf are not there: one by one the same bits, and as a graph without them the same best, k best and mean."""
+    large = ShortestPath.grid(3, 3, diagonal=True)
+    blocked = torch.rand(12, large.dim, generator=torch.Generator().manual_seed(5)) < 0.25
+    scores = scores_of(large, 12).masked_fill(blocked, -torch.inf)
+    structures = arc_sets(list(large.arcs), 0, 8)
+    some = [row for row in range(12) if bool((~((structures != 0) & blocked[row]).any(-1)).any())]
+    assert len(some) > 6
+    scores, blocked = scores[some], blocked[some]
+    together = sparsemap(scores, large)
+    best, (kbest, valid) = large.maximize(scores), large.topk(scores, 4)
+    for row in range(len(some)):
+        one, mine = scores[row : row + 1], together.row == row
+        alone = sparsemap(one, large)
+        assert torch.equal(alone.atoms, together.atoms[mine])
+        torch.testing.assert_close(alone.probs, together.probs[mine], rtol=0, atol=1e-14)
+        kept = (~blocked[row]).nonzero()[:, 0]
+        small = ShortestPath([large.arcs[place] for place in kept.tolist()], 0, 8)
+        assert torch.equal(small.maximize(one[:, kept])[0], best[row, kept])
+        listed, exists = small.topk(one[:, kept], 4)
+        assert torch.equal(exists[0], valid[row])
+        assert torch.equal(listed[0], kbest[row][:, kept])
+        mean = sparsemap(one[:, kept], small).mean()[0]
+        torch.testing.assert_close(mean, together.mean()[row, kept], rtol=0, atol=1e-8)
 
 
 def test_bad_lengths_are_refused() -> None:

@@ -541,13 +541,13 @@ def test_stopped_run_resumes_bit_for_bit() -> None:
 
 def launch(folder: str, *arguments: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "sparsemarg.experiments.cli", "fit", "--config", DIGITS, "--folder", folder]
-    options = ["--trainer.max_epochs", "4", "--checkpoint.every_n_steps", "6", *QUIET, *arguments]
+    options = ["--trainer.max_epochs", "16", "--checkpoint.every_n_steps", "6", *QUIET, *arguments]
     return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
 def test_run_killed_ten_times_resumes_bit_for_bit() -> None:
-    """SIGKILL at ten random moments of four epochs of 20 steps; then all is as after an undisturbed run.
+    """SIGKILL at ten random moments of 16 epochs of 20 steps; then all is as after an undisturbed run.
 
     Some moments come before the first checkpoint, some before anything new was saved, some while a checkpoint is written.
     """

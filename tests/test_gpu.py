@@ -4,7 +4,20 @@ import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
 from sparsemarg.layers.functional import sparsemap, sparsemax, topk_sparsemax
-from sparsemarg.oracles import Simplex
+from sparsemarg.oracles import (
+    Arborescence,
+    AtLeastOne,
+    Budget,
+    Matching,
+    Permutahedron,
+    Polytope,
+    Product,
+    Simplex,
+    SpanningTree,
+    SupportsGibbs,
+    supports,
+    topk,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -32,6 +45,31 @@ def test_topk_sparsemax_chooses_the_same_atoms(name: str) -> None:
     here, there = topk_sparsemax(scores, POLYTOPES[name], 5), topk_sparsemax(scores.cuda(), POLYTOPES[name], 5)
     assert torch.equal(here.atoms, there.atoms.cpu())
     torch.testing.assert_close(here.probs, there.probs.cpu(), atol=1e-12, rtol=0)
+
+
+STRUCTURED: list[Polytope] = [
+    Arborescence(4),
+    Arborescence(4, single_root=True),
+    AtLeastOne(4, [True, False, False, False]),
+    Matching(3, 4),
+    Permutahedron([3, 2, 1, 0]),
+    Product(Simplex(2), Budget(3, 1), Simplex(2)),
+    SpanningTree([(0, 1), (1, 2), (0, 2), (2, 3)]),
+]
+
+
+@pytest.mark.parametrize("polytope", STRUCTURED, ids=repr)
+def test_structured_polytopes(polytope: Polytope) -> None:
+    scores = scores_for(polytope, "normal")
+    here, there = sparsemap(scores, polytope), sparsemap(scores.cuda(), polytope)
+    assert torch.equal(here.atoms, there.atoms.cpu())
+    torch.testing.assert_close(here.probs, there.probs.cpu(), atol=1e-12, rtol=0)
+    for found, wanted in zip(topk(polytope, scores.cuda(), 5), topk(polytope, scores, 5), strict=True):
+        assert torch.equal(found.cpu(), wanted)
+    if supports(polytope, SupportsGibbs):
+        gibbs = polytope.gibbs(scores.cuda())
+        torch.testing.assert_close(gibbs.entropy().cpu(), polytope.gibbs(scores).entropy(), atol=1e-12, rtol=0)
+        assert bool((gibbs.log_prob(gibbs.sample((3,))) > -torch.inf).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

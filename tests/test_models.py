@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from sparsemarg.layers import SparseMAP, TopKSparsemax
+from sparsemarg.layers.kernels import compiled
 from sparsemarg.layers.solvers import SortedDecomposition
 from sparsemarg.models import BitVectorVAE, Decoder, Encoder, pixel_cross_entropy
 from sparsemarg.models.estimators import Marginalize
+from sparsemarg.models.objective import plain
 from sparsemarg.oracles import BernoulliCube, Budget
 from torch import Tensor, nn
 
@@ -233,3 +235,38 @@ def test_wrong_sizes_are_refused(images: Tensor) -> None:
         encoder(images[:, 1:])
     with pytest.raises(ValueError, match="scores of 4 bits but the decoder takes 3"):
         BitVectorVAE(encoder, Decoder(3, PIXELS, LEVELS), estimator)
+
+
+def test_the_compiled_pixel_kernel_is_the_plain_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both within float32's rounding of float64, also where one level has all the mass; on one thread and on two."""
+    torch.manual_seed(4)
+    head, images = nn.Linear(5, 256), torch.randint(0, 256, (7, 784), dtype=torch.uint8)
+    scales = torch.tensor([0.0, 0.1, 1, 3, 10, 100, 1000])[:, None, None]
+    features = (scales * torch.randn(7, 784, 5)).requires_grad_()
+    inputs = [features, head.weight, head.bias]
+    weights = torch.rand(7)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = plain(*exact, images.long())
+    wanted = torch.autograd.grad(expected @ weights.double(), exact)
+    for switch, threads in (("on", 1), ("on", 2), ("off", 1)):
+        monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found = pixel_cross_entropy(features, head, images)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+        for ours, theirs in zip(torch.autograd.grad(found @ weights, inputs), wanted, strict=True):
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+        assert torch.equal(pixel_cross_entropy(features.detach(), head, images), found)
+
+
+def test_pixels_that_are_not_finite_are_not_hidden() -> None:
+    head, images = nn.Linear(2, 3), torch.zeros(2, 4, dtype=torch.int64)
+    features = torch.zeros(2, 4, 2)
+    features[1, 2, 0] = torch.nan
+    found = pixel_cross_entropy(features, head, images)
+    assert found.isnan().tolist() == [False, True]
+
+
+def test_the_kernels_run() -> None:
+    """Else the tests above compare the plain path with itself."""
+    assert compiled(".kernels.pixels", "sparsemarg.models", "pixel_costs", torch.device("cpu")) is not None
+    assert compiled(".kernels.filters", "sparsemarg.models", "filter_values", torch.device("cpu")) is not None

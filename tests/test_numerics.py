@@ -7,6 +7,7 @@ import torch
 from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, scores_for
 from sparsemarg.layers import SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
+from sparsemarg.layers.kernels import compiled
 from sparsemarg.layers.solvers import SortedDecomposition
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
 from torch import Tensor
@@ -312,3 +313,36 @@ def test_gibbs_of_half_precision_scores(dtype: torch.dtype) -> None:
         assert rough.entropy().dtype == rough.sample().dtype == dtype
         torch.testing.assert_close(rough.log_prob(drawn.to(dtype)).double(), precise.log_prob(drawn), atol=0.01, rtol=2 * eps)
         torch.testing.assert_close(rough.entropy().double(), precise.entropy(), atol=0.01, rtol=2 * eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_the_compiled_sparsemax_is_the_plain_one(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Supports of one to all categories, ties, masks, large and small scores, two threads; first derivatives and second."""
+    torch.manual_seed(count)
+    scales = torch.tensor([1e-8, 0.01, 1, 10, 1e8])[:, None, None]
+    scores = torch.cat([(scales * torch.randn(5, 3, count)).flatten(0, 1), torch.ones(1, count), torch.randn(3, count).round()])
+    scores[3, 1:] = -torch.inf
+    weights = torch.randn(scores.shape, dtype=dtype)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def results() -> list[Tensor]:
+        leaf = scores.to(dtype).requires_grad_()
+        probs = sparsemax(leaf)
+        (first,) = torch.autograd.grad((probs * weights).sum(), leaf, retain_graph=True)
+        (again,) = torch.autograd.grad((probs.square() * weights).sum(), leaf, create_graph=True)
+        return [probs, first, *torch.autograd.grad((again * weights).sum(), leaf)]
+
+    fast = results()
+    assert compiled(".kernels.simplex", "sparsemarg.layers", "project_rows", scores.device) is not None
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    tolerance = 16 * torch.finfo(dtype).eps
+    for ours, plain in zip(fast, results(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=16 * tolerance)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_the_compiled_sparsemax_passes_on_what_it_was_told_not_to_look_for(bad: float) -> None:
+    found = sparsemax(torch.tensor([[0.0, bad, 1.0], [1.0, 0.5, 0.0], [-torch.inf] * 3]), check=False)
+    assert found.isnan().all(-1).tolist() == [True, False, True]
+    assert found[1].tolist() == [0.75, 0.25, 0.0]

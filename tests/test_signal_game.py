@@ -1,6 +1,7 @@
 """The signal game's model. Truth is the published networks as convolutions, softmax formulas, and sums over symbols."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from sparsemarg.models.estimators import (
     SelfCritic,
     SumAndSample,
 )
+from sparsemarg.models.scalar_filter import filtered, plain
 from sparsemarg.oracles import Simplex
 from torch import Tensor
 from torch.nn import functional as F
@@ -270,3 +272,46 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             SignalGame(Marginalize(Sparsemax()), Sender(3, 5), Receiver(3, 5), coefficient)
         with pytest.raises(ValueError, match="entropy_coefficient must be at least 0"):
             SampledSuccess(coefficient)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(), (3, 100), (0, 4), (600,)])
+def test_the_compiled_filter_is_the_plain_formula(
+    shape: tuple[int, ...], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within float32's rounding of float64, from vanishing to saturated sigmoids."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    inputs = [
+        (2 * torch.randn(shape)).requires_grad_(),
+        (20 * torch.randn(30)).requires_grad_(),
+        torch.randn(30).requires_grad_(),
+    ]
+    weights = torch.rand(shape)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = plain(*exact)
+    wanted = torch.autograd.grad((expected * weights).sum(), exact)
+    found = filtered(*inputs)
+    assert isinstance(found.grad_fn, torch.autograd.function.BackwardCFunction)  # else it is the plain formula
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad((found * weights).sum(), inputs), wanted, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_second_derivatives_of_the_compiled_filter() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(size, requires_grad=True) for size in (4, 3, 3)]
+
+    def second(function: Callable[..., Tensor]) -> list[Tensor]:
+        (first,) = torch.autograd.grad(function(*inputs).square().sum(), inputs[0], create_graph=True)
+        return list(torch.autograd.grad(first.sum(), inputs))
+
+    for ours, theirs in zip(second(filtered), second(plain), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_filter_passes_nan_on_and_works_under_func() -> None:
+    entries, filters = torch.tensor([1.0, torch.nan]), torch.ones(2)
+    assert filtered(entries, filters, filters).isnan().tolist() == [False, True]
+    slopes = torch.func.vmap(torch.func.grad(lambda e: filtered(e, filters, filters)))(entries[:1])
+    torch.testing.assert_close(slopes, 2 * entries[:1].sigmoid() * (1 - entries[:1].sigmoid()))

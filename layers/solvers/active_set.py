@@ -1,14 +1,13 @@
 """The active set method (Wolfe's min-norm point algorithm) for a batch of problems in lockstep."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from ...oracles import Polytope
+from ..kernels import compiled
 from ..stats import SolverStats
 from .base import BatchOracle, Oracle, Solver, Support, row_scale
 from .working_set import WorkingSet
@@ -118,21 +117,9 @@ def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
 def compiled_iteration(device: torch.device) -> Callable[..., None] | None:
     """The compiled iteration for tensors on `device`; None, for the plain one, where there is none or none is wanted.
 
-    There is one for the CPU where Numba is installed (`pip install sparsemarg[fast]`). The environment variable
-    SPARSEMARG_KERNELS=off turns it off. Both choose the same atoms, with weights that agree but for their last bits.
+    See `kernels.compiled`. Both choose the same atoms, with weights that agree but for their last bits.
     """
-    if device.type != "cpu" or torch.compiler.is_compiling() or os.environ.get("SPARSEMARG_KERNELS") == "off":
-        return None
-    return _compiled_kernel()
-
-
-@cache
-def _compiled_kernel() -> Callable[..., None] | None:
-    try:
-        from .row_kernel import advance
-    except (ImportError, RuntimeError):  # no Numba, or no folder in which it may keep what it compiled
-        return None
-    return advance
+    return compiled(".row_kernel", __package__, "advance", device)
 
 
 class _Rows:

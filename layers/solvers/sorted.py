@@ -28,7 +28,6 @@ class SortedDecomposition(Solver):
 
     advice: ClassVar[str] = "its closed form is inexact there (scores of very different size?); use ActiveSet()"
 
-    @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`.
 
@@ -43,14 +42,16 @@ class SortedDecomposition(Solver):
             raise missing(polytope, SupportsProjection, "SortedDecomposition")
         if not supports(polytope, SupportsDecomposition):
             raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
-        oracle = Oracle.of(polytope, scores)
-        oracle.check_allowed()
-        mean = polytope.project(scores)
-        atoms, probs = polytope.decompose(mean)
-        probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
-        probs = probs / probs.sum(-1, keepdim=True)
-        margin = torch.where(probs > 0, probs, torch.inf).amin(-1)
-        return Support(atoms, probs, _certify(oracle, mean, margin))
+        # Not as a decorator: torch.compile (2.14) does not trace a decorated method of an object made inside what it compiles.
+        with torch.no_grad():
+            oracle = Oracle.of(polytope, scores)
+            oracle.check_allowed()
+            mean = polytope.project(scores)
+            atoms, probs = polytope.decompose(mean)
+            probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
+            probs = probs / probs.sum(-1, keepdim=True)
+            margin = torch.where(probs > 0, probs, torch.inf).amin(-1)
+            return Support(atoms, probs, _certify(oracle, mean, margin))
 
 
 def _certify(oracle: Oracle, mean: Tensor, margin: Tensor) -> SolverStats:

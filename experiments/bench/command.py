@@ -1,0 +1,167 @@
+"""`sparsemarg bench`: run the benchmarks, print a table, and write BENCHMARKS.md, results.json and scaling.png."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ...layers.kernels import compiled
+from ..command_parser import CommandParser
+from ..errors import UsageError
+from . import operators, structured, training
+from .case import Case, Outcome
+from .memory import peak_megabytes
+from .scaling import draw
+from .timing import interleave
+
+SUITES = ("sparsemax", "top-k", "SparseMAP", "structured", "decoder", "training step", "memory", "scaling")
+
+DESCRIPTION = """Time the layers, the decoder's cost and whole training steps, forward and backward, in turn with other
+libraries where they are installed (entmax, cvxpylayers). What the published code took on another machine stands beside: a
+ratio to it compares two machines as well. Nothing else should run meanwhile; quote medians and ratios."""
+
+
+def run(arguments: list[str]) -> None:
+    """Run the suites asked for."""
+    parser = CommandParser("bench", DESCRIPTION)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(map(repr, SUITES))}; by default all")
+    parser.add_argument("--quick", action="store_true", help="small cases only, under a minute")
+    parser.add_argument("--rounds", type=int, default=5, help="of each case; by default 5")
+    parser.add_argument("--threads", type=int, default=1, help="by default 1")
+    parser.add_argument("--device", default="cpu", help="by default cpu")
+    parser.add_argument("--output", type=Path, default=Path("bench"), help="folder; by default bench")
+    parser.add_argument("--explain", action="store_true", help="say which path runs for each operation, and time nothing")
+    options = parser.parse_args(arguments[1:])
+    unknown = set(options.suites) - set(SUITES)
+    if unknown:
+        raise UsageError(f"there is no suite {sorted(unknown)[0]!r}; the suites are {', '.join(map(repr, SUITES))}.")
+    if options.rounds < 1 or options.threads < 1:
+        raise UsageError(f"--rounds and --threads must be at least 1, not {options.rounds} and {options.threads}.")
+    device = _device(options.device)
+    if options.explain:
+        print(_explanation(device))
+        return
+    torch.set_num_threads(options.threads)
+    wanted = options.suites or list(SUITES)
+    outcomes = []
+    for case in _cases(device, options.quick):
+        if case.suite in wanted and (case.quick or not options.quick):
+            outcomes.append(_timed(case, options.rounds))
+            print(_line(outcomes[-1]), flush=True)
+    memory = peak_megabytes() if "memory" in wanted and device.type == "cpu" else {}
+    options.output.mkdir(parents=True, exist_ok=True)
+    machine = _machine(device, options.threads)
+    (options.output / "results.json").write_text(json.dumps(_record(machine, outcomes, memory), indent=1))
+    (options.output / "BENCHMARKS.md").write_text(_page(machine, outcomes, memory, options.rounds))
+    if "scaling" in wanted:
+        draw(options.output / "scaling.png", device, options.quick)
+    print(f"Written: {options.output}/BENCHMARKS.md and results.json" + (", scaling.png" if "scaling" in wanted else ""))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    yield from operators.cases(device)
+    yield from structured.cases(device, quick)
+    yield from training.cases(device)
+
+
+def _timed(case: Case, rounds: int) -> Outcome:
+    return Outcome(case, interleave(case.build(), rounds, least_seconds=0.2), case.describe())
+
+
+def _line(outcome: Outcome) -> str:
+    sizes = " ".join(f"{name}={value}" for name, value in outcome.case.sizes.items())
+    ratios = ", ".join(f"{name} {ratio:.3g}x" for name, ratio in outcome.ratios().items())
+    return f"{outcome.case.operation} [{sizes}]: {_milliseconds(outcome)} ms{'; ' if ratios else ''}{ratios}"
+
+
+def _milliseconds(outcome: Outcome) -> str:
+    low, high = (1e3 * value for value in outcome.ours.quartiles)
+    return f"{1e3 * outcome.ours.median:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _explanation(device: torch.device) -> str:
+    """Which path runs, by operation."""
+    kernels = {
+        "sparsemax": (".kernels.simplex", "sparsemarg.layers", "project_rows"),
+        "ActiveSet's iteration": (".solvers.row_kernel", "sparsemarg.layers", "advance"),
+        "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),
+        "the sender's filters": (".kernels.filters", "sparsemarg.models", "filter_values"),
+    }
+    lines = []
+    for name, place in kernels.items():
+        found = compiled(*place, device)
+        lines.append(f"{name}: {'tensor operations' if found is None else 'compiled kernel (Numba)'}")
+    switch = os.environ.get("SPARSEMARG_KERNELS", "not set")
+    return "\n".join([*lines, f"device {device}; SPARSEMARG_KERNELS {switch} (off: tensor operations everywhere)"])
+
+
+def _machine(device: torch.device, threads: int) -> dict[str, str]:
+    """Where the numbers come from."""
+    found = {"processor": _processor(), "threads": str(threads), "device": str(device), "python": platform.python_version()}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+    for package in ("sparsemarg", "torch", "numba", "entmax", "cvxpylayers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        return platform.processor() or platform.machine()
+    return f"{names[0].partition(':')[2].strip()}, {len(names)} cores" if names else platform.machine()
+
+
+def _record(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, float]) -> dict[str, object]:
+    cases = [
+        {
+            "suite": o.case.suite,
+            "operation": o.case.operation,
+            "sizes": o.case.sizes,
+            "seconds": {name: times.seconds for name, times in o.times.items()},
+            "recorded_ms": o.case.recorded,
+            "details": o.details,
+        }
+        for o in outcomes
+    ]
+    return {"machine": machine, "cases": cases, "peak_megabytes": memory}
+
+
+def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, float], rounds: int) -> str:
+    lines = ["# Benchmarks", "", "Written by `sparsemarg bench`. " + ", ".join(f"{k} {v}" for k, v in machine.items()) + "."]
+    lines += [
+        "",
+        f"Forward and backward unless it says otherwise; milliseconds, median of at least {rounds} rounds (quartiles), the "
+        "candidates of a line in turn. A ratio says how many times as long as ours the other took. Recorded figures are those "
+        "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too.",
+    ]
+    for suite in dict.fromkeys(outcome.case.suite for outcome in outcomes):
+        rows = [outcome for outcome in outcomes if outcome.case.suite == suite]
+        lines += ["", f"## {suite}", "", "| operation | size | ours, ms | others: time / ours | |", "|---|---|---|---|---|"]
+        for row in rows:
+            sizes = ", ".join(f"{name} = {value}" for name, value in row.case.sizes.items())
+            ratios = "; ".join(f"{name} {ratio:.3g}x" for name, ratio in row.ratios().items())
+            details = ", ".join(f"{name} {value:.4g}" for name, value in row.details.items())
+            lines.append(f"| {row.case.operation} | {sizes} | {_milliseconds(row)} | {ratios} | {details} |")
+    if memory:
+        ours, plain = memory["ours"], memory["plain torch"]
+        lines += ["", "## memory", "", "Added to the process's peak by a bit-vector step with SparseMAP, D = 32, B = 64: "]
+        lines[-1] += f"{ours:.0f} MB, plain torch {plain:.0f} MB ({plain / max(ours, 1e-9):.3g}x)."
+    return "\n".join(lines) + "\n"

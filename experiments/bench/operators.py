@@ -1,0 +1,119 @@
+"""Sparsemax, top-k sparsemax and SparseMAP on unstructured polytopes, forward and backward."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ...layers import SparseDistribution
+from ...layers.functional import sparsemap, sparsemax, topk_sparsemax
+from ...layers.solvers import ActiveSet, SortedDecomposition
+from ...oracles import BernoulliCube, Budget, Polytope
+from .case import Candidates, Case
+from .peers import entmax_sparsemax
+
+OFFICIAL = "official lp-sparsemap, MAP start"
+# Milliseconds of the published code, one thread of a Xeon VM; forward and backward, scores N(0, 1), "pairs" coding.
+RECORDED_CUBE = {(32, 64): 12.6, (128, 64): 66.7, (128, 512): 530.0}
+RECORDED_BUDGET = {(32, 64): 13.6, (128, 64): 161.0}
+RECORDED_TOPK = {(32, 64): 0.43, (128, 64): 0.93, (32, 512): 1.8, (128, 512): 4.6}
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    """All cases of these operators on a device, small to large."""
+    for count in (10, 256, 10_000):
+        yield Case(
+            "sparsemax",
+            "sparsemax, float32",
+            {"B": 512, "K": count},
+            lambda count=count: _sparsemax(512, count, device),
+            quick=count == 256,
+        )
+    for dim, batch in ((32, 64), (128, 64), (128, 512)):
+        official = RECORDED_CUBE[dim, batch]
+        for name, solver in (("ActiveSet", ActiveSet()), ("sorted", SortedDecomposition())):
+            yield _sparsemap(f"SparseMAP, cube, {name}", BernoulliCube(dim), solver, batch, official, device)
+    for dim, batch in ((32, 64), (128, 64)):
+        official = RECORDED_BUDGET[dim, batch]
+        for name, solver in (("ActiveSet", ActiveSet()), ("sorted", SortedDecomposition())):
+            yield _sparsemap(f"SparseMAP, budget D/2, {name}", Budget(dim, dim // 2), solver, batch, official, device)
+    for (dim, batch), official in RECORDED_TOPK.items():
+        scores = _scores(batch, dim, device)
+        yield Case(
+            "top-k",
+            "top-k sparsemax, cube, k = 10",
+            {"B": batch, "D": dim},
+            lambda scores=scores, dim=dim: {
+                "ours": gradient_of(scores, lambda t: topk_sparsemax(t, BernoulliCube(dim), 10)),
+            },
+            ("official top-k", official),
+            quick=(dim, batch) == (32, 64),
+        )
+
+
+def gradient_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], object]:
+    """A forward and backward pass: the gradient of the mean's product with fixed weights, plus the entropy."""
+    leaf = scores.clone().requires_grad_()
+    weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores)
+
+    def step() -> Tensor:
+        distribution = layer(leaf)
+        loss = (distribution.mean() * weights).sum() + distribution.entropy().sum()
+        return torch.autograd.grad(loss, leaf)[0]
+
+    return step
+
+
+def statistics_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], dict[str, float]]:
+    """Support, iterations and converged rows of a batch."""
+
+    def describe() -> dict[str, float]:
+        distribution = layer(scores)
+        found = {"support": distribution.support_size().double().mean().item()}
+        stats = distribution.stats
+        if hasattr(stats, "iterations"):
+            found["iterations"] = stats.iterations.double().mean().item()  # pyright: ignore
+            found["converged"] = stats.converged.double().mean().item()  # pyright: ignore
+        return found
+
+    return describe
+
+
+def _scores(batch: int, dim: int, device: torch.device) -> Tensor:
+    return torch.randn(batch, dim, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _sparsemap(
+    operation: str,
+    polytope: Polytope,
+    solver: ActiveSet | SortedDecomposition,
+    batch: int,
+    official: float,
+    device: torch.device,
+) -> Case:
+    scores = _scores(batch, polytope.dim, device)
+
+    def layer(t: Tensor) -> SparseDistribution:
+        return sparsemap(t, polytope, coding="pairs", solver=solver)
+
+    return Case(
+        "SparseMAP",
+        operation,
+        {"B": batch, "D": polytope.dim},
+        lambda: {"ours": gradient_of(scores, layer)},
+        (OFFICIAL, official),
+        quick=polytope.dim == 32,
+        describe=statistics_of(scores, layer),
+    )
+
+
+def _sparsemax(batch: int, count: int, device: torch.device) -> Candidates:
+    scores = _scores(batch, count, device)
+    weights = torch.randn_like(scores)
+    leaf = scores.clone().requires_grad_()
+
+    def backward_of(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(leaf), leaf, weights)
+
+    functions = {"ours": sparsemax, "torch softmax": lambda t: t.softmax(-1), **entmax_sparsemax()}
+    return {name: backward_of(function) for name, function in functions.items()}

@@ -1,0 +1,40 @@
+"""Other libraries, where they are installed."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ...oracles import Polytope, SupportsHalfspaces, supports
+
+
+def entmax_sparsemax() -> dict[str, Callable[[Tensor], Tensor]]:
+    """entmax's sparsemax, by a full sort (its default) and by a partial one."""
+    if find_spec("entmax") is None:
+        return {}
+    from entmax import sparsemax  # pyright: ignore[reportMissingImports]
+
+    return {
+        "entmax": lambda t: sparsemax(t, dim=-1),
+        "entmax, k=100": lambda t: sparsemax(t, dim=-1, k=min(100, t.shape[-1])),
+    }
+
+
+def cvxpylayers_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[], object]]:
+    """The projection QP over the polytope's halfspaces in cvxpylayers, forward and backward, at its default tolerances."""
+    if find_spec("cvxpylayers") is None or not supports(polytope, SupportsHalfspaces):
+        return {}
+    import cvxpy
+    from cvxpylayers.torch import CvxpyLayer  # pyright: ignore[reportPrivateImportUsage]
+
+    half = polytope.halfspaces()
+    mean, target = cvxpy.Variable(polytope.dim), cvxpy.Parameter(polytope.dim)
+    constraints = [half.a_ub.numpy() @ mean <= half.b_ub.numpy()]
+    if len(half.a_eq):
+        constraints.append(half.a_eq.numpy() @ mean == half.b_eq.numpy())
+    problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(mean - target)), constraints)
+    layer = CvxpyLayer(problem, parameters=[target], variables=[mean])
+    leaf = scores.detach().double().cpu().requires_grad_()
+    weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
+    return {"cvxpylayers": lambda: torch.autograd.grad((layer(leaf)[0] * weights).sum(), leaf)}

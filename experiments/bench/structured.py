@@ -1,0 +1,67 @@
+"""Structured polytopes at typical sizes: one oracle call, and SparseMAP forward and backward."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...layers import SparseDistribution
+from ...layers.functional import sparsemap
+from ...oracles import Knapsack, LinearChain, Polytope, ProjectiveTree, Segmentation, ShortestPath
+from .case import Candidates, Case
+from .operators import gradient_of, statistics_of
+from .peers import cvxpylayers_projection
+
+BATCH = 64
+# cvxpylayers solves its problems one by one: it is timed on so many, and its time scaled up to the batch.
+FEW = 4
+
+
+@dataclass(frozen=True)
+class Typical:
+    """A polytope at a typical size, and at one that takes milliseconds, for `--quick`."""
+
+    make: Callable[[], Polytope]
+    small: Callable[[], Polytope]
+
+
+POLYTOPES = (
+    Typical(lambda: LinearChain(50, 20), lambda: LinearChain(5, 3)),
+    Typical(lambda: ProjectiveTree(30), lambda: ProjectiveTree(5)),
+    Typical(lambda: ShortestPath.grid(12, 12, diagonal=True), lambda: ShortestPath.grid(4, 4)),
+    Typical(lambda: Segmentation(30, 5, 6), lambda: Segmentation(6, 2, 3)),
+    Typical(lambda: Knapsack([1 + i % 7 for i in range(50)], 60), lambda: Knapsack([1, 2, 3, 4], 5)),
+)
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """A case for the oracle and one for SparseMAP of each polytope."""
+    for typical in POLYTOPES:
+        polytope = (typical.small if quick else typical.make)()
+        scores = torch.randn(BATCH, polytope.dim, generator=torch.Generator().manual_seed(0)).to(device)
+        sizes = {"B": BATCH, "D": polytope.dim}
+
+        def layer(t: Tensor, polytope: Polytope = polytope) -> SparseDistribution:
+            return sparsemap(t, polytope)
+
+        def oracle(polytope: Polytope = polytope, scores: Tensor = scores) -> Candidates:
+            return {"ours": lambda: polytope.maximize(scores.double())}
+
+        def projection(polytope: Polytope = polytope, scores: Tensor = scores, layer=layer) -> Candidates:
+            return {"ours": gradient_of(scores, layer)}
+
+        def few(polytope: Polytope = polytope, scores: Tensor = scores, layer=layer) -> Candidates:
+            return {"ours": gradient_of(scores[:FEW], layer), **cvxpylayers_projection(polytope, scores[:FEW])}
+
+        yield Case("structured", f"maximize: {_short(polytope)}", sizes, oracle, quick=True)
+        described = statistics_of(scores, layer)
+        yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes, projection, quick=True, describe=described)
+        if polytope.dim <= 1000:
+            yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes | {"B": FEW}, few)
+
+
+def _short(polytope: Polytope) -> str:
+    """Its repr, with what is long in it left out."""
+    text = repr(polytope)
+    return text if len(text) <= 60 else f"{text[:57]}..."

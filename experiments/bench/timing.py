@@ -1,0 +1,57 @@
+"""Time several callables in turn, so that what else the machine does falls on all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that one candidate took, in the order of the rounds.
+
+    Attributes:
+        seconds: one number a round.
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_seconds: float = 0.0) -> dict[str, Times]:
+    """Run every candidate once to warm up, then all in turn, so many rounds: A B C A B C ...
+
+    Args:
+        candidates: what to time, by name.
+        rounds: at least so many.
+        least_seconds: go on until this much time has passed; for candidates of microseconds.
+    """
+    for candidate in candidates.values():
+        candidate()
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    begin = time.perf_counter()
+    while min(map(len, taken.values())) < rounds or time.perf_counter() - begin < least_seconds:
+        for name, candidate in candidates.items():
+            _wait()
+            start = time.perf_counter()
+            candidate()
+            _wait()
+            taken[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

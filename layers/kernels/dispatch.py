@@ -1,0 +1,51 @@
+"""Where compiled kernels stand in for tensor operations, and how to do without."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+
+def compiled(module: str, package: str | None, function: str, device: torch.device) -> Callable[..., Any] | None:
+    """A function of a module that needs Numba, or None where tensor operations have to do its work.
+
+    There are kernels for the CPU where Numba is installed (`pip install sparsemarg[fast]`). The environment variable
+    SPARSEMARG_KERNELS=off turns them off. Each has a plain twin, and tests hold the two together.
+
+    Args:
+        module, package: as of `importlib.import_module`. The module is imported when it is first asked for.
+        function: its name there.
+        device: of the tensors.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling() or os.environ.get("SPARSEMARG_KERNELS") == "off":
+        return None
+    return _loaded(module, package, function)
+
+
+@cache
+def _loaded(module: str, package: str | None, function: str) -> Callable[..., Any] | None:
+    try:
+        return getattr(import_module(module, package), function)
+    except (ImportError, RuntimeError):  # no Numba, or no folder in which it may keep what it compiled
+        return None
+
+
+def in_threads(work: Callable[[slice], None], count: int) -> None:
+    """Do the work on the parts of range(count) in as many threads as torch uses. It must let go of Python's lock."""
+    threads = min(torch.get_num_threads(), count)
+    bounds = [count * part // max(threads, 1) for part in range(threads + 1)]
+    parts = [slice(start, end) for start, end in pairwise(bounds)]
+    if len(parts) == 1:
+        work(parts[0])
+    elif parts:
+        list(_pool(threads).map(work, parts))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)

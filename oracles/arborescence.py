@@ -1,0 +1,128 @@
+"""Non-projective dependency trees of a sentence, by Chu-Liu and Edmonds."""
+
+import torch
+from torch import Tensor
+
+from .base import MAX_ENUMERATED, Halfspaces, Polytope
+from .checks import check_count, check_dimension
+from .dependency_arcs import DependencyArcs
+from .edmonds import best_arborescence
+from .kbest import partition
+from .matrix_tree import TreeGibbs
+
+# Subsets of words each give a halfspace: 2^10 of them in 100 dimensions are 1 MB.
+_MOST_WORDS = 10
+
+
+class Arborescence(Polytope):
+    """Dependency trees over n words whose arcs may cross: arborescences from the root (McDonald et al. 2005).
+
+    The same coordinates as `ProjectiveTree`, so that one can stand in for the other: `arcs`, a `DependencyArcs`; `scores` makes
+    them from a matrix, `heads` reads a structure.
+
+    Shorter sentences in the same batch: the first word that no arc may reach, all of them scoring `-inf`, ends the sentence;
+    `mask` sets those scores.
+
+    Args:
+        words: n.
+        single_root: whether exactly one word hangs on the root; any number otherwise.
+
+    >>> trees = Arborescence(3)
+    >>> scores = torch.tensor([[0.0, 1, 0, 0], [0, 0, 2, 0], [0, 3, 0, 0], [0, 0, 4, 0]])  # by (head, word), the root first
+    >>> trees.heads(trees.maximize(trees.scores(scores)[None]))
+    tensor([[2, 3, 0]])
+    """
+
+    takes_forbidden = True
+
+    def __init__(self, words: int, *, single_root: bool = False) -> None:
+        self.words = check_count("Arborescence: words", words, 1)
+        self.single_root = single_root
+        self.arcs = DependencyArcs(self.words)
+        self.dim = self.words * self.words
+
+    def __repr__(self) -> str:
+        return f"Arborescence(words={self.words}{', single_root=True' if self.single_root else ''})"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The best tree; O(n^2) a round of contractions, about log n rounds for the whole batch. Ties: see `edmonds`."""
+        return self._best(scores, self.arcs.present(scores))
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best trees: k rounds of at most n maximisations a row."""
+        present = self.arcs.present(scores)
+
+        def maximize(forced: Tensor) -> Tensor:
+            each = present[:, None].expand(*forced.shape[:-1], self.words)
+            return self._best(forced.flatten(0, 1), each.flatten(0, 1)).reshape(forced.shape)
+
+        vertices, valid = partition(maximize, scores, k, antichain=True)
+        return vertices, valid & present[:, :1]
+
+    def gibbs(self, scores: Tensor) -> TreeGibbs:
+        """p(z) proportional to exp <a_z, t>, by the matrix-tree theorem; O(n^3) a row."""
+        check_dimension(scores, self)
+        return TreeGibbs(self.arcs, scores, single_root=self.single_root)
+
+    def scores(self, matrix: Tensor) -> Tensor:
+        """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""
+        return self.arcs.of(matrix)
+
+    def heads(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence."""
+        return self.arcs.heads_of(structures)
+
+    def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """The scores [*B, D] of sentences of these lengths [*B] int64.
+
+        Raises:
+            ValueError: a length below 1 or above n.
+        """
+        return self.arcs.mask(scores, lengths, repr(self))
+
+    def halfspaces(self) -> Halfspaces:
+        """One arc into each word, and at least one into each set of words (Edmonds 1967): 2^n rows, for n up to 10.
+
+        Raises:
+            ValueError: n is larger.
+        """
+        if self.words > _MOST_WORDS:
+            raise ValueError(f"{self!r} has 2^{self.words} halfspaces, too many to list (limit n = {_MOST_WORDS})")
+        sets = (torch.arange(1, 1 << self.words)[:, None] >> torch.arange(self.words)) & 1  # [2^n - 1, n]
+        sets = torch.nn.functional.pad(sets, (1, 0))
+        entering = (1 - sets[:, self.arcs.heads]) * sets[:, self.arcs.modifiers]
+        several = entering[sets.sum(-1) > 1].double()
+        single = entering[sets.sum(-1) == 1].double()
+        identity = torch.eye(self.dim, dtype=torch.float64)
+        if self.single_root:
+            single = torch.cat([single, (self.arcs.heads == 0).double()[None]])
+        b_ub = torch.cat([torch.zeros(self.dim), -torch.ones(len(several))]).double()
+        return Halfspaces(torch.cat([-identity, -several]), b_ub, single, torch.ones(len(single), dtype=torch.float64))
+
+    def vertices(self) -> Tensor:
+        """All trees, (n + 1)^(n - 1) of them (single root: n^(n - 1)), for n up to 6.
+
+        Raises:
+            ValueError: n is larger, so that there are more than `MAX_ENUMERATED` choices of heads.
+        """
+        choices = (self.words + 1) ** self.words
+        if choices > MAX_ENUMERATED:
+            raise ValueError(f"{self!r} has up to {choices} structures, too many to enumerate (limit {MAX_ENUMERATED})")
+        place = (self.words + 1) ** torch.arange(self.words)
+        heads = torch.arange(choices)[:, None] // place % (self.words + 1)
+        above = torch.nn.functional.pad(heads, (1, 0))
+        for _ in range(self.words.bit_length()):
+            above = above.gather(1, above)
+        trees = (above == 0).all(-1)
+        if self.single_root:
+            trees &= (heads == 0).sum(-1) == 1
+        return self.arcs.structures(heads[trees])
+
+    def _best(self, scores: Tensor, present: Tensor) -> Tensor:
+        """The best trees over the words that are present [B, n]."""
+        matrix = self.arcs.matrix(scores.detach().double())
+        nodes = torch.cat([torch.ones_like(present[:, :1]), present], 1)
+        heads, found = best_arborescence(matrix, nodes, single_root=self.single_root)
+        structures = self.arcs.structures(heads[:, 1:]).to(scores)
+        # A row without a structure answers with what is forbidden, by which solvers know it.
+        return torch.where((found & present[:, 0])[:, None], structures, scores.isneginf().to(scores))

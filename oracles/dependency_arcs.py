@@ -1,0 +1,55 @@
+"""The coordinates of dependency trees."""
+
+import torch
+from torch import Tensor
+
+from .chain import check_lengths
+
+
+class DependencyArcs:
+    """Coordinates of dependency trees over n words: one for each arc from a head to another word, in row-major order of
+    (word m = 1..n, head h = 0..n without m), where 0 is the root: D = n^2.
+
+    Args:
+        words: n.
+    """
+
+    def __init__(self, words: int) -> None:
+        self.words = words
+        heads = torch.arange(words + 1).expand(words, -1)
+        modifiers = torch.arange(1, words + 1)[:, None].expand(-1, words + 1)
+        different = heads != modifiers
+        self.heads, self.modifiers = heads[different], modifiers[different]
+        self.number = {(h, m): i for i, (h, m) in enumerate(zip(self.heads.tolist(), self.modifiers.tolist(), strict=True))}
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """[*B, n + 1, n + 1] by (head, word) -> [*B, D]; the root's column and the diagonal are left out."""
+        return matrix[..., self.heads.to(matrix.device), self.modifiers.to(matrix.device)]
+
+    def matrix(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, n + 1, n + 1] by (head, word), 0 where there is no coordinate."""
+        shape = (*structures.shape[:-1], self.words + 1, self.words + 1)
+        matrix = structures.new_zeros(shape)
+        matrix[..., self.heads.to(matrix.device), self.modifiers.to(matrix.device)] = structures
+        return matrix
+
+    def heads_of(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 for words that have none."""
+        chosen = self.matrix(structures)[..., 1:] > 0.5  # [*B, head, word]
+        return torch.where(chosen.any(-2), chosen.to(torch.int64).argmax(-2), -1)
+
+    def structures(self, heads: Tensor) -> Tensor:
+        """[*B, n] heads, -1 for none -> [*B, D] float64, the inverse of `heads_of`."""
+        chosen = heads[..., None, :] == torch.arange(self.words + 1, device=heads.device)[:, None]
+        return self.of(torch.nn.functional.pad(chosen.double(), (1, 0)))
+
+    def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:
+        """The scores [*B, D] of sentences of these lengths [*B]: `-inf` for arcs to or from words beyond."""
+        check_lengths(lengths, self.words, name)
+        last = torch.maximum(self.heads, self.modifiers).to(scores.device)
+        return torch.where(last > lengths[..., None], -torch.inf, scores)
+
+    def present(self, scores: Tensor) -> Tensor:
+        """Words 1..n before the first that no arc may reach, [B, n] bool: the others are padding."""
+        blocked = scores.isneginf().unflatten(-1, (self.words, self.words)).all(-1)
+        return blocked.cumsum(-1) == 0

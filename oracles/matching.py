@@ -1,0 +1,129 @@
+"""Assignments of rows to columns: the Birkhoff polytope and its rectangular cousin."""
+
+import torch
+from torch import Tensor
+
+from .base import MAX_ENUMERATED, Halfspaces, Polytope
+from .checks import check_count
+from .kbest import partition
+
+
+class Matching(Polytope):
+    """One-to-one assignments of n rows to m columns, n <= m: every row has one column, every column at most one row.
+
+    Coordinates: [row i has column j], row-major, D = n m. For n = m the convex hull is the Birkhoff polytope of doubly
+    stochastic matrices (Birkhoff 1946).
+
+    Smaller problems in the same batch: `mask` gives rows and columns beyond a problem's size to each other; those assignments
+    are part of the structure.
+
+    Args:
+        rows: n.
+        columns: m; by default n.
+
+    >>> Matching(2).maximize(torch.tensor([[0.0, 1, 1, 3]]))
+    tensor([[1., 0., 0., 1.]])
+    """
+
+    takes_forbidden = True
+
+    def __init__(self, rows: int, columns: int | None = None) -> None:
+        self.rows = check_count("Matching: rows", rows, 1)
+        self.columns = self.rows if columns is None else check_count("Matching: columns", columns, self.rows)
+        self.dim = self.rows * self.columns
+
+    def __repr__(self) -> str:
+        return f"Matching(rows={self.rows}, columns={self.columns})"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The best assignment, by SciPy's solver (Jonker-Volgenant; Crouse 2016) on the CPU, problem by problem: O(n^2 m).
+
+        Ties: as the solver breaks them, the same in every run and in any batch.
+
+        Raises:
+            ImportError: SciPy is not installed.
+        """
+        try:
+            from scipy.optimize import linear_sum_assignment
+        except ImportError as error:
+            raise ImportError("Matching needs SciPy's assignment solver: pip install scipy") from error
+        tables = self.table(scores.detach().double().cpu())
+        forbidden = tables.isneginf()
+        finite = torch.where(forbidden, 0, tables)
+        # An assignment with one of these scores less than any without: where there is none without, the answer has a forbidden
+        # pair on, by which solvers know it.
+        lowest = -1 - 2 * self.rows * finite.abs().amax((-2, -1), keepdim=True)
+        chosen = torch.zeros_like(tables)
+        line = torch.arange(self.rows)
+        for problem, table in enumerate(torch.where(forbidden, lowest, finite).numpy()):
+            chosen[problem, line, torch.from_numpy(linear_sum_assignment(table, maximize=True)[1])] = 1
+        return chosen.flatten(-2).to(scores)
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best assignments (Murty 1968): k rounds of n assignment problems a row."""
+
+        def maximize(forced: Tensor) -> Tensor:
+            return self.maximize(forced.flatten(0, 1)).reshape(forced.shape)
+
+        return partition(maximize, scores, k, antichain=True)
+
+    def table(self, scores: Tensor) -> Tensor:
+        """[*B, D] -> [*B, n, m]."""
+        return scores.unflatten(-1, (self.rows, self.columns))
+
+    def mask(self, scores: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """The scores [*B, D] of problems with fewer rows and columns [*B]: the rows beyond take the columns beyond, in order.
+
+        Raises:
+            ValueError: a problem has more rows than columns, or rows left without a column of their own beyond.
+        """
+        columns = rows + (self.columns - self.rows) if columns is None else columns
+        spare = self.columns - self.rows
+        wrong = ((rows < 1) | (rows > columns) | (columns - rows > spare) | (columns > self.columns)).nonzero()
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            shown = place[0] if len(place) == 1 else place
+            raise ValueError(
+                f"{self!r}: problem {shown} has {int(rows[place])} rows and {int(columns[place])} columns, but must have at "
+                f"least 1 row, at most {self.columns} columns, and between 0 and {spare} more columns than rows"
+            )
+        i = torch.arange(self.rows, device=scores.device)[:, None]
+        j = torch.arange(self.columns, device=scores.device)
+        rows, columns = rows[..., None, None], columns[..., None, None]
+        inside = (i < rows) & (j < columns)
+        padding = (i >= rows) & (j - columns == i - rows)
+        table = self.table(scores)
+        blocked = torch.where(padding, 0, torch.full_like(table, -torch.inf))
+        return torch.where(inside, table, blocked).flatten(-2)
+
+    def halfspaces(self) -> Halfspaces:
+        """Rows sum to one, columns to at most one (to one where n = m)."""
+        identity = torch.eye(self.dim, dtype=torch.float64)
+        cells = self.table(identity)  # [D, n, m]
+        lines, columns = cells.sum(-1).T, cells.sum(-2).T
+        ones = torch.ones(self.columns, dtype=torch.float64)
+        zeros = torch.zeros(self.dim, dtype=torch.float64)
+        if self.rows == self.columns:
+            return Halfspaces(-identity, zeros, torch.cat([lines, columns]), torch.ones(2 * self.rows, dtype=torch.float64))
+        return Halfspaces(
+            torch.cat([-identity, columns]), torch.cat([zeros, ones]), lines, torch.ones(self.rows, dtype=torch.float64)
+        )
+
+    def vertices(self) -> Tensor:
+        """All m! / (m - n)! assignments.
+
+        Raises:
+            ValueError: there are more than `MAX_ENUMERATED`.
+        """
+        count = 1
+        for taken in range(self.rows):
+            count *= self.columns - taken
+        if count > MAX_ENUMERATED:
+            raise ValueError(f"{self!r} has {count} structures, too many to enumerate (limit {MAX_ENUMERATED})")
+        chosen = torch.zeros(1, 0, dtype=torch.int64)
+        for _ in range(self.rows):
+            options = torch.arange(self.columns).expand(len(chosen), -1)
+            free = (options[:, :, None] != chosen[:, None]).all(-1)
+            at, column = free.nonzero(as_tuple=True)
+            chosen = torch.cat([chosen[at], column[:, None]], 1)
+        return torch.nn.functional.one_hot(chosen, self.columns).double().flatten(1)

@@ -1,0 +1,151 @@
+"""Spanning trees of an undirected graph."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .base import MAX_ENUMERATED, Halfspaces, Polytope
+from .checks import check_count
+from .kbest import partition
+from .matroid import greedy
+
+# Every set of nodes is a halfspace.
+_MOST_NODES = 12
+
+
+class SpanningTree(Polytope):
+    """Spanning trees, as indicators of edges: D = number of edges. The bases of the graphic matroid.
+
+    Graphs that are parts of one graph go in one batch: edges that score `-inf` are not there, nor are nodes that have no other
+    edge. `mask` sets those scores.
+
+    Args:
+        edges: pairs of nodes, numbered from 0; there may be several between the same two.
+        nodes: V, at least 2; by default one more than the largest number.
+
+    Raises:
+        ValueError: an edge from a node to itself or to a node that is not there, or a graph in pieces, which has no tree.
+
+    >>> triangle = SpanningTree([(0, 1), (1, 2), (0, 2)])
+    >>> triangle.maximize(torch.tensor([[3.0, -1, 2]]))
+    tensor([[1., 0., 1.]])
+    """
+
+    takes_forbidden = True
+
+    def __init__(self, edges: Sequence[tuple[int, int]], nodes: int | None = None) -> None:
+        self.edges = tuple((int(one), int(other)) for one, other in edges)
+        if not self.edges:
+            raise ValueError("SpanningTree: edges must be one or more pairs of nodes, e.g. [(0, 1), (1, 2), (0, 2)]")
+        largest = max(map(max, self.edges))
+        self.nodes = check_count("SpanningTree: nodes", largest + 1 if nodes is None else nodes, 2)
+        for place, (one, other) in enumerate(self.edges):
+            if one == other or min(one, other) < 0 or max(one, other) >= self.nodes:
+                raise ValueError(
+                    f"SpanningTree: edge {place}, {(one, other)}, must join two different nodes of 0..{self.nodes - 1}"
+                )
+        self.dim = len(self.edges)
+        self._ends = torch.tensor(self.edges)  # [D, 2]
+        joined = int(self._forest(torch.zeros(1, self.dim)).sum())
+        if joined < self.nodes - 1:
+            raise ValueError(
+                f"SpanningTree: the graph has {self.nodes - joined} pieces, so it has no spanning tree; add edges between "
+                "them, or leave out nodes without edges"
+            )
+
+    def __repr__(self) -> str:
+        return f"SpanningTree({self.dim} edges, nodes={self.nodes})"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The heaviest tree, by Kruskal's algorithm (1956): D steps of O(V) for the whole batch. Ties: the lower edge first."""
+        present = self._present(scores)
+        chosen = self._forest(scores)
+        found = (chosen.sum(-1) == present.sum(-1) - 1)[:, None]
+        # A row without a structure answers with what is forbidden, by which solvers know it.
+        return torch.where(found, chosen, scores.isneginf()).to(scores)
+
+    def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best trees: k rounds of V - 1 maximisations a row."""
+        present = self._present(scores)
+        ends = self._ends.to(scores.device)
+        absent = ~present[:, ends].all(-1)  # [B, D]
+
+        def maximize(forced: Tensor) -> Tensor:
+            return self.maximize(forced.masked_fill(absent[:, None], -torch.inf).flatten(0, 1)).reshape(forced.shape)
+
+        vertices, valid = partition(maximize, scores, k, antichain=True)
+        some = present.any(-1, keepdim=True)
+        return vertices * some[..., None], valid & some
+
+    def mask(self, scores: Tensor, nodes: Tensor) -> Tensor:
+        """The scores [*B, D] of the graphs on some of the nodes, [*B, V] bool.
+
+        Raises:
+            ValueError: a graph has fewer than two nodes.
+        """
+        few = (nodes.sum(-1) < 2).nonzero()
+        if len(few):
+            place = tuple(few[0].tolist())
+            shown = place[0] if len(place) == 1 else place
+            raise ValueError(f"{self!r}: problem {shown} has {int(nodes[place].sum())} nodes, but needs at least 2")
+        ends = self._ends.to(scores.device)
+        return torch.where(nodes[..., ends].all(-1), scores, -torch.inf)
+
+    def halfspaces(self) -> Halfspaces:
+        """x >= 0, V - 1 edges, and within any set of nodes one less than it has (Edmonds 1971): 2^V rows, for V up to 12.
+
+        Raises:
+            ValueError: V is larger.
+        """
+        if self.nodes > _MOST_NODES:
+            raise ValueError(f"{self!r} has 2^{self.nodes} halfspaces, too many to list (limit V = {_MOST_NODES})")
+        sets = (torch.arange(1 << self.nodes)[:, None] >> torch.arange(self.nodes)) & 1
+        sets = sets[(sets.sum(-1) > 1) & (sets.sum(-1) < self.nodes)]
+        within = sets[:, self._ends].prod(-1).double()  # [sets, D]
+        identity = torch.eye(self.dim, dtype=torch.float64)
+        b_ub = torch.cat([torch.zeros(self.dim), sets.sum(-1) - 1]).double()
+        everything = torch.ones(1, self.dim, dtype=torch.float64)
+        total = torch.tensor([self.nodes - 1], dtype=torch.float64)
+        return Halfspaces(torch.cat([-identity, within]), b_ub, everything, total)
+
+    def vertices(self) -> Tensor:
+        """All trees, by trying every set of V - 1 edges.
+
+        Raises:
+            ValueError: there are more than `MAX_ENUMERATED` such sets.
+        """
+        count = math.comb(self.dim, self.nodes - 1)
+        if count > MAX_ENUMERATED:
+            raise ValueError(f"{self!r} has up to {count} structures, too many to enumerate (limit {MAX_ENUMERATED})")
+        sets = torch.tensor(list(combinations(range(self.dim), self.nodes - 1)))  # [C, V - 1]
+        # A set of V - 1 edges is a tree if its incidence matrix, without one node, has determinant +-1, and not 0.
+        incidence = torch.zeros(self.dim, self.nodes, dtype=torch.float64)
+        incidence.scatter_(1, self._ends, torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(self.dim, -1))
+        trees = sets[torch.linalg.det(incidence[sets][..., 1:]).abs() > 0.5]
+        return torch.zeros(len(trees), self.dim, dtype=torch.float64).scatter_(1, trees, 1)
+
+    def _present(self, scores: Tensor) -> Tensor:
+        """Nodes that have an edge, [B, V] bool."""
+        allowed = scores > -torch.inf
+        ends = self._ends.to(scores.device)
+        count = torch.zeros(len(scores), self.nodes, dtype=torch.int64, device=scores.device)
+        for side in range(2):
+            count = count.index_add(1, ends[:, side], allowed.to(torch.int64))
+        return count > 0
+
+    def _forest(self, scores: Tensor) -> Tensor:
+        """The heaviest forest with as few pieces as can be, [B, D] bool."""
+        ends = self._ends.to(scores.device)
+        piece = torch.arange(self.nodes, device=scores.device).expand(len(scores), -1)
+
+        def extends(chosen: Tensor, item: Tensor) -> Tensor:
+            nonlocal piece
+            one, other = piece.gather(1, ends[item]).unbind(-1)
+            # An edge that is not there comes last, when joining by it does no harm.
+            piece = torch.where(piece == other[:, None], one[:, None], piece)
+            return one != other
+
+        return greedy(scores, extends)

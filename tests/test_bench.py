@@ -1,0 +1,58 @@
+"""The benchmarks run and write what they say. How fast anything is, no test says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sparsemarg.experiments.bench.timing import Times, interleave
+from sparsemarg.experiments.cli import main
+
+
+def test_quick_benchmarks_write_a_page_and_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suites = ["sparsemax", "top-k", "structured", "decoder"]
+    assert main(["bench", *suites, "--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "torch softmax" in printed
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert {case["suite"] for case in record["cases"]} == set(suites)
+    assert all(seconds and min(seconds) > 0 for case in record["cases"] for seconds in case["seconds"].values())
+    page = (tmp_path / "BENCHMARKS.md").read_text()
+    for case in record["cases"]:
+        assert case["operation"] in page
+
+
+@pytest.mark.slow
+def test_memory_and_scaling(tmp_path: Path) -> None:
+    assert main(["bench", "memory", "scaling", "--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    memory = json.loads((tmp_path / "results.json").read_text())["peak_megabytes"]
+    assert set(memory) == {"ours", "plain torch"}
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_candidates_run_in_turn() -> None:
+    order: list[str] = []
+    times = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert {name: len(taken.seconds) for name, taken in times.items()} == {"a": 2, "b": 2}
+
+
+def test_medians_and_quartiles() -> None:
+    times = Times((5.0, 1.0, 2.0, 4.0, 3.0))
+    assert times.median == 3.0
+    assert times.quartiles == (2.0, 4.0)
+    assert Times((7.0,)).quartiles == (7.0, 7.0)
+
+
+def test_explain_says_which_path_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["bench", "--explain"]) == 0
+    assert "sparsemax: compiled kernel (Numba)" in capsys.readouterr().out
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert main(["bench", "--explain"]) == 0
+    assert "sparsemax: tensor operations" in capsys.readouterr().out
+
+
+def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "everything"]) == 2
+    assert "there is no suite 'everything'; the suites are 'sparsemax', 'top-k'" in capsys.readouterr().err
+    assert main(["bench", "--rounds", "0"]) == 2
+    assert "must be at least 1, not 0" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""The examples run, learn something, and draw."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sparsemarg.experiments.cli import main
+from sparsemarg.experiments.examples.command import EXAMPLES
+from sparsemarg.experiments.examples.windows import Windows
+from torch import Tensor
+
+
+def results_of(text: str) -> dict[str, float]:
+    lines = [line.rpartition(": ") for line in text.strip().splitlines()[:-1]]
+    return {name: float(value) for name, _, value in lines}
+
+
+# Steps of training, and what then is better than chance or than before, by a margin.
+EXPECTED = {
+    "windows": (150, lambda found: found["test accuracy"] > 0.6 and found["rows seen, of 8"] < 6),
+    "alignments": (
+        5,
+        lambda found: (
+            found["test accuracy, aligned, digits one row lower"] > 0.1 + found["test accuracy, rigid, digits one row lower"]
+        ),
+    ),
+    "pixels": (
+        200,
+        lambda found: (
+            found["test accuracy, 10 pixels by k-subset SparseMAP"]
+            > 0.05 + found["test accuracy, 10 pixels by chance (mean of 20)"]
+        ),
+    ),
+    "paths": (30, lambda found: found["regret after training"] < 0.5 * found["regret before training"]),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps, improved = EXPECTED[name]
+    assert main(["example", name, "--steps", str(steps), "--folder", str(tmp_path)]) == 0
+    found = results_of(capsys.readouterr().out)
+    assert improved(found), found
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_windows_are_runs_of_rows() -> None:
+    scores = torch.tensor([[-1.0, 2, -0.5, 1, -3, 2.4], [-3, -2, -1, -2, -3, -4]])
+    expected: Tensor = torch.tensor([[0.0, 1, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0]])
+    assert torch.equal(Windows(6).maximize(scores), expected)
+
+
+def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["example", "tetris"]) == 2
+    assert "'alignments'" in capsys.readouterr().err
+    assert main(["example", "paths", "--steps", "0"]) == 2
+    assert "--steps must be at least 1, not 0" in capsys.readouterr().err

@@ -1,0 +1,288 @@
+"""Spanning trees and matroids. Truth is every set of edges (items) for which the definition, written in Python, holds."""
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from cases import projection
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+from sparsemarg.layers.functional import sparsemap
+from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, topk
+from sparsemarg.verification import parametrize_with_checks
+from torch import Tensor
+
+GRAPHS: dict[str, list[tuple[int, int]]] = {
+    "one edge": [(0, 1)],
+    "triangle": [(0, 1), (1, 2), (0, 2)],
+    "parallel": [(0, 1), (1, 0), (1, 2)],
+    "path": [(0, 1), (1, 2), (2, 3)],
+    "complete": list(itertools.combinations(range(4), 2)),
+    "wheel": [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)],
+}
+
+# Vectors in a plane and a space: independent sets are linearly independent ones. The fourth is zero, the sixth is the first.
+VECTORS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]], dtype=torch.float64)
+
+
+def linear(sets: Tensor) -> Tensor:
+    ranks = torch.linalg.matrix_rank(VECTORS * sets[..., None])
+    return ranks == sets.sum(-1)
+
+
+def at_most_two(sets: Tensor) -> Tensor:
+    return sets.sum(-1) <= 2
+
+
+def one_of_each(sets: Tensor) -> Tensor:
+    return (sets[:, :2].sum(-1) <= 1) & (sets[:, 2:].sum(-1) <= 1)
+
+
+def nothing(sets: Tensor) -> Tensor:
+    return ~sets.any(-1)
+
+
+CASES: dict[str, Callable[[], Polytope]] = {
+    **{name: (lambda edges=edges: SpanningTree(edges)) for name, edges in GRAPHS.items()},
+    "linear": lambda: Matroid(6, linear),
+    "linear, independent": lambda: Matroid(6, linear, bases=False),
+    "uniform": lambda: Matroid(5, at_most_two),
+    "uniform, independent": lambda: Matroid(5, at_most_two, bases=False),
+    "partition": lambda: Matroid(5, one_of_each),
+    "only the empty set": lambda: Matroid(3, nothing),
+}
+
+
+def connects(edges: list[tuple[int, int]], chosen: list[int], nodes: set[int]) -> bool:
+    reached = {min(nodes)}
+    for _ in nodes:
+        for place in chosen:
+            if reached & set(edges[place]):
+                reached |= set(edges[place])
+    return reached == nodes
+
+
+@cache
+def case(name: str) -> tuple[Polytope, Tensor]:
+    polytope = CASES[name]()
+    if isinstance(polytope, SpanningTree):
+        edges, nodes = list(polytope.edges), set(range(polytope.nodes))
+        kept = [
+            chosen
+            for chosen in itertools.combinations(range(len(edges)), len(nodes) - 1)
+            if connects(edges, list(chosen), nodes)
+        ]
+    else:
+        holds = {"linear": linear, "uniform": at_most_two, "partition": one_of_each, "only the empty set": nothing}
+        rule = holds[name.split(",")[0]]
+        kept = []
+        for size in range(polytope.dim + 1):
+            for chosen in itertools.combinations(range(polytope.dim), size):
+                bits = torch.zeros(1, polytope.dim, dtype=torch.bool)
+                bits[0, list(chosen)] = True
+                if bool(rule(bits)):
+                    kept.append(chosen)
+        if "independent" not in name:
+            kept = [chosen for chosen in kept if len(chosen) == max(map(len, kept))]
+    structures = torch.zeros(len(kept), polytope.dim, dtype=torch.float64)
+    for row, chosen in enumerate(kept):
+        structures[row, list(chosen)] = 1
+    return polytope, structures
+
+
+def scores_of(polytope: Polytope, rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def as_set(rows: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in rows.tolist()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vertices_and_maximize(name: str) -> None:
+    polytope, structures = case(name)
+    listed = polytope.vertices()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(listed) == len(structures)
+    assert as_set(listed) == as_set(structures)
+    for dtype in (torch.float32, torch.float64):
+        scores = scores_of(polytope, 100).to(dtype)
+        found = polytope.maximize(scores)
+        assert found.dtype == dtype
+        assert torch.equal(found.double(), structures[(scores.double() @ structures.T).argmax(-1)])
+    for scores in (scores_of(polytope, 50).round(), torch.zeros(2, polytope.dim, dtype=torch.float64)):
+        found = polytope.maximize(scores)
+        assert as_set(found) <= as_set(structures)
+        assert torch.equal((found * scores).sum(-1), (scores @ structures.T).amax(-1))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("k", [1, 5, 50])
+def test_k_best(name: str, k: int) -> None:
+    polytope, structures = case(name)
+    count = min(k, len(structures))
+    for scores in (scores_of(polytope, 8), scores_of(polytope, 8).round()):
+        found, valid = topk(polytope, scores, k)
+        assert torch.equal(valid, (torch.arange(k) < count).expand(8, -1))
+        totals = (found[:, :count] * scores[:, None]).sum(-1)
+        wanted = (scores @ structures.T).sort(-1, descending=True).values[:, :count]
+        torch.testing.assert_close(totals, wanted, rtol=0, atol=1e-12)
+        assert all(len(as_set(row[:count])) == count and as_set(row[:count]) <= as_set(structures) for row in found)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forbidden_items(name: str) -> None:
+    """Rows of random `-inf` give what the allowed structures alone give; rows that allow none are refused by number."""
+    polytope, structures = case(name)
+    blocked = torch.rand(40, polytope.dim, generator=torch.Generator().manual_seed(2)) < 0.3
+    scores = scores_of(polytope, 40).masked_fill(blocked, -torch.inf)
+    for row in range(40):
+        if isinstance(polytope, SpanningTree) and len(present(polytope, blocked[row])) < polytope.nodes:
+            continue  # a smaller graph: see below
+        one = scores[row : row + 1]
+        allowed = structures[~((structures != 0) & blocked[row]).any(-1)]
+        if len(allowed) == 0:
+            with pytest.raises(ValueError, match="row 0 allows no structure"):
+                sparsemap(one, polytope)
+            assert not topk(polytope, one, 2)[1].any()
+            continue
+        finite = torch.where(blocked[row], 0, scores[row])
+        assert torch.equal(polytope.maximize(one)[0], allowed[(allowed @ finite).argmax()])
+        found, valid = topk(polytope, one, 4)
+        assert int(valid.sum()) == min(4, len(allowed))
+        totals = (allowed @ finite).sort(descending=True).values[:4]
+        torch.testing.assert_close(found[0][valid[0]] @ finite, totals, rtol=0, atol=1e-12)
+        torch.testing.assert_close(sparsemap(one, polytope).mean(), projection(allowed, finite[None]), rtol=0, atol=1e-8)
+
+
+def present(polytope: SpanningTree, blocked: Tensor) -> set[int]:
+    return {node for edge, shut in zip(polytope.edges, blocked.tolist(), strict=True) if not shut for node in edge}
+
+
+def test_everything_forbidden_is_refused() -> None:
+    for name in ("triangle", "uniform"):
+        polytope = CASES[name]()
+        scores = torch.zeros(2, polytope.dim)
+        scores[1] = -torch.inf
+        with pytest.raises(ValueError, match="row 1 allows no structure"):
+            sparsemap(scores, polytope)
+        assert not topk(polytope, scores, 2)[1][1].any()
+
+
+def test_mixed_graphs_give_what_each_gives_alone() -> None:
+    """One by one the same bits; as a graph of its own the same best, k best and mean."""
+    edges = GRAPHS["wheel"]
+    large = SpanningTree(edges)
+    kept = [{0, 1, 2, 3, 4}, {0, 1}, {0, 1, 2}, {1, 2, 3, 4}, {0, 2, 3, 4}, {1, 4}]
+    nodes = torch.tensor([[node in some for node in range(5)] for some in kept])
+    scores = large.mask(scores_of(large, 6), nodes)
+    together = sparsemap(scores, large)
+    best, (kbest, valid) = large.maximize(scores), large.topk(scores, 5)
+    for row, some in enumerate(kept):
+        one = scores[row : row + 1]
+        alone, mine = sparsemap(one, large), together.row == row
+        assert torch.equal(alone.atoms, together.atoms[mine])
+        torch.testing.assert_close(alone.probs, together.probs[mine], rtol=0, atol=1e-14)
+        assert torch.equal(large.maximize(one)[0], best[row])
+        assert torch.equal(large.topk(one, 5)[0][0], kbest[row])
+        inside = [place for place, edge in enumerate(edges) if set(edge) <= some]
+        number = {node: place for place, node in enumerate(sorted(some))}
+        small = SpanningTree([(number[edges[place][0]], number[edges[place][1]]) for place in inside])
+        own = scores[row, inside][None]
+        assert torch.equal(small.maximize(own)[0], best[row, inside])
+        assert int(best[row].sum()) == len(some) - 1
+        listed, exists = small.topk(own, 5)
+        assert torch.equal(exists[0], valid[row])
+        assert torch.equal(listed[0], kbest[row][:, inside])
+        torch.testing.assert_close(sparsemap(own, small).mean()[0], together.mean()[row, inside], rtol=0, atol=1e-8)
+
+
+def test_a_larger_graph_by_scipy() -> None:
+    edges = list(itertools.combinations(range(30), 2))
+    polytope = SpanningTree(edges)
+    scores = 1 + torch.rand(5, len(edges), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = polytope.maximize(scores)
+    ends = torch.tensor(edges).T.numpy()
+    for row in range(5):
+        lightest = minimum_spanning_tree(coo_array((3 - scores[row].numpy(), (ends[0], ends[1])), shape=(30, 30)))
+        assert int(found[row].sum()) == 29
+        torch.testing.assert_close(float(found[row] @ scores[row]), 3 * 29 - float(lightest.sum()))
+
+
+def test_known_matroids() -> None:
+    scores = scores_of(Budget(5, 2), 50)
+    assert torch.equal(Matroid(5, at_most_two).maximize(scores), Budget(5, 2, exactly=True).maximize(scores))
+    assert torch.equal(Matroid(5, at_most_two, bases=False).maximize(scores), Budget(5, 2).maximize(scores))
+    product = Product(Simplex(2), Simplex(3))
+    assert torch.equal(Matroid(5, one_of_each).maximize(scores), product.maximize(scores))
+    graphic = SpanningTree(GRAPHS["wheel"])
+    incidence = torch.zeros(8, 5, dtype=torch.float64)
+    for place, (one, other) in enumerate(graphic.edges):
+        incidence[place, one], incidence[place, other] = 1, -1
+    same = Matroid(8, lambda sets: torch.linalg.matrix_rank(incidence * sets[..., None]) == sets.sum(-1))
+    assert same.rank == 4
+    scores = scores_of(graphic, 50)
+    assert torch.equal(same.maximize(scores), graphic.maximize(scores))
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: SpanningTree([]), "edges must be one or more pairs"),
+        (lambda: SpanningTree([(0, 1), (2, 2)]), r"edge 1, \(2, 2\), must join two different nodes of 0..2"),
+        (lambda: SpanningTree([(0, 1), (1, 5)], 3), r"edge 1, \(1, 5\), must join two different nodes of 0..2"),
+        (lambda: SpanningTree([(0, 1), (2, 3)]), "the graph has 2 pieces, so it has no spanning tree"),
+        (lambda: SpanningTree([(0, 1)], 3), "the graph has 2 pieces"),
+        (
+            lambda: SpanningTree([(0, 1)]).mask(torch.zeros(2, 1), torch.tensor([[True, True], [True, False]])),
+            "problem 1 has 1 nodes, but needs at least 2",
+        ),
+        (lambda: SpanningTree(list(itertools.combinations(range(13), 2))).halfspaces(), r"2\^13 halfspaces, too many"),
+        (lambda: SpanningTree(list(itertools.combinations(range(13), 2))).vertices(), "too many to enumerate"),
+        (lambda: Matroid(3, lambda sets: sets.any(-1)), "not even the empty set is independent"),
+        (lambda: Matroid(3, lambda sets: sets.sum(-1)), r"\[B\] bool; it returned torch.int64 \[1\]"),
+        (lambda: Matroid(3, lambda sets: True), r"\[B\] bool; it returned bool"),  # pyright: ignore[reportArgumentType]
+        (lambda: Matroid(0, at_most_two), "Matroid: dim must be at least 1, not 0"),
+        (lambda: Matroid(13, at_most_two).halfspaces(), r"2\^13 halfspaces, too many"),
+        (lambda: Matroid(21, at_most_two).vertices(), r"2\^21 structures are too many"),
+    ],
+)
+def test_bad_input_is_refused(act: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3,), (2, 2, 3)])
+@pytest.mark.parametrize("name", ["triangle", "only the empty set"])
+def test_any_batch(name: str, shape: tuple[int, ...]) -> None:
+    polytope = CASES[name]()
+    assert sparsemap(torch.randn(shape), polytope).mean().shape == shape
+    assert topk(polytope, torch.randn(shape), 2)[0].shape == (*shape[:-1], 2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wheel", "linear"])
+def test_sparsemap_on_random_problems(name: str) -> None:
+    """500 problems: at most D + 1 atoms, certified."""
+    polytope = CASES[name]()
+    scores = scores_of(polytope, 500)
+    found = sparsemap(scores, polytope)
+    assert bool(found.stats.converged.all())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    assert int(found.support_size().max()) <= polytope.dim + 1
+    residual = scores - found.mean()
+    gap = ((polytope.maximize(residual) - found.mean()) * residual).sum(-1)
+    assert float(gap.max()) < 5e-9
+
+
+VERIFIED = [CASES[name]() for name in ("triangle", "complete", "linear, independent", "partition")]
+
+
+@parametrize_with_checks(VERIFIED, batch=2)
+def test_verification(check: Callable[[], None]) -> None:
+    check()
+
+
+@parametrize_with_checks([VERIFIED[0], VERIFIED[3]], batch=2, skip=["by cvxpy"], dtype=torch.float32)
+def test_verification_float32(check: Callable[[], None]) -> None:
+    check()

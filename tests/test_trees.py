@@ -1,0 +1,357 @@
+"""Non-projective dependency trees. Truth: every choice of heads without a cycle, softmax over those, integer programmes."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from cases import dependency_trees
+from scipy.optimize import linprog
+from sparsemarg.layers.functional import sparsemap
+from sparsemarg.oracles import Arborescence, ProjectiveTree, topk
+from sparsemarg.verification import parametrize_with_checks
+from torch import Tensor
+
+SIZES = [(1, False), (1, True), (2, True), (3, False), (4, False), (4, True), (5, False)]
+
+
+@cache
+def case(words: int, single_root: bool) -> tuple[Arborescence, Tensor]:
+    structures = dependency_trees(words, projective=False, single_root=single_root)
+    return Arborescence(words, single_root=single_root), structures
+
+
+def scores_of(polytope: Arborescence, rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def as_set(rows: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in rows.tolist()}
+
+
+@pytest.mark.parametrize(("words", "single_root"), SIZES)
+def test_vertices_and_maximize(words: int, single_root: bool) -> None:
+    polytope, structures = case(words, single_root)
+    listed = polytope.vertices()
+    assert len(listed) == len(structures) == (words ** (words - 1) if single_root else (words + 1) ** (words - 1))
+    assert as_set(listed) == as_set(structures)
+    for dtype in (torch.float32, torch.float64):
+        scores = scores_of(polytope, 300).to(dtype)
+        found = polytope.maximize(scores)
+        assert found.dtype == dtype
+        assert torch.equal(found.double(), structures[(scores.double() @ structures.T).argmax(-1)])
+    for scores in (scores_of(polytope, 100).round(), torch.zeros(3, polytope.dim), 1e8 * scores_of(polytope, 100)):
+        found = polytope.maximize(scores.double())
+        assert as_set(found) <= as_set(structures)
+        best = (scores.double() @ structures.T).amax(-1)
+        torch.testing.assert_close((found * scores).sum(-1), best, rtol=1e-14, atol=1e-12)
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_maximize_of_long_sentences(single_root: bool) -> None:
+    """25 words, by scores that make long chains of nested cycles, too: no tree weighs more, by an integer programme."""
+    words = 25
+    polytope = Arborescence(words, single_root=single_root)
+    generator = torch.Generator().manual_seed(1)
+    random = torch.randn(2, words + 1, words + 1, dtype=torch.float64, generator=generator)
+    step = torch.arange(words + 1)
+    nested = -(step[:, None] - step).abs().double() - 20.0 * (step == 0)[:, None] + 0.01 * random[:1]
+    scores = polytope.scores(torch.cat([random, nested, (2 * random[:1]).round()]))
+    found = polytope.maximize(scores)
+    for row in range(len(scores)):
+        assert is_tree(polytope, found[row])
+        assert abs(float(found[row] @ scores[row]) - heaviest_by_flow(polytope, scores[row])) < 1e-6
+
+
+def is_tree(polytope: Arborescence, structure: Tensor) -> bool:
+    heads = [0, *polytope.heads(structure).tolist()]
+    for word in range(1, polytope.words + 1):
+        steps = 0
+        while word != 0 and steps <= polytope.words:
+            word, steps = heads[word], steps + 1
+        if word != 0:
+            return False
+    return int(structure.sum()) == polytope.words and (not polytope.single_root or heads[1:].count(0) == 1)
+
+
+def heaviest_by_flow(polytope: Arborescence, scores: Tensor) -> float:
+    """Max <x, scores>, one arc into each word, over arcs on which a flow from the root to all words fits (Gavish 1982)."""
+    words, arcs = polytope.words, polytope.arcs
+    ends = list(zip(arcs.heads.tolist(), arcs.modifiers.tolist(), strict=True))
+    count = len(ends)
+    conserve = np.zeros((words, 2 * count))
+    into = np.zeros((words, 2 * count))
+    for place, (head, word) in enumerate(ends):
+        conserve[word - 1, count + place] += 1
+        if head:
+            conserve[head - 1, count + place] -= 1
+        into[word - 1, place] = 1
+    equal = [conserve, into]
+    if polytope.single_root:
+        equal.append(np.array([[float(head == 0) for head, _ in ends] + [0.0] * count]))
+    a_eq = np.concatenate(equal)
+    capacity = np.concatenate([-words * np.eye(count), np.eye(count)], 1)
+    found = linprog(
+        np.concatenate([-scores.numpy(), np.zeros(count)]),
+        A_ub=capacity,
+        b_ub=np.zeros(count),
+        A_eq=a_eq,
+        b_eq=np.ones(len(a_eq)),
+        bounds=[(0, 1)] * count + [(0, words)] * count,
+        integrality=np.concatenate([np.ones(count), np.zeros(count)]),
+        options={"mip_rel_gap": 0.0},
+    )
+    return -float(found.fun)
+
+
+@pytest.mark.parametrize(("words", "single_root"), SIZES)
+@pytest.mark.parametrize("k", [1, 6, 130])
+def test_k_best(words: int, single_root: bool, k: int) -> None:
+    """Totals against sorting all; distinct; rounded scores make most of them tie."""
+    polytope, structures = case(words, single_root)
+    count = min(k, len(structures))
+    for scores in (scores_of(polytope, 6), scores_of(polytope, 6).round()):
+        found, valid = topk(polytope, scores, k)
+        assert torch.equal(valid, (torch.arange(k) < count).expand(6, -1))
+        totals = (found[:, :count] * scores[:, None]).sum(-1)
+        wanted = (scores @ structures.T).sort(-1, descending=True).values[:, :count]
+        torch.testing.assert_close(totals, wanted, rtol=0, atol=1e-12)
+        assert all(len(as_set(row[:count])) == count and as_set(row[:count]) <= as_set(structures) for row in found)
+
+
+@pytest.mark.parametrize(("words", "single_root"), SIZES)
+def test_gibbs(words: int, single_root: bool) -> None:
+    """log p, entropy, marginals and their gradients against a softmax over all trees."""
+    polytope, structures = case(words, single_root)
+    scores = scores_of(polytope, 7).mul(2).requires_grad_()
+    logs = (scores @ structures.T).log_softmax(-1)
+    probs = logs.exp()
+    gibbs = polytope.gibbs(scores)
+    torch.testing.assert_close(gibbs.log_prob(structures[:, None].expand(-1, 7, -1)).T, logs, rtol=0, atol=1e-10)
+    entropy = -(probs * logs).sum(-1)
+    torch.testing.assert_close(gibbs.entropy(), entropy, rtol=0, atol=1e-10)
+    if words > 1:
+        found, expected = (torch.autograd.grad(x.sum(), scores, retain_graph=True)[0] for x in (gibbs.entropy(), entropy))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    mean = probs @ structures
+    torch.testing.assert_close(gibbs.marginals(), mean, rtol=0, atol=1e-10)
+    weights = scores_of(polytope, 7, seed=5)
+    found, expected = (
+        torch.autograd.grad((x * weights).sum(), scores, retain_graph=True)[0] for x in (gibbs.marginals(), mean)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    total = torch.autograd.grad(gibbs.log_prob(structures[:1].expand(7, -1)).sum(), scores)[0]
+    torch.testing.assert_close(total, structures[:1] - mean, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_gibbs_of_very_unequal_scores(single_root: bool) -> None:
+    """Scores of size 100: determinants of the Laplacian have no correct digit there."""
+    polytope, structures = case(4, single_root)
+    scores = 100 * scores_of(polytope, 20)
+    matrix = polytope.arcs.matrix(scores)
+    matrix[:10, 0] -= 300  # hardly an arc from the root
+    scores = polytope.scores(matrix)
+    logs = (scores @ structures.T).log_softmax(-1)
+    gibbs = polytope.gibbs(scores)
+    torch.testing.assert_close(gibbs.log_prob(structures[:, None].expand(-1, 20, -1)).T, logs, rtol=1e-13, atol=1e-10)
+    torch.testing.assert_close(gibbs.marginals(), logs.exp() @ structures, rtol=0, atol=1e-10)
+    torch.testing.assert_close(gibbs.entropy(), torch.special.entr(logs.exp()).sum(-1), rtol=0, atol=1e-10)
+    drawn = gibbs.sample((5,), torch.Generator().manual_seed(0))
+    assert bool((gibbs.log_prob(drawn) > -60).all())
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_gibbs_of_long_sentences(single_root: bool) -> None:
+    """20 words: the normaliser is the determinant of the Laplacian (for a single root, that of Koo et al. 2007)."""
+    polytope = Arborescence(20, single_root=single_root)
+    scores = scores_of(polytope, 4)
+    weights = polytope.arcs.matrix(scores).exp()
+    weights.diagonal(dim1=-2, dim2=-1)[:] = 0
+    inner, root = weights[:, 1:, 1:], weights[:, 0, 1:]
+    laplacian = torch.diag_embed(inner.sum(-2) + (0 if single_root else root)) - inner
+    if single_root:
+        laplacian[:, 0] = root
+    gibbs = polytope.gibbs(scores)
+    best = polytope.maximize(scores)
+    total = (best * scores).sum(-1) - gibbs.log_prob(best)
+    torch.testing.assert_close(total, torch.linalg.slogdet(laplacian).logabsdet, rtol=0, atol=1e-10)
+    drawn = gibbs.sample((5,), torch.Generator().manual_seed(0))
+    assert all(is_tree(polytope, tree) for tree in drawn.flatten(0, 1))
+
+
+def test_gibbs_is_minus_infinity_off_the_set() -> None:
+    gibbs = Arborescence(3, single_root=True).gibbs(torch.zeros(9))
+    arcs = Arborescence(3).arcs
+    cycle, two_roots = arcs.structures(torch.tensor([2, 1, 0])), arcs.structures(torch.tensor([0, 0, 1]))
+    tree = arcs.structures(torch.tensor([0, 1, 1]))
+    for structure in (cycle, two_roots, torch.zeros(9), torch.ones(9), torch.full((9,), 0.5), 2 * tree):
+        assert float(gibbs.log_prob(structure)) == -torch.inf
+    assert float(gibbs.log_prob(tree)) > -torch.inf
+
+
+@pytest.mark.parametrize(("words", "single_root"), [(3, False), (4, True), (4, False)])
+def test_samples_follow_the_distribution(words: int, single_root: bool) -> None:
+    """Each tree's frequency within 5 standard errors."""
+    polytope, structures = case(words, single_root)
+    scores = scores_of(polytope, 2, seed=3)
+    probs = (scores @ structures.T).softmax(-1)
+    count = 20_000
+    drawn = polytope.gibbs(scores).sample((count,), torch.Generator().manual_seed(0))
+    assert drawn.shape == (count, 2, polytope.dim)
+    key = scores_of(polytope, 1, seed=1)[0]
+    for row in range(2):
+        match = ((drawn[:, row] @ key)[:, None] - structures @ key).abs() < 1e-9
+        assert bool((match.sum(1) == 1).all())
+        error = (match.double().mean(0) - probs[row]).abs() / (probs[row] * (1 - probs[row]) / count + 1e-9).sqrt()
+        assert float(error.max()) < 5
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_forbidden_arcs(single_root: bool) -> None:
+    """Rows of random `-inf` give what the allowed trees alone give; rows that allow none are refused by number."""
+    polytope, structures = case(4, single_root)
+    blocked = torch.rand(120, 16, generator=torch.Generator().manual_seed(2)) < 0.4
+    blocked &= ~blocked.unflatten(-1, (4, 4)).all(-1).any(-1)[:, None]  # those end the sentence: see below
+    scores = scores_of(polytope, 120).masked_fill(blocked, -torch.inf)
+    allowed = ~((structures[None] != 0) & blocked[:, None]).any(-1)
+    some = allowed.any(-1)
+    assert 30 < int(some.sum()) < 120
+    finite = torch.where(blocked, 0, scores)[some]
+    logits = (finite @ structures.T).masked_fill(~allowed[some], -torch.inf)
+    assert torch.equal(polytope.maximize(scores[some]), structures[logits.argmax(-1)])
+    found, valid = topk(polytope, scores[some], 8)
+    assert torch.equal(valid.sum(-1), allowed[some].sum(-1).clamp(max=8))
+    totals = (found * finite[:, None]).sum(-1).masked_fill(~valid, -torch.inf)
+    torch.testing.assert_close(totals, logits.sort(-1, descending=True).values[:, :8], rtol=0, atol=1e-12)
+    gibbs, probs = polytope.gibbs(scores[some]), logits.softmax(-1)
+    torch.testing.assert_close(gibbs.entropy(), torch.special.entr(probs).sum(-1), rtol=0, atol=1e-10)
+    log_prob = gibbs.log_prob(structures[:, None].expand(-1, int(some.sum()), -1)).T
+    torch.testing.assert_close(log_prob, logits.log_softmax(-1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(gibbs.marginals(), probs @ structures, rtol=0, atol=1e-10)
+    drawn = gibbs.sample((20,), torch.Generator().manual_seed(1))
+    assert bool((gibbs.log_prob(drawn) > -torch.inf).all())
+    for row in (~some).nonzero()[:5, 0].tolist():
+        for ask in (polytope.gibbs, lambda s: sparsemap(s, polytope)):
+            with pytest.raises(ValueError, match="row 0 allows no structure"):
+                ask(scores[row : row + 1])
+
+
+def test_nothing_at_all_is_refused() -> None:
+    polytope = Arborescence(3)
+    scores = torch.zeros(2, 9)
+    scores[1] = -torch.inf
+    for ask in (polytope.gibbs, lambda s: sparsemap(s, polytope)):
+        with pytest.raises(ValueError, match="row 1 allows no structure"):
+            ask(scores)
+    assert not topk(polytope, scores, 2)[1][1].any()
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_mixed_sizes_give_what_each_gives_alone(single_root: bool) -> None:
+    """One by one the same trees, probabilities to the last bits; as sentences of their own length the same, too."""
+    large = Arborescence(5, single_root=single_root)
+    lengths = torch.tensor([5, 1, 3, 2, 4, 5, 1, 3])
+    scores = large.mask(scores_of(large, 8), lengths)
+    together = sparsemap(scores, large)
+    best, (kbest, valid), gibbs = large.maximize(scores), large.topk(scores, 6), large.gibbs(scores)
+    entropy, mean, drawn = gibbs.entropy(), gibbs.marginals(), gibbs.sample((50,), torch.Generator().manual_seed(0))
+    assert torch.equal((large.heads(drawn) >= 0).sum(-1), lengths.expand(50, -1))
+    for row, length in enumerate(lengths.tolist()):
+        alone, mine = sparsemap(scores[row : row + 1], large), together.row == row
+        assert torch.equal(alone.atoms, together.atoms[mine])
+        torch.testing.assert_close(alone.probs, together.probs[mine], rtol=0, atol=1e-14)
+        one = scores[row : row + 1]
+        assert torch.equal(large.maximize(one)[0], best[row])
+        assert torch.equal(large.topk(one, 6)[0][0], kbest[row])
+        torch.testing.assert_close(large.gibbs(one).entropy()[0], entropy[row], rtol=0, atol=1e-14)
+        torch.testing.assert_close(large.gibbs(one).marginals()[0], mean[row], rtol=0, atol=1e-14)
+
+        small = Arborescence(length, single_root=single_root)
+
+        def embedded(structures: Tensor, small: Arborescence = small) -> Tensor:
+            pad = large.words - small.words
+            return large.scores(torch.nn.functional.pad(small.arcs.matrix(structures), (0, pad, 0, pad)))
+
+        own = small.scores(large.arcs.matrix(one)[:, : length + 1, : length + 1])
+        assert torch.equal(embedded(small.maximize(own))[0], best[row])
+        listed, exists = small.topk(own, 6)
+        assert torch.equal(exists[0], valid[row])
+        assert torch.equal(embedded(listed[0]), kbest[row])
+        torch.testing.assert_close(small.gibbs(own).entropy()[0], entropy[row], rtol=0, atol=1e-10)
+        torch.testing.assert_close(embedded(small.gibbs(own).marginals())[0], mean[row], rtol=0, atol=1e-10)
+        torch.testing.assert_close(embedded(sparsemap(own, small).mean())[0], together.mean()[row], rtol=0, atol=1e-8)
+
+
+def test_takes_the_coordinates_of_projective_trees() -> None:
+    """One mask, one layout; and of all trees the best is no worse than the best projective one."""
+    crossing, nested = Arborescence(5), ProjectiveTree(5)
+    scores, lengths = scores_of(crossing, 40), torch.arange(40) % 5 + 1
+    masked = crossing.mask(scores, lengths)
+    assert torch.equal(masked, nested.mask(scores, lengths))
+    finite = torch.where(masked.isneginf(), 0, masked)
+    all_trees, projective = crossing.maximize(masked), nested.maximize(masked)
+    assert torch.equal((crossing.heads(all_trees) >= 0).sum(-1), lengths)
+    assert bool(((all_trees * finite).sum(-1) >= (projective * finite).sum(-1) - 1e-12).all())
+    assert bool((crossing.gibbs(masked).log_prob(projective) > -torch.inf).all())
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (9,), (2, 3, 9)])
+def test_any_batch(shape: tuple[int, ...]) -> None:
+    polytope = Arborescence(3)
+    assert sparsemap(torch.randn(shape), polytope).mean().shape == shape
+    vertices, valid = topk(polytope, torch.randn(shape), 2)
+    assert vertices.shape == (*shape[:-1], 2, 9)
+    assert valid.shape == (*shape[:-1], 2)
+    gibbs = polytope.gibbs(torch.randn(shape))
+    assert gibbs.marginals().shape == shape
+    assert gibbs.sample((4,)).shape == (4, *shape)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: Arborescence(0), "Arborescence: words must be at least 1, not 0"),
+        (lambda: Arborescence(3).mask(torch.zeros(2, 9), torch.tensor([3, 4])), "but that of problem 1 is 4"),
+        (lambda: Arborescence(3).mask(torch.zeros(2, 9), torch.tensor([0, 3])), "but that of problem 0 is 0"),
+        (lambda: Arborescence(9).vertices(), "has up to 1000000000 structures, too many to enumerate"),
+        (lambda: Arborescence(11).halfspaces(), r"has 2\^11 halfspaces, too many to list"),
+        (lambda: Arborescence(2).gibbs(torch.zeros(3, 5)), "scores has 5 columns"),
+    ],
+)
+def test_bad_input_is_refused(act: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("polytope", [Arborescence(5), Arborescence(5, single_root=True)], ids=repr)
+def test_sparsemap_on_random_problems(polytope: Arborescence) -> None:
+    """500 problems: at most D + 1 atoms, certified, and the gradient of an expectation by central differences."""
+    scores = scores_of(polytope, 500)
+    found = sparsemap(scores, polytope)
+    assert bool(found.stats.converged.all())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    assert int(found.support_size().max()) <= polytope.dim + 1
+    residual = scores - found.mean()
+    gap = ((polytope.maximize(residual) - found.mean()) * residual).sum(-1)
+    assert float(gap.max()) < 5e-9
+    theta = torch.randn(polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+    def expectation(scores: Tensor) -> Tensor:
+        return sparsemap(scores, polytope).expectation(lambda atoms, row: (atoms @ theta).sin())
+
+    assert torch.autograd.gradcheck(expectation, scores_of(polytope, 3, seed=4).requires_grad_(), eps=1e-6, atol=1e-5)
+
+
+VERIFIED = [Arborescence(3), Arborescence(3, single_root=True), Arborescence(1)]
+
+
+@parametrize_with_checks(VERIFIED, batch=2)
+def test_verification(check: Callable[[], None]) -> None:
+    check()
+
+
+@parametrize_with_checks(VERIFIED[:2], batch=2, skip=["by cvxpy"], dtype=torch.float32)
+def test_verification_float32(check: Callable[[], None]) -> None:
+    check()
