@@ -2,6 +2,7 @@
 
 from .losses import sparsemap_loss as sparsemap_loss
 from .losses import sparsemax_loss as sparsemax_loss
+from .lp_sparsemap import lp_sparsemap as lp_sparsemap
 from .refit import refit as refit
 from .sparsemap import sparsemap as sparsemap
 from .sparsemap import sparsemap_marginals as sparsemap_marginals

@@ -3,16 +3,17 @@
     L(t; y) = max_{mu in P} (<t, mu> - 1/2 ||mu||^2) + 1/2 ||y||^2 - <t, y>  =  <t, mu* - y> - 1/2 ||mu*||^2 + 1/2 ||y||^2
 
 with mu* the projection of t on the polytope P (Blondel, Martins and Niculae 2020). It is zero exactly if mu* = y, and its
-gradient in t is mu* - y.
+gradient in t is mu* - y. Where only the coordinates R of a polytope are regularised, 1/2 ||.||^2 is of those; the loss is
+then zero exactly if y too is a maximiser.
 """
 
 import torch
 from torch import Tensor, nn
 
-from ..oracles import Polytope
+from ..oracles import Parts, Polytope
 from ..oracles.checks import check_dimension
 from .solvers.base import Solver
-from .sparsemap import Coding, sparsemap_marginals
+from .sparsemap import Coding, coded, sparsemap_marginals
 from .sparsemax import sparsemax
 
 
@@ -58,8 +59,8 @@ def sparsemap_loss(
     if target.shape != scores.shape:
         raise ValueError(f"sparsemap_loss needs one target [*B, D] = {list(scores.shape)} a row, not {list(target.shape)}")
     mean = sparsemap_marginals(scores, polytope, coding=coding, solver=solver, check=check)
-    projected = scores if coding == "bits" else (1 + scores) / 2
-    return _fenchel_young(projected, mean, target.to(scores.dtype))
+    parts = Parts.of(polytope, scores.device)
+    return _fenchel_young(coded(scores, polytope, coding), mean, target.to(scores.dtype), parts)
 
 
 class SparsemaxLoss(nn.Module):
@@ -91,11 +92,13 @@ class SparseMAPLoss(nn.Module):
         return f"{self.polytope}, coding={self.coding!r}, solver={self.solver}"
 
 
-def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor) -> Tensor:
+def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor, parts: Parts | None = None) -> Tensor:
     # mu* is not detached: its own derivative meets t - mu*, which is orthogonal to every direction in which mu* can move, so
     # the gradient is mu* - y and the second derivative is that of mu*.
     finite = torch.where(scores.isneginf(), 0, scores)
-    loss = (finite * (mean - target)).sum(-1) - (mean.square().sum(-1) - target.square().sum(-1)) / 2
+    bent = mean.square() - target.square()
+    bent = bent if parts is None else bent[..., parts.regularized]
+    loss = (finite * (mean - target)).sum(-1) - bent.sum(-1) / 2
     impossible = (scores.isneginf() & (target != 0)).any(-1)
     return torch.where(impossible, torch.inf, loss)
 

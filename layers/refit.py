@@ -1,17 +1,19 @@
 """Step two of every operator: the probabilities on a known support, differentiably.
 
 The support is found without gradient. On it the problem is an equality-constrained QP whose solution is linear in the
-scores, so one step of linear algebra gives both the probabilities and, through autograd, the implicit gradient. This is the
-only place with implicit gradients; double backward, forward mode and vmap come with it.
+scores, so one step of linear algebra gives both the probabilities and, through autograd, the implicit gradient. Every operator
+over structures has its gradients from here (`tangent` puts those of several polytopes together); double backward, forward mode
+and vmap come with it.
 """
 
 import torch
 from torch import Tensor
 
+from ..oracles import Parts
 from ..oracles.checks import cannot_branch
 
 
-def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> Tensor:
+def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True, parts: Parts | None = None) -> Tensor:
     """The weights that solve min ||A p - t||^2 s.t. sum p = 1 on the support, as a function of the scores t.
 
     They are the p of the KKT system (paper eq. 13)
@@ -25,11 +27,15 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> T
     so that the value is as accurate as the solver's and the Jacobian dp/dt is that of paper eq. 17. Where the step would
     leave the simplex (a solver that stopped early) the value stays p0 and only the Jacobian is taken.
 
+    Where only the coordinates R are regularised, the problem is max <A p, t> - 1/2 ||A_R p||^2: A'A is A_R'A_R, A't is
+    unchanged, and dt = A'(t - [A_R p0, 0]).
+
     Args:
         scores: [B, D] float64; entries of `-inf` are coordinates that are 0 in every atom.
-        atoms: [B, S, D] float64 without gradient. The used atoms of a row are affinely independent.
+        atoms: [B, S, D] float64 without gradient. The used atoms of a row are affinely independent (in R).
         probs: [B, S] float64 without gradient: p0, positive on used slots and 0 elsewhere, summing to 1.
         check: look for affinely dependent atoms (one host synchronisation).
+        parts: which coordinates are regularised; None for all.
 
     Returns:
         [B, S] float64, 0 on unused slots; carries the gradient to `scores`.
@@ -45,18 +51,22 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True) -> T
         heaviest = probs.argmax(-1)[:, None, None].expand(-1, 1, atoms.shape[-1])
         base = atoms.gather(1, heaviest)
         shifted = (atoms - base) * used[..., None]
+        curved = shifted if parts is None else shifted[..., parts.regularized]
         # Any positive multiple of 11' makes A'A definite; one of the size of the atoms keeps it well conditioned.
-        size = shifted.square().sum(-1).amax(-1)
+        size = curved.square().sum(-1).amax(-1)
         size = torch.where(size > 0, size, 1)[..., None, None]
-        gram = shifted @ shifted.mT / size + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
+        gram = curved @ curved.mT / size + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
         factor, info = torch.linalg.cholesky_ex(gram)
         if check and not cannot_branch(factor):
             _check_independent(factor, info)
         mean = (probs[..., None, :] @ shifted)[..., 0, :]
+        at = base[..., 0, :]
+        if parts is not None:
+            mean, at = parts.penalized(mean), parts.penalized(at)
         level = torch.cholesky_solve(used[..., None], factor)[..., 0]
         total = (used * level).sum(-1, keepdim=True)
     finite = torch.where(scores.isneginf(), 0, scores)
-    residual = finite - base[..., 0, :] - mean
+    residual = finite - at - mean
     slopes = (shifted @ residual[..., None])[..., 0] / size[..., 0]
     solved = torch.cholesky_solve(slopes[..., None], factor)[..., 0]
     step = (solved - level * ((used * solved).sum(-1, keepdim=True) / total)) * used

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..oracles import Polytope, Simplex, SupportsProjection, supports
+from ..oracles import Parts, Polytope, Simplex, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
@@ -29,6 +29,13 @@ def sparsemap(
     Equivalently max_xi <A xi, t> - 1/2 ||A xi||^2. The mean mu* is unique. xi is not: which of the distributions with that
     mean is returned depends on `solver`, and so does E_xi[f]. The same scores give the same bits.
 
+    Where the polytope regularises only some coordinates R (`Polytope.regularized`), the problem is
+
+        max_xi <A xi, t> - 1/2 ||(A xi)_R||^2            (Niculae et al. 2018; paper appendix B, last paragraph):
+
+    the other parts, such as transitions, take scores and are not penalised. mu*_R is unique and so is the maximum; the rest of
+    mu* is unique unless structures that differ by other parts alone are tied. At most |R| + 1 atoms.
+
     The solver finds the support without gradient, in float64; `refit` then computes the weights on it as a differentiable
     function of the scores, so the gradient is exact for the support found (paper eq. 17). Where more than about 20
     coordinates are fractional, the active set's support does not span the face of the solution and some of the gradient is
@@ -41,14 +48,14 @@ def sparsemap(
         coding: which projection of the scores. "bits": of t itself, as eq. 4 says; on the cube mu = clip(t, 0, 1). "pairs": of
             (1 + t) / 2, which is eq. 4 when each coordinate is coded by two indicators, of 1 with score t_i and of 0 with
             score 0; on the cube mu = clip((1 + t) / 2, 0, 1), symmetric about t = 0. The paper's published numbers were
-            obtained with pairs.
+            obtained with pairs. Coordinates that are not regularised take t / 2: it is the problem with two indicators still.
         solver: `ActiveSet()` for any polytope; `SortedDecomposition()`, closed form where the polytope has one;
             `PairwiseFrankWolfe()`, slow, to cross-check.
         check: look for NaN, +inf, rows with nothing allowed, dependent atoms and non-convergence (host synchronisations; never
             under `torch.compile`).
 
     Returns:
-        A distribution with at most D + 1 atoms a row, in the dtype of `scores`; `SolverStats` in `stats`.
+        A distribution with at most D + 1 (|R| + 1) atoms a row, in the dtype of `scores`; `SolverStats` in `stats`.
 
     Raises:
         ValueError: NaN or +inf scores, a row that allows no structure, a wrong last dimension, a polytope whose `maximize`
@@ -64,7 +71,7 @@ def sparsemap(
     target = _target(scores, polytope, coding, check)
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     support = solver.solve(flat.detach(), polytope)
-    probs = refit(flat, support.atoms, support.probs, check)
+    probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device))
     if check:
         warn_unconverged(support.stats, solver)
     shape = scores.shape[:-1]
@@ -89,10 +96,10 @@ def sparsemap_marginals(
 ) -> Tensor:
     """The mean alone: mu* = argmin_{mu in conv(polytope)} ||mu - t||^2, [*B, D], differentiable.
 
-    By the polytope's closed form `project` where it has one and no solver is given; else as `sparsemap(...).mean()`. Arguments
-    and errors are those of `sparsemap`.
+    By the polytope's closed form `project` where it has one, regularises all coordinates and no solver is given; else as
+    `sparsemap(...).mean()`. Arguments and errors are those of `sparsemap`.
     """
-    if solver is None and supports(polytope, SupportsProjection):
+    if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
         target = _target(scores, polytope, coding, check)
         if check:
             with torch.no_grad():
@@ -130,14 +137,26 @@ class SparseMAP(nn.Module):
         return f"{self.polytope}, coding={self.coding!r}, solver={self.solver}"
 
 
+def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
+    """The scores t of the problem in `sparsemap` that scores [*B, D] stand for; `coding` is explained there.
+
+    With two indicators a coordinate the l2 term is 1/2 ||mu_R||^2 + 1/2 ||1 - mu_R||^2 and the objective, up to a constant,
+    twice that of scores ((1 + t_R) / 2, t_rest / 2).
+    """
+    if coding == "bits":
+        return scores
+    parts = Parts.of(polytope, scores.device)
+    ones = torch.ones_like(scores)
+    return ((ones if parts is None else parts.penalized(ones)) + scores) / 2
+
+
 def _target(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> Tensor:
-    """The point to project, in float64."""
+    """The coded scores in float64."""
     check_dimension(scores, polytope)
     _check_coding(coding)
     if check:
         check_finite(scores)
-    precise = scores.double()
-    return precise if coding == "bits" else (1 + precise) / 2
+    return coded(scores.double(), polytope, coding)
 
 
 def _check_coding(coding: str) -> None:

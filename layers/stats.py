@@ -12,7 +12,9 @@ class SolverStats:
 
     Attributes:
         iterations: [*B] int64; 0 for a closed form.
-        gap: [*B] float64, the Frank-Wolfe gap max_v <t - mu, v - mu> of the mean, which bounds ||mu - mu*||^2.
+        gap: [*B] float64, the Frank-Wolfe gap max_v <t - mu, v - mu> of the mean, which bounds ||mu - mu*||^2. Where only the
+            coordinates R are regularised it is max_v <g, v - mu> with g = (t - mu)_R, t elsewhere, and bounds
+            ||(mu - mu*)_R||^2 and the distance of the objective from its maximum.
         converged: [*B] bool. A row that is not converged still holds a valid distribution.
         margin: [*B] float64, the smallest weight of an atom, counting those that were dropped as negligible. Derivatives are
             those of a fixed support, which lasts while no weight reaches zero: for changes of the scores of about this
@@ -39,6 +41,28 @@ class TopKStats:
     """
 
     exact: Tensor
+
+
+@dataclass(frozen=True)
+class ConsensusStats:
+    """How a solve on a factor graph went, row by row. The residuals are its certificate: both are 0 at the solution only.
+
+    Attributes:
+        iterations: [*B] int64.
+        primal: [*B] float64, max |x_f - mu_f|: by how much a factor's own mean of a variable differs from the mean.
+        dual: [*B] float64, by how much the factors' problems still move, in units of scores.
+        converged: [*B] bool. The mean of a row that is not converged may be outside of factors by `primal`. If that stays
+            large the factors contradict one another: no point is in all of them.
+    """
+
+    iterations: Tensor
+    primal: Tensor
+    dual: Tensor
+    converged: Tensor
+
+    def reshape(self, batch_shape: torch.Size) -> "ConsensusStats":
+        """The same for rows arranged as `batch_shape`."""
+        return ConsensusStats(*(field.reshape(batch_shape) for field in vars(self).values()))
 
 
 Stats = SolverStats | TopKStats

@@ -15,6 +15,8 @@ from .budget import Budget as Budget
 from .chain import LinearChain as LinearChain
 from .cube import BernoulliCube as BernoulliCube
 from .explicit import Explicit as Explicit
+from .factor_graph import Factor as Factor
+from .factor_graph import FactorGraph as FactorGraph
 from .kbest import KBest as KBest
 from .kbest import KBestStructures as KBestStructures
 from .kbest import topk as topk
@@ -25,6 +27,7 @@ from .logic import ExactlyOne as ExactlyOne
 from .logic import Implies as Implies
 from .matching import Matching as Matching
 from .matroid import Matroid as Matroid
+from .parts import Parts as Parts
 from .path import ShortestPath as ShortestPath
 from .permutahedron import Permutahedron as Permutahedron
 from .product import Blocks as Blocks

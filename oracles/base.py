@@ -33,6 +33,9 @@ class Polytope(ABC):
     # Whether `maximize` itself takes scores of -inf, to forbid structures with a_i != 0. To others solvers pass a large
     # negative number, which does so if nonzero coordinates are at least 1, as those of 0/1 structures are.
     takes_forbidden: bool = False
+    # The coordinates that SparseMAP's l2 term applies to: a slice, a mask [D] or indices [R]; None for all. The others, such as
+    # transitions, only take scores. See `parts.Parts`.
+    regularized: slice | Tensor | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(dim={self.dim})"
@@ -72,7 +75,7 @@ class SupportsProjection(Protocol):
     """The Euclidean projection in closed form."""
 
     def project(self, scores: Tensor) -> Tensor:
-        """mu = argmin_{mu in conv} ||mu - scores||^2, differentiable: [B, D] -> [B, D]."""
+        """mu = argmin_{mu in conv} ||mu - scores||^2 in all coordinates, differentiable: [B, D] -> [B, D]."""
         ...
 
 

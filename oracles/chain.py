@@ -21,6 +21,9 @@ class LinearChain(Derivations):
     Args:
         length: L.
         states: S.
+        regularize_transitions: whether SparseMAP's l2 term applies to the transitions too, as the paper's eq. 4 has it. False
+            is the usual choice for graphical models (Niculae et al. 2018): transitions then only take scores, and a chain
+            whose transitions all score 0 has the mean of its positions' sparsemaxes.
 
     >>> chain = LinearChain(3, 2)
     >>> structure = chain.maximize(chain.scores(torch.tensor([[[0.0, 1], [0, 1], [2, 0]]]), torch.zeros(1, 2, 2, 2)))
@@ -28,7 +31,7 @@ class LinearChain(Derivations):
     tensor([[1, 1, 0]])
     """
 
-    def __init__(self, length: int, states: int) -> None:
+    def __init__(self, length: int, states: int, *, regularize_transitions: bool = True) -> None:
         self.length = check_count("LinearChain: length", length, 1)
         self.states = check_count("LinearChain: states", states, 1)
         unary = length * states
@@ -43,9 +46,11 @@ class LinearChain(Derivations):
         # The gate of t is open where the chain ends after t.
         edges += [Edge(goal, (node[t][s],), (), t) for t in reversed(range(length)) for s in range(states)]
         super().__init__(Hypergraph(unary + (length - 1) * states**2, edges, goal))
+        self.regularized = None if regularize_transitions else slice(0, unary)
 
     def __repr__(self) -> str:
-        return f"LinearChain(length={self.length}, states={self.states})"
+        partly = "" if self.regularized is None else ", regularize_transitions=False"
+        return f"LinearChain(length={self.length}, states={self.states}{partly})"
 
     def scores(self, unary: Tensor, transitions: Tensor) -> Tensor:
         """[*B, L, S] and [*B, L - 1, S, S] (or what broadcasts to it) -> [*B, D]."""

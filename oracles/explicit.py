@@ -9,6 +9,7 @@ from torch import Tensor
 from .base import Polytope
 from .checks import check_dimension
 from .gibbs import EnumeratedGibbs
+from .parts import Parts
 
 
 class Explicit(Polytope):
@@ -18,14 +19,20 @@ class Explicit(Polytope):
         vertices: [V, D] tensor, array or nested list of any real dtype, or a sequence of V tensors [D] of one dtype. Rows
             must be distinct; they need not be 0/1, nor all be extreme. Kept in float64; structures are returned in the
             dtype of the scores.
+        regularized: see `Polytope.regularized`.
 
     Raises:
-        ValueError: no vertices, a wrong number of dimensions, unequal dtypes, a NaN or infinity, a repeated row.
+        ValueError: no vertices, a wrong number of dimensions, unequal dtypes, a NaN or infinity, a repeated row; `regularized`
+            does not name coordinates.
     """
 
     takes_forbidden = True
 
-    def __init__(self, vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]]) -> None:
+    def __init__(
+        self,
+        vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]],
+        regularized: slice | Tensor | None = None,
+    ) -> None:
         table = _table(vertices)
         if table.dim() != 2 or 0 in table.shape:
             raise ValueError(f"Explicit needs vertices [V, D] with V, D >= 1, not a tensor of shape {tuple(table.shape)}")
@@ -39,9 +46,12 @@ class Explicit(Polytope):
             )
         self.dim = table.shape[1]
         self._vertices = table
+        self.regularized = regularized
+        Parts.of(self)  # a bad one is said here
 
     def __repr__(self) -> str:
-        return f"Explicit(vertices=[{len(self._vertices)}, {self.dim}])"
+        partly = "" if self.regularized is None else f", regularized={self.regularized}"
+        return f"Explicit(vertices=[{len(self._vertices)}, {self.dim}]{partly})"
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The row of largest inner product."""

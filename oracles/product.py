@@ -21,6 +21,7 @@ from .base import (
 from .checks import check_dimension, checked_maximize
 from .gibbs import ProductGibbs
 from .kbest import topk
+from .parts import Parts
 
 Part = TypeVar("Part")
 Value = TypeVar("Value")
@@ -49,6 +50,7 @@ class Product(Polytope):
         self.takes_forbidden = all(getattr(part, "takes_forbidden", False) for part in parts)
         self.dims = [part.dim for part in parts]
         self.dim = sum(self.dims)
+        self.regularized = _regularized(parts)
         places: dict[object, list[int]] = {}
         for place, part in enumerate(parts):
             places.setdefault(part if isinstance(part, Hashable) else id(part), []).append(place)
@@ -228,6 +230,18 @@ def best_sums(totals: Tensor) -> tuple[Tensor, Tensor]:
         pair = order.gather(-1, ranks[:, : order.shape[1]])
         ranks = torch.stack([first[pair], second[pair]], 2).flatten(1, 2)
     return totals[:, 0], ranks[:, :count]
+
+
+def _regularized(parts: tuple[Polytope, ...]) -> Tensor | None:
+    """The regularised coordinates of all parts, in the product's numbers; None for all."""
+    split = [Parts.of(part) for part in parts]
+    if all(each is None for each in split):
+        return None
+    start, found = 0, []
+    for part, each in zip(parts, split, strict=True):
+        found.append(start + (torch.arange(part.dim) if each is None else each.regularized))
+        start += part.dim
+    return torch.cat(found)
 
 
 def _take(vertices: Tensor, index: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..oracles import Halfspaces
 
 Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 # At their defaults both are less accurate than what they are to check. Clarabel cannot always reach the first of its tolerances
 # where t is at a kink, and says so; at 1e-12 a mean is good to 6e-7.
@@ -34,11 +35,12 @@ class QuadraticProgram:
 
     Args:
         description: [V, D] float64 vertices, for mu = A xi with xi in the simplex; or `Halfspaces`.
+        regularized: [D] bool, R in min ||(mu - t)_R||^2 - 2 <mu, t>_rest; None for all coordinates.
     """
 
-    def __init__(self, description: Array | Halfspaces) -> None:
+    def __init__(self, description: Array | Halfspaces, regularized: Mask | None = None) -> None:
         self._cvxpy = _module("cvxpy")
-        self._target, self._mean, self._problem, _ = _program(self._cvxpy, description)
+        self._target, self._mean, self._problem, _ = _program(self._cvxpy, description, regularized)
 
     def solve(self, scores: Array) -> tuple[Array, list[str]]:
         """mu [B, D] and the solver's status of each row, for scores [B, D]; NaN unless the status is "optimal"."""
@@ -68,11 +70,11 @@ class DifferentiableProgram:
     """The same QP as a cvxpylayer (Agrawal et al. 2019): the mean, and its Jacobian by diffcp.
 
     Args:
-        description: as in `QuadraticProgram`.
+        description, regularized: as in `QuadraticProgram`.
     """
 
-    def __init__(self, description: Array | Halfspaces) -> None:
-        target, _, problem, variable = _program(_module("cvxpy"), description)
+    def __init__(self, description: Array | Halfspaces, regularized: Mask | None = None) -> None:
+        target, _, problem, variable = _program(_module("cvxpy"), description, regularized)
         if variable.size > _DENSE:
             raise Unavailable(
                 f"cvxpylayers is not accurate enough on a programme of {variable.size} variables (limit {_DENSE})"
@@ -109,24 +111,34 @@ class SupportProgram:
     every support of a size.
     """
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, regularized: Mask | None = None) -> None:
         cvxpy = _module("cvxpy")
         target, atoms = cvxpy.Parameter(dim), cvxpy.Parameter((dim, size))
         weights = cvxpy.Variable(size)
-        objective = cvxpy.Minimize(cvxpy.sum_squares(atoms @ weights - target))
-        problem = cvxpy.Problem(objective, [weights >= 0, cvxpy.sum(weights) == 1])
-        self._layer = _layer(problem, [target, atoms], [weights])
+        objective, parameters = cvxpy.sum_squares(atoms @ weights - target), [target, atoms]
+        if regularized is not None:
+            # Gains <a_s, t> of the rest are a parameter of their own: a product of two would not be one that cvxpy allows.
+            gains = cvxpy.Parameter(size)
+            on = np.flatnonzero(regularized)
+            objective = cvxpy.sum_squares(atoms[on] @ weights - target[on]) - 2 * gains @ weights
+            parameters.append(gains)
+        problem = cvxpy.Problem(cvxpy.Minimize(objective), [weights >= 0, cvxpy.sum(weights) == 1])
+        self._rest = None if regularized is None else torch.from_numpy(~regularized)
+        self._layer = _layer(problem, parameters, [weights])
 
     def gradient(self, atoms: Array, scores: Array, values: Array) -> Array:
         """d/dt sum_s xi_s(t) values_s for one row: [S, D], [D], [S] -> [D]."""
         leaf = torch.from_numpy(scores).requires_grad_()
         matrix = torch.from_numpy(np.ascontiguousarray(atoms.T))
-        (found,) = _quietly(lambda: self._layer(leaf, matrix, solver_args=_OPTIONS))
+        given = (leaf, matrix)
+        if self._rest is not None:
+            given = (leaf, matrix, leaf[self._rest] @ matrix[self._rest])
+        (found,) = _quietly(lambda: self._layer(*given, solver_args=_OPTIONS))
         (gradient,) = torch.autograd.grad(found @ torch.from_numpy(values), leaf)
         return gradient.numpy()
 
 
-def _program(cvxpy: Any, description: Array | Halfspaces) -> tuple[Any, Any, Any, Any]:
+def _program(cvxpy: Any, description: Array | Halfspaces, regularized: Mask | None) -> tuple[Any, Any, Any, Any]:
     """The parameter t, the expression mu, the problem, and its variable."""
     if isinstance(description, Halfspaces):
         target = cvxpy.Parameter(description.a_ub.shape[1])
@@ -141,7 +153,11 @@ def _program(cvxpy: Any, description: Array | Halfspaces) -> tuple[Any, Any, Any
         variable = cvxpy.Variable(len(description))
         mean = description.T @ variable
         constraints = [variable >= 0, cvxpy.sum(variable) == 1]
-    return target, mean, cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(mean - target)), constraints), variable
+    objective = cvxpy.sum_squares(mean - target)
+    if regularized is not None:
+        on, off = np.flatnonzero(regularized), np.flatnonzero(~regularized)
+        objective = cvxpy.sum_squares(mean[on] - target[on]) - 2 * target[off] @ mean[off]
+    return target, mean, cvxpy.Problem(cvxpy.Minimize(objective), constraints), variable
 
 
 def _layer(problem: Any, parameters: list[Any], variables: list[Any]) -> Any:

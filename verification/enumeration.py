@@ -5,9 +5,13 @@ import numpy.typing as npt
 from scipy import optimize
 
 Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 # The margin by which a vertex must win to be called the projection of huge scores: far above rounding, relative.
 _CLEAR = 1e-9
+# Steps of the proximal point method, each one least squares, and the change at which it has arrived. Mostly it needs a few.
+_PROXIMAL_STEPS = 200
+_STILL = 1e-11
 
 
 def totals(structures: Array, scores: Array) -> Array:
@@ -85,6 +89,40 @@ def projection(structures: Array, scores: Array) -> tuple[Array, npt.NDArray[np.
             wanted[-1] = 1
             fit = optimize.lsq_linear(system, wanted, (0, np.inf), method="bvls", tol=1e-15, max_iter=10 * len(structures))
             means[row], known[row] = fit.x / fit.x.sum() @ structures, True
+    return means, known
+
+
+def partial_mean(structures: Array, scores: Array, regularized: Mask) -> tuple[Array, Mask]:
+    """argmax over conv(structures) of <mu, t> - 1/2 ||mu_R||^2, R where `regularized` [D], and where mu_R is known to 1e-8.
+
+    A vertex is recognised as in `projection`. Elsewhere the linear term c'xi = sum over the rest is replaced by the square
+    -e/2 (c'xi - g - 1/e)^2, whose slope at c'xi = g is c'xi's own: with that one more coordinate the problem is a projection,
+    and g <- c'xi until it stays is the proximal point method in one dimension. The rest of mu need not be unique.
+    """
+    means, known = np.zeros_like(scores), np.zeros(len(scores), dtype=bool)
+    bent, totalled = structures[:, regularized], totals(structures, scores)
+    for row, target in enumerate(scores):
+        vertex = structures[totalled[row].argmax()]
+        away = structures - vertex
+        slope = target - np.where(regularized, vertex, 0.0)
+        if (away @ slope <= -_CLEAR * (np.abs(away) @ np.abs(slope))).all():
+            means[row], known[row] = vertex, True
+        elif np.abs(target).max() <= 1e3:
+            gains = away[:, ~regularized] @ target[~regularized]
+            spread = max(1.0, float(np.abs(gains).max()))
+            root = 0.3 / spread  # sqrt(e): small for few steps, large for accuracy
+            system = np.vstack([(bent - target[regularized]).T, root * gains, np.ones(len(structures))])
+            wanted = np.zeros(len(system))
+            wanted[-1] = 1
+            level = 0.0
+            for _ in range(_PROXIMAL_STEPS):
+                system[-2] = root * gains - root * level - 1 / root
+                fit = optimize.lsq_linear(system, wanted, (0, np.inf), method="bvls", tol=1e-15, max_iter=10 * len(structures))
+                weights = fit.x / fit.x.sum()
+                moved, level = abs(gains @ weights - level), float(gains @ weights)
+                if moved <= _STILL * spread:
+                    means[row], known[row] = weights @ structures, True
+                    break
     return means, known
 
 

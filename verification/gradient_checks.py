@@ -65,7 +65,7 @@ def _smooth_rows(subject: Subject, pool: Array) -> Smooth:
             continue
         looked += 1
         truth, known = subject.truth(pool[row : row + 1])
-        margin = kkt.margin(table, pool[row], truth[0]) if known[0] else None
+        margin = kkt.margin(table, pool[row], truth[0], subject.regularized) if known[0] else None
         if margin is not None and margin.is_at_least(MARGIN):
             rows.append(row)
             margins.append(margin)
@@ -95,7 +95,7 @@ class MeanJacobian(PooledCheck):
         smooth = _some(smooth_rows(subject, pool), ledger)
         scores = pool[smooth.rows]
         found = _jacobian(subject, scores, self.solver)
-        compare_with_faces(ledger, found, table, smooth, subject.dtype, "the Jacobian of the mean")
+        compare_with_faces(ledger, found, table, smooth, subject, subject.dtype, "the Jacobian of the mean")
         errors = []
         for place, margin in enumerate(smooth.margins):
             step = differences.step_for(margin.reach)
@@ -111,7 +111,7 @@ class MeanJacobian(PooledCheck):
         ledger.note(f"the margin is that of the support found, not of all structures: {subject.structures().source}")
         for row, atoms, _, step in chosen:
             found = _jacobian(subject, pool[row : row + 1], self.solver)[0]
-            errors = [np.abs(found - kkt.face_projector(atoms)).max()]
+            errors = [np.abs(found - kkt.face_projector(atoms, subject.regularized)).max()]
             ledger.compare("KKT on the support", errors, KKT[subject.dtype], "the Jacobian of the mean", [row])
             if subject.dtype == torch.float64:
                 numeric = differences.jacobian(lambda rows: _mean(subject, rows, self.solver), pool[row], step)
@@ -119,10 +119,12 @@ class MeanJacobian(PooledCheck):
                 ledger.compare("central differences", errors, DIFFERENCES[subject.dtype], "the Jacobian of the mean", [row])
 
 
-def compare_with_faces(ledger: Ledger, found: Array, table: Array, smooth: Smooth, dtype: torch.dtype, what: str) -> None:
+def compare_with_faces(
+    ledger: Ledger, found: Array, table: Array, smooth: Smooth, subject: Subject, dtype: torch.dtype, what: str
+) -> None:
     """Jacobians [n, D, D] against the projectors of the faces."""
     errors = [
-        np.abs(jacobian - kkt.face_projector(table[margin.face])).max()
+        np.abs(jacobian - kkt.face_projector(table[margin.face], subject.regularized)).max()
         for jacobian, margin in zip(found, smooth.margins, strict=True)
     ]
     ledger.compare("KKT on the face", errors, KKT[dtype], what, smooth.rows)
@@ -171,7 +173,7 @@ class ExpectationGradient(PooledCheck):
         moved = 0
         for row, atoms, probs, step in chosen:
             values = _cost(atoms)
-            derivative = kkt.weights_jacobian(atoms)
+            derivative = kkt.weights_jacobian(atoms, subject.regularized)
             value, entropy = _gradients(subject, pool[row : row + 1], self.solver)
             tolerance = KKT[subject.dtype]
             expected = derivative.T @ values
@@ -232,6 +234,8 @@ class ProjectJacobian(Check):
 
     def run(self, subject: Subject, sample: Sample, ledger: Ledger) -> None:
         need(subject, SupportsProjection)
+        if subject.regularized is not None:
+            raise Skip("not all coordinates are regularised, so that SparseMAP is not the projection")
         table = subject.structures().table
         if table is None:
             raise Skip(f"kinks cannot be told apart: {subject.structures().source}")
@@ -242,7 +246,7 @@ class ProjectJacobian(Check):
             found = _rows_of_jacobian(mean, leaf)
         except Exception as error:
             raise Broken("project", f"the gradient of {subject.name}.project raised {first_line(error)}") from error
-        compare_with_faces(ledger, found, table, smooth, torch.float64, "the Jacobian of project")
+        compare_with_faces(ledger, found, table, smooth, subject, torch.float64, "the Jacobian of project")
 
 
 def _directions(dim: int, count: int) -> Array:
@@ -278,7 +282,7 @@ def _by_support(subject: Subject, pool: Array, solver: Solver, ledger: Ledger) -
             ledger.redraws += 1
             continue
         try:
-            speed = np.linalg.norm(kkt.weights_jacobian(atoms), axis=1).max()
+            speed = np.linalg.norm(kkt.weights_jacobian(atoms, subject.regularized), axis=1).max()
         except np.linalg.LinAlgError:
             raise Broken("sparsemap", "the support's atoms are affinely dependent: eq. 13 has no unique solution") from None
         reach = min(reach, probs.min() / max(speed, 1e-12))

@@ -200,7 +200,8 @@ def _sample(subject: Subject, scores: Tensor | None, batch: int, seed: int) -> S
             raise ValueError("verify: scores must be finite")
         return given(scores.to(subject.dtype))
     normal = np.random.default_rng(seed).standard_normal((max(8, batch), subject.dim))
-    return draw(subject.dim, torch.from_numpy(subject.best(normal)), batch, seed, subject.dtype)
+    tiny = subject.regularized is None
+    return draw(subject.dim, torch.from_numpy(subject.best(normal)), batch, seed, subject.dtype, tiny)
 
 
 def _run(check: Check, subject: Subject, sample: Sample) -> Result:

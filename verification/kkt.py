@@ -1,5 +1,6 @@
 """The optimality conditions of SparseMAP and their derivative, in float64 NumPy, from the paper's appendix B (eq. 10-17).
 
+Where only the coordinates R are regularised (`regularized`, a mask [D]; None for all), A'A is A_R'A_R, and t - mu is t off R.
 Written from the equations, with dense solves, and not from `layers.refit`, which it checks.
 """
 
@@ -10,10 +11,13 @@ import numpy.typing as npt
 from scipy import optimize
 
 Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 # A slope this close to the best (at scale 1) is that of a structure on the face that holds the mean. Between it and the
 # margin that derivatives ask for lies nothing that is compared.
 _TIGHT = 1e-7
+# Directions of a face that are this short in R (of length 1) are not determined by the l2 term.
+_FLAT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Residuals:
     gap: float
 
 
-def residuals(atoms: Array, probs: Array, scores: Array, structures: Array) -> Residuals:
+def residuals(atoms: Array, probs: Array, scores: Array, structures: Array, regularized: Mask | None = None) -> Residuals:
     """For one row: atoms [S, D], probs [S], scores [D], structures [V, D] (or only the best ones for t - mu)."""
     mean = probs @ atoms
-    rest = scores - mean
+    rest = _gradient(scores, mean, regularized)
     # Differences of structures and mean first: coordinates on which all agree vanish, however large their scores.
     slopes = (atoms - mean) @ rest
     gap = float(((structures - mean) @ rest).max())
@@ -56,14 +60,14 @@ def weights(atoms: Array, scores: Array) -> Array:
     return np.asarray(np.linalg.solve(_system(atoms), np.append(atoms @ scores, 1.0)), np.float64)[:-1]
 
 
-def weights_jacobian(atoms: Array) -> Array:
+def weights_jacobian(atoms: Array, regularized: Mask | None = None) -> Array:
     """d xi / d t on the support, [S, D]: eq. 13 differentiated, [[A'A, 1], [1', 0]] [d xi; d tau] = [A' dt; 0].
 
     Eq. 17 is its transpose, (S - s s' / 1's) A' with S = (A'A)^-1 where that exists; the system asks only that the atoms be
     affinely independent.
     """
     right = np.vstack([atoms, np.zeros(atoms.shape[1])])
-    return np.asarray(np.linalg.solve(_system(atoms), right), np.float64)[:-1]
+    return np.asarray(np.linalg.solve(_system(_kept(atoms, regularized)), right), np.float64)[:-1]
 
 
 def sparsemax_jacobian(probs: Array) -> Array:
@@ -72,12 +76,14 @@ def sparsemax_jacobian(probs: Array) -> Array:
     return np.diag(support) - np.outer(support, support) / support.sum()
 
 
-def face_projector(vertices: Array) -> Array:
-    """d mu / d t where mu is inside the face with these vertices [T, D]: the projector on the face's directions, [D, D]."""
-    directions = vertices - vertices[0]
-    _, sizes, right = np.linalg.svd(directions, full_matrices=False)
-    basis = right[sizes > 1e-9 * max(1.0, float(sizes.max(initial=0.0)))]
-    return basis.T @ basis
+def face_projector(vertices: Array, regularized: Mask | None = None) -> Array:
+    """d mu / d t where mu is inside the face with these vertices [T, D]: the projector on the face's directions, [D, D].
+
+    With B an orthonormal basis of the directions it is B'(B_R B_R')^-1 B, the projector if R is everything.
+    """
+    basis = _directions(vertices)
+    bent = _kept(basis, regularized)
+    return basis.T @ np.linalg.pinv(bent @ bent.T) @ basis
 
 
 @dataclass(frozen=True)
@@ -101,19 +107,27 @@ class Margin:
         return self.gap >= margin and self.weight >= margin
 
 
-def margin(structures: Array, scores: Array, mean: Array) -> Margin:
+def margin(structures: Array, scores: Array, mean: Array, regularized: Mask | None = None) -> Margin:
     """The margin of the projection `mean` [D] of scores [D] on conv(structures [V, D])."""
-    slopes = (structures - mean) @ (scores - mean)
+    slopes = (structures - mean) @ _gradient(scores, mean, regularized)
     scale = max(1.0, float(np.abs(scores).max()))
     tight = slopes >= -_TIGHT * scale
     face = np.flatnonzero(tight)
     gap = float(-slopes[~tight].max()) if (~tight).any() else np.inf
     on_face = structures[face]
     weight = _interior_weight(on_face, mean)
+    speed = 1.0  # of mu: |d mu| <= speed |dt|
+    if regularized is not None:
+        basis = _directions(on_face)[:, regularized]
+        if np.linalg.svd(basis, compute_uv=False).min(initial=1.0) < _FLAT:
+            weight = 0.0  # mu is not determined outside R
+        speed = float(np.linalg.norm(face_projector(on_face, regularized), 2))
     system = np.vstack([on_face.T, np.ones(len(face))])
     per_step = float(np.linalg.norm(np.linalg.pinv(system), axis=1).max())
     width = float(np.linalg.norm(structures - mean, axis=1).max())
-    return Margin(face, gap, weight, min(weight / per_step, gap / max(width, 1e-12)))
+    # With everything regularised t - mu moves no faster than t.
+    turn = 1.0 if regularized is None else 1.0 + speed
+    return Margin(face, gap, weight, min(weight / (per_step * max(speed, 1e-12)), gap / max(turn * width, 1e-12)))
 
 
 def _interior_weight(vertices: Array, mean: Array) -> float:
@@ -128,6 +142,20 @@ def _interior_weight(vertices: Array, mean: Array) -> float:
         np.append(np.zeros(count), -1.0), A_eq=equal, b_eq=np.append(inside, 1.0), bounds=(0, None), method="highs"
     )
     return float(found.x[-1]) if found.status == 0 else 0.0
+
+
+def _directions(vertices: Array) -> Array:
+    """An orthonormal basis of the directions of the face with these vertices, [k, D]."""
+    _, sizes, right = np.linalg.svd(vertices - vertices[0], full_matrices=False)
+    return right[sizes > 1e-9 * max(1.0, float(sizes.max(initial=0.0)))]
+
+
+def _kept(values: Array, regularized: Mask | None) -> Array:
+    return values if regularized is None else values[:, regularized]
+
+
+def _gradient(scores: Array, mean: Array, regularized: Mask | None) -> Array:
+    return scores - (mean if regularized is None else np.where(regularized, mean, 0.0))
 
 
 def _system(atoms: Array) -> Array:

@@ -33,7 +33,7 @@ class Project(Check):
         need(subject, SupportsProjection)
         scores = sample.scores.numpy()
         mean = projected(subject, scores)
-        truth, known = subject.truth(scores)
+        truth, known = subject.projection(scores)
         rows = np.flatnonzero(known)
         if len(rows):
             errors = np.abs(mean - truth)[rows].max(-1)

@@ -52,7 +52,7 @@ class Sample:
         return chosen
 
 
-def draw(dim: int, structures: Tensor, batch: int, seed: int, dtype: torch.dtype = torch.float64) -> Sample:
+def draw(dim: int, structures: Tensor, batch: int, seed: int, dtype: torch.dtype = torch.float64, tiny: bool = True) -> Sample:
     """`batch` rows of every kind.
 
     Args:
@@ -61,6 +61,8 @@ def draw(dim: int, structures: Tensor, batch: int, seed: int, dtype: torch.dtype
         batch: rows a kind.
         seed: of the random numbers.
         dtype: every score is a number of this precision.
+        tiny: whether to draw that kind. Where not all coordinates are regularised it is a problem of two scales, on which
+            Frank-Wolfe steps of 1e-8 do not arrive.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -90,6 +92,8 @@ def draw(dim: int, structures: Tensor, batch: int, seed: int, dtype: torch.dtype
     }
     pool = torch.cat([scale * torch.randn(20, dim, generator=generator, dtype=torch.float64) for scale in (1.0, 0.3, 3.0)])
     mixed = pool[torch.randperm(len(pool), generator=generator)]
+    if not tiny:
+        rows["tiny"] = rows["tiny"][:0]
     kinds = tuple(kind for kind in KINDS for _ in rows[kind])
     scores = torch.cat([rows[kind] for kind in KINDS])
     return Sample(scores.to(dtype).double(), kinds, mixed.to(dtype).double())

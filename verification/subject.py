@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layers import ConvergenceWarning, SparseDistribution
 from ..layers.functional import sparsemap
 from ..layers.solvers import Solver
-from ..oracles import Halfspaces, Polytope, SupportsHalfspaces, SupportsVertices, supports
+from ..oracles import Halfspaces, Parts, Polytope, SupportsHalfspaces, SupportsVertices, supports
 from . import enumeration
 from .broken import Broken, broken, first_line
 from .cvxpy_references import DifferentiableProgram, QuadraticProgram, SupportProgram
@@ -193,12 +193,37 @@ class Subject:
                 raise broken(self.name, "halfspaces", f"returned {matrix}, {bound} that are not float64 on the CPU")
         return half
 
-    def truth(self, scores: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+    @property
+    def regularized(self) -> enumeration.Mask | None:
+        """Which coordinates the l2 term applies to, [D] bool; None for all."""
+        try:
+            parts = Parts.of(self.polytope)
+        except ValueError as error:
+            raise Broken("regularized", str(error)) from error
+        if parts is None:
+            return None
+        mask = np.zeros(self.dim, dtype=bool)
+        mask[parts.regularized.numpy()] = True
+        return mask
+
+    def determined(self, values: Array) -> Array:
+        """The coordinates of means [..., D] that the problem determines: those that are regularised."""
+        mask = self.regularized
+        return values if mask is None else values[..., mask]
+
+    def projection(self, scores: Array) -> tuple[Array, enumeration.Mask]:
         """The projection by enumeration and where it is known; nowhere without a list of structures."""
         table = self.structures().table
         if table is None:
             return np.zeros_like(scores), np.zeros(len(scores), dtype=bool)
-        return self.remember(("truth", scores.tobytes()), lambda: enumeration.projection(table, scores))
+        return self.remember(("projection", scores.tobytes()), lambda: enumeration.projection(table, scores))
+
+    def truth(self, scores: Array) -> tuple[Array, enumeration.Mask]:
+        """The mean of SparseMAP by enumeration and where it is known; nowhere without a list of structures."""
+        table, mask = self.structures().table, self.regularized
+        if table is None or mask is None:
+            return self.projection(scores)
+        return self.remember(("truth", scores.tobytes()), lambda: enumeration.partial_mean(table, scores, mask))
 
     def sparsemap(self, scores: Tensor, solver: Solver) -> SparseDistribution:
         """SparseMAP of scores [B, D]; Broken if it raised. Non-convergence is left in the stats."""
@@ -218,15 +243,15 @@ class Subject:
 
     def quadratic_program(self, over: str) -> QuadraticProgram:
         """cvxpy's QP over "vertices" or "halfspaces"."""
-        return self.remember(("cvxpy", over), lambda: QuadraticProgram(self._described(over)))
+        return self.remember(("cvxpy", over), lambda: QuadraticProgram(self._described(over), self.regularized))
 
     def differentiable_program(self, over: str) -> DifferentiableProgram:
         """cvxpylayers' QP over "vertices" or "halfspaces"."""
-        return self.remember(("cvxpylayers", over), lambda: DifferentiableProgram(self._described(over)))
+        return self.remember(("cvxpylayers", over), lambda: DifferentiableProgram(self._described(over), self.regularized))
 
     def support_program(self, size: int) -> SupportProgram:
         """cvxpylayers' QP over a support of this size."""
-        return self.remember(("support", size), lambda: SupportProgram(size, self.dim))
+        return self.remember(("support", size), lambda: SupportProgram(size, self.dim, self.regularized))
 
     def representations(self) -> list[str]:
         """Which descriptions of the polytope there are: "vertices", "halfspaces"."""

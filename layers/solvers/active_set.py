@@ -48,6 +48,11 @@ class ActiveSet(Solver):
     3. Atoms are held relative to the MAP structure, so coordinates on which all atoms agree drop out exactly, however
        large their scores.
     4. The oracle sees residuals with ties broken in a fixed way (see `base.Ties`).
+    5. Where only some coordinates R are regularised, A is A_R in the matrix, A't is unchanged, and slopes are
+       <a_z, (t - mu)_R> + <a_z, t>_rest. A new atom may then be an affine combination A_R y of the others and still gain: the
+       objective is linear along e_new - y. The step goes on until an atom has no weight left, and the new atom takes its place,
+       so that atoms stay affinely independent in R, at most |R| + 1 of them (Nocedal and Wright 2006, section 16.5, for a
+       singular Hessian).
 
     What the gradient is. Atoms come from the signs of what is left of the residual, so their weights fall off
     geometrically, like the digits of a binary expansion: some 30 to 60 atoms give the mean to 1e-9 whatever the dimension
@@ -124,17 +129,22 @@ class _Rows:
         self.oracle = oracle
         self.origin = oracle.start()
         # The working set holds atoms relative to the origin and in units of its largest coordinate (a power of two, so
-        # exact; 1 for 0/1 structures): tolerances are those of structures of size 1.
+        # exact; 1 for 0/1 structures): tolerances are those of structures of size 1. It holds the regularised coordinates R;
+        # of the others an atom's gain is enough.
         largest = self.origin.abs().amax(-1, keepdim=True)
         self.unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
-        self.target = (oracle.target - self.origin) / self.unit
+        self.target, _ = self._split((oracle.target - self.origin) / self.unit)  # [B, R]
+        self.prices = self._split(oracle.target / self.unit)[1]  # [B, D - R]
         self.vertices = self.origin[:, None]  # the atoms as the oracle gave them, slot by slot: x - o + o may not be x
-        self.working = WorkingSet(torch.zeros_like(self.origin), POLL + 1)
+        self.working = WorkingSet(torch.zeros_like(self.target), POLL + 1)
         self.weights = torch.zeros_like(self.working.inverse[:, 0])
         self.weights[:, 0] = 1
-        self.mean = torch.zeros_like(self.origin)
+        self.gains = torch.zeros_like(self.weights)  # [B, S] <a_s, t> over the coordinates that are not regularised
+        self.no_gain = torch.zeros_like(self.weights[:, 0])
+        self.mean = torch.zeros_like(self.target)
         self.scale = row_scale(oracle.target / self.unit)
-        self.reach = torch.zeros_like(self.origin)  # largest |coordinate| of any atom seen
+        self.reach = torch.zeros_like(self.target)  # largest |coordinate| of any atom seen
+        self.reach_of_rest = torch.zeros_like(self.prices)
         count, device = len(self.origin), self.origin.device
         self.dropping = torch.full((count,), -1, device=device)  # slot to drop, -1 for none
         self.stalled = torch.zeros(count, dtype=torch.int64, device=device)  # steps since the last progress
@@ -146,36 +156,58 @@ class _Rows:
     def iterate(self, tol: float) -> None:
         """One iteration of every row: test, add or drop one atom, take a Newton step as far as it is feasible."""
         residual = self.target - self.mean
-        vertex = self.oracle(residual * self.unit, self.exact)
-        found = (vertex - self.origin) / self.unit
+        vertex = self.oracle(self._join(residual) * self.unit, self.exact)
+        found, gain = (vertex - self.origin) / self.unit, self.no_gain
+        parts, rest = self.oracle.parts, found
+        if parts is not None:
+            found, rest = parts.split(found)
         # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
         self.reach = torch.maximum(self.reach, found.abs())
-        noise = 8 * torch.finfo(residual.dtype).eps * ((self.target.abs() + self.reach) * self.reach).sum(-1)
-        given = (residual, vertex, found, SETTLED * self.scale + noise, tol * self.scale + noise)
+        terms = ((self.target.abs() + self.reach) * self.reach).sum(-1)
+        if parts is not None:
+            gain = (rest * self.prices).sum(-1)
+            self.reach_of_rest = torch.maximum(self.reach_of_rest, rest.abs())
+            terms = terms + (self.prices.abs() * self.reach_of_rest).sum(-1)
+        noise = 8 * torch.finfo(residual.dtype).eps * terms
+        given = (residual, vertex, found, gain, SETTLED * self.scale + noise, tol * self.scale + noise)
         kernel = compiled_iteration(residual.device)
         if kernel is None:
             self._advance(*given)
         else:
             state = [tensor.numpy() for tensor in (*given, *self._in_place())]
-            kernel(WEIGHT_NOISE, PIVOT_NOISE, *state)
+            kernel(WEIGHT_NOISE, PIVOT_NOISE, self.oracle.parts is not None, *state)
 
     def _in_place(self) -> tuple[Tensor, ...]:
         """What the compiled iteration updates, in the order of its arguments."""
         working = self.working
         state = (self.mean, self.dropping, self.stalled, self.iterations, self.gap, self.exact, self.converged)
-        return (working.atoms, self.vertices, working.on, working.inverse, self.weights, *state)
+        return (working.atoms, self.vertices, working.on, working.inverse, self.weights, self.gains, *state)
 
-    def _advance(self, residual: Tensor, vertex: Tensor, found: Tensor, settled_at: Tensor, enough: Tensor) -> None:
+    def _split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, D] -> the regularised coordinates [B, R] and the others, of which there may be none."""
+        parts = self.oracle.parts
+        return (values, values[:, :0]) if parts is None else parts.split(values)
+
+    def _join(self, residual: Tensor) -> Tensor:
+        """[B, R] -> [B, D]; the coordinates that are not regularised keep their scores."""
+        parts = self.oracle.parts
+        return residual if parts is None else parts.join(residual, self.prices)
+
+    def _advance(
+        self, residual: Tensor, vertex: Tensor, found: Tensor, gain: Tensor, settled_at: Tensor, enough: Tensor
+    ) -> None:
         """The iteration after the oracle's answer, in tensor operations."""
         working = self.working
         slopes, overlaps = working.products(residual, found)  # A'(t - A p) and A'v
+        if self.oracle.parts is not None:
+            slopes = slopes + self.gains * working.on
         level = (self.weights * slopes).sum(-1)  # tau of eq. 13, once the weights are optimal
         deviation = (slopes - level[:, None]) * working.on
         size = found.square().sum(-1)
 
         dropped = self.dropping >= 0
         settled = ~dropped & (deviation.abs().amax(-1) <= settled_at)
-        gap = (residual * found).sum(-1) - level
+        gap = (residual * found).sum(-1) + gain - level
         self.gap = torch.where(settled & ~self.converged, gap.clamp(min=0), self.gap)
         # No progress up to the tie-break: from here on the oracle is asked exactly, and its word is final.
         exhausted = settled & (gap <= enough)
@@ -186,13 +218,22 @@ class _Rows:
 
         slot = working.free_slot()
         border, pivot = working.bordering(overlaps, size, slot)
-        # An affine combination of the atoms at hand has a positive gap only by rounding, and cannot be added.
-        added = settled & ~exhausted & live & (pivot > PIVOT_NOISE * (1 + size))
+        # An affine combination of the atoms at hand has a positive gap only by rounding, and cannot be added; unless there are
+        # coordinates without curvature.
+        wanted = settled & ~exhausted & live
+        added = wanted & (pivot > PIVOT_NOISE * (1 + size))
+        if self.oracle.parts is not None:
+            swapped, slot = self._make_way(overlaps, wanted & ~added, slot)
+            # What left had a share in the new atom, so that this is independent of those that stay, though maybe hardly so.
+            border, _ = working.bordering(overlaps, size, slot, PIVOT_NOISE * (1 + size))
+            added = added | swapped
         self.stalled = torch.where(added | dropped | exhausted, 0, self.stalled + 1)
         change = torch.where(added[:, None], border, working.removal(self.dropping.clamp(min=0)))
         working.update(change, added.to(change) - (dropped & live).to(change))
         working.put(slot, found, added)
         self.vertices.scatter_(1, slot[:, None, None].expand(-1, 1, vertex.shape[1]), vertex[:, None])
+        if self.oracle.parts is not None:
+            self.gains.scatter_(1, slot[:, None], gain[:, None])
         working.on &= ~(self._is(self.dropping) & live[:, None])
         deviation = torch.where(self._is(slot), torch.where(added, gap, 0)[:, None], deviation)
 
@@ -208,11 +249,34 @@ class _Rows:
         self.weights = torch.where(self._is(self.dropping), 0, moved)
         self.mean = working.mean(self.weights)
 
+    def _make_way(self, overlaps: Tensor, rows: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves some rows [B] bool along e_new - y, where the new atom is the combination A y, until an atom has no weight.
+
+        That atom leaves, and its slot has the new atom's weight. Returns the rows where it did, and the new atom's slot of
+        every row: `free` of the others.
+        """
+        working = self.working
+        combination = working.combination(overlaps)
+        ratio = torch.where(combination > WEIGHT_NOISE, self.weights / combination, torch.inf)
+        reached = ratio.amin(-1, keepdim=True)
+        # Of atoms that lose all at once the one with the largest share leaves: what stays is then best conditioned.
+        leaving = torch.where(ratio <= reached + WEIGHT_NOISE, combination, -torch.inf).argmax(-1)
+        rows = rows & reached[:, 0].isfinite()
+        moved = (self.weights - reached * combination).clamp(min=0)
+        moved = torch.where(self._is(leaving), reached, moved)
+        # The combination's weights sum to 1 up to the errors of the factorisation, which no later step would mend.
+        moved = moved / moved.sum(-1, keepdim=True)
+        self.weights = torch.where(rows[:, None], moved, self.weights)
+        working.update(working.removal(leaving), -rows.to(overlaps))
+        working.on &= ~(self._is(leaving) & rows[:, None])
+        return rows, torch.where(rows, leaving, free)
+
     def prepare(self, iterations: int) -> None:
         """Makes room for as many atoms as `iterations` can add, and renews the factorisations that have gone stale."""
         self.working.reserve(iterations)
         slots = self.working.on.shape[1]
         self.weights = torch.nn.functional.pad(self.weights, (0, slots - self.weights.shape[1]))
+        self.gains = torch.nn.functional.pad(self.gains, (0, slots - self.gains.shape[1]))
         self.vertices = torch.nn.functional.pad(self.vertices, (0, 0, 0, slots - self.vertices.shape[1]))
         stale = (self.stalled >= STALE).nonzero()[:, 0]
         if len(stale):
@@ -253,7 +317,7 @@ def _certified(oracle: Oracle, support: Support) -> Support:
     if not (support.stats.margin < support.probs.where(support.probs > 0, 1).amin(-1)).any():
         return support
     mean = (support.probs[:, None] @ support.atoms)[:, 0]
-    residual = oracle.target - mean
+    residual = oracle.residual(mean)
     best = oracle(residual, torch.ones_like(support.stats.converged))
     gap = (residual * (best - mean)).sum(-1)
     return replace(support, stats=replace(support.stats, gap=torch.maximum(support.stats.gap, gap)))

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ...oracles import Polytope
+from ...oracles import Parts, Polytope
 from ...oracles.checks import cannot_branch, check_structures, checked_maximize
 from ..stats import SolverStats
 
@@ -29,7 +29,10 @@ class Support:
 
 
 class Solver(ABC):
-    """Finds the support of argmin_{mu in conv(polytope)} ||mu - t||^2."""
+    """Finds the support of argmax_{mu in conv(polytope)} <mu, t> - 1/2 ||mu_R||^2, R the coordinates that are regularised.
+
+    Where that is all of them, it is the projection argmin ||mu - t||^2.
+    """
 
     advice: ClassVar[str] = "raise max_iter or tol"  # what to do where it does not converge
 
@@ -60,11 +63,20 @@ class BatchOracle(Protocol):
         """[B, D] float64, the points to project, finite."""
         ...
 
+    @property
+    def parts(self) -> Parts | None:
+        """Which coordinates are regularised; None for all."""
+        ...
+
     def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
         """A structure that maximises each row of the residual: [B, D], [B] bool -> [B, D].
 
         Rows that are not `exact` are maximised up to the tie-break, about 1e-9: see `Ties`.
         """
+        ...
+
+    def residual(self, mean: Tensor) -> Tensor:
+        """The gradient of the objective at a mean, see `objective_gradient`: [B, D] -> [B, D]."""
         ...
 
     def start(self) -> Tensor:
@@ -74,6 +86,11 @@ class BatchOracle(Protocol):
     def rows(self, kept: Tensor) -> "BatchOracle":
         """The oracle of the rows [B] bool that are true."""
         ...
+
+
+def objective_gradient(target: Tensor, mean: Tensor, parts: Parts | None) -> Tensor:
+    """t - mu on the coordinates that are regularised, t on the others: [B, D]."""
+    return target - (mean if parts is None else parts.penalized(mean))
 
 
 def row_scale(target: Tensor) -> Tensor:
@@ -134,6 +151,7 @@ class Oracle:
     target: Tensor  # [B, D], 0 where forbidden
     forbidden: Tensor | None  # [B, D] bool
     ties: Ties
+    parts: Parts | None = None
 
     @staticmethod
     def of(polytope: Polytope, scores: Tensor) -> "Oracle":
@@ -142,7 +160,12 @@ class Oracle:
         target = torch.where(forbidden, 0, scores)
         # Compiled code cannot branch on data; it always masks.
         masked = cannot_branch(scores) or bool(forbidden.any())
-        return Oracle(polytope, target, forbidden if masked else None, Ties.of(target))
+        parts = Parts.of(polytope, scores.device)
+        return Oracle(polytope, target, forbidden if masked else None, Ties.of(target), parts)
+
+    def residual(self, mean: Tensor) -> Tensor:
+        """See `BatchOracle`."""
+        return objective_gradient(self.target, mean, self.parts)
 
     def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
         """See `BatchOracle`."""
@@ -157,7 +180,7 @@ class Oracle:
     def rows(self, kept: Tensor) -> "Oracle":
         """See `BatchOracle`."""
         forbidden = None if self.forbidden is None else self.forbidden[kept]
-        return Oracle(self.polytope, self.target[kept], forbidden, self.ties.rows(kept))
+        return Oracle(self.polytope, self.target[kept], forbidden, self.ties.rows(kept), self.parts)
 
     def start(self) -> Tensor:
         """The MAP structure of each row, [B, D].
@@ -165,7 +188,7 @@ class Oracle:
         Raises:
             ValueError: a row where even that has a forbidden coordinate on.
         """
-        first = self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
+        first = self.best()
         check_structures(self.polytope, first)
         if self.forbidden is not None and not cannot_branch(first):
             blocked = ((first != 0) & self.forbidden).any(-1)
@@ -176,6 +199,10 @@ class Oracle:
                     f"is -inf; leave at least one structure allowed"
                 )
         return first
+
+    def best(self) -> Tensor:
+        """The MAP structure of each row, [B, D], with forbidden coordinates on only where there is no other."""
+        return self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
 
     def check_allowed(self) -> None:
         """Raises ValueError if a row allows no structure; free where no score is `-inf`."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...oracles import Polytope
+from ...oracles import Parts, Polytope
 from ..stats import SolverStats
 from .active_set import active_set
-from .base import Oracle, Solver, Support, Ties, row_scale
+from .base import Oracle, Solver, Support, Ties, objective_gradient, row_scale
 
 # Iterations between looks at the batch from Python.
 POLL = 16
@@ -28,8 +28,10 @@ class PairwiseFrankWolfe(Solver):
     cross-checks in small dimension.
 
     Its atoms may be affinely dependent, so that the scores do not determine their weights. A last step therefore solves the
-    same projection on the hull of each row's own atoms, which leaves an affinely independent support with optimal weights.
+    same problem on the hull of each row's own atoms, which leaves an affinely independent support with optimal weights.
     The certificate is then computed with the polytope's oracle; where it fails the walk goes on.
+
+    Where not all coordinates are regularised, scores of the others far below 1 make its steps as small: it may not arrive.
 
     Cost: an iteration is O(B S D) and one oracle call, S up to the number of iterations.
 
@@ -94,7 +96,7 @@ class _Walk:
     def iterate(self, arrived: Tensor, tol: float) -> Tensor:
         """One pairwise step of every row that has not arrived; returns which have now."""
         mean = (self.weights[:, None] @ self.atoms)[:, 0]
-        residual = self.oracle.target - mean
+        residual = self.oracle.residual(mean)
         towards = self.oracle(residual, self.exact)
         gap, noise = self.gap(mean, towards)
         # Where scores are small so are weights, and the gap is of the order of their product.
@@ -105,7 +107,9 @@ class _Walk:
         away = self._take(worst)[:, 0]
         direction = towards - away
         # Exact line search on the quadratic, up to all of the worst atom's mass.
-        rise, curve = (residual * direction).sum(-1, keepdim=True), direction.square().sum(-1, keepdim=True)
+        parts = self.oracle.parts
+        bent = direction if parts is None else direction[:, parts.regularized]
+        rise, curve = (residual * direction).sum(-1, keepdim=True), bent.square().sum(-1, keepdim=True)
         most = self.weights.gather(-1, worst)
         mass = torch.minimum((rise / curve.clamp(min=torch.finfo(curve.dtype).tiny)).clamp(min=0), most)
         mass = torch.where(arrived[:, None], 0, mass)
@@ -120,11 +124,11 @@ class _Walk:
 
     def certificate(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """max_v <t - mu, v - mu> over the polytope, and the rounding noise in it, [B] each."""
-        return self.gap(mean, self.oracle(self.oracle.target - mean, torch.ones_like(self.exact)))
+        return self.gap(mean, self.oracle(self.oracle.residual(mean), torch.ones_like(self.exact)))
 
     def gap(self, mean: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
         """<t - mu, v - mu> for one v, and the rounding noise in it, [B] each."""
-        residual = self.oracle.target - mean
+        residual = self.oracle.residual(mean)
         eps = torch.finfo(mean.dtype).eps
         noise = 16 * eps * ((self.oracle.target.abs() + mean.abs()) * (best.abs() + mean.abs())).sum(-1)
         return (residual * (best - mean)).sum(-1), noise
@@ -139,7 +143,7 @@ class _Walk:
 
     def own_atoms(self) -> "_OwnAtoms":
         """The oracle of the hull of each row's own atoms."""
-        return _OwnAtoms(self.oracle.target, self.oracle.ties, self.atoms, self.weights > 0)
+        return _OwnAtoms(self.oracle.target, self.oracle.ties, self.atoms, self.weights > 0, self.oracle.parts)
 
     def _take(self, slots: Tensor) -> Tensor:
         return self.atoms.gather(1, slots[..., None].expand(-1, -1, self.atoms.shape[2]))
@@ -153,6 +157,10 @@ class _OwnAtoms:
     ties: Ties
     atoms: Tensor
     usable: Tensor
+    parts: Parts | None
+
+    def residual(self, mean: Tensor) -> Tensor:
+        return objective_gradient(self.target, mean, self.parts)
 
     def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
         totals = (self.atoms @ self.ties.broken(residual, exact)[..., None])[..., 0]
@@ -163,4 +171,4 @@ class _OwnAtoms:
         return self(self.target, torch.zeros_like(self.usable[:, 0]))
 
     def rows(self, kept: Tensor) -> "_OwnAtoms":
-        return _OwnAtoms(self.target[kept], self.ties.rows(kept), self.atoms[kept], self.usable[kept])
+        return _OwnAtoms(self.target[kept], self.ties.rows(kept), self.atoms[kept], self.usable[kept], self.parts)

@@ -30,21 +30,54 @@ def add_scaled(into: Array, scale: float, values: Array) -> None:
         into[place] += scale * values[place]
 
 
+@numba.njit(cache=True)
+def make_way(weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array) -> int:
+    """`active_set._Rows._make_way` for one row; the slot that is free now, -1 for none."""
+    slots = on.shape[0]
+    reached = math.inf
+    for s in range(slots):
+        if combination[s] > weight_noise:
+            reached = min(reached, weights[s] / combination[s])
+    leaving = -1
+    for s in range(slots):
+        near = combination[s] > weight_noise and weights[s] / combination[s] <= reached + weight_noise
+        if near and (leaving < 0 or combination[s] > combination[leaving]):
+            leaving = s
+    if leaving < 0:
+        return leaving
+    total = 0.0
+    for s in range(slots):
+        weights[s] = reached if s == leaving else max(weights[s] - reached * combination[s], 0.0)
+        total += weights[s]
+    for s in range(slots):
+        weights[s] /= total
+    pivot = inverse[leaving, leaving]
+    column = inverse[leaving].copy()
+    for s in range(slots):
+        if column[s] != 0.0:
+            add_scaled(inverse[s], -column[s] / pivot, column)
+    on[leaving] = False
+    return leaving
+
+
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def advance(
     weight_noise: float,
     pivot_noise: float,
-    residual: Array,  # [B, D] t - A p
+    partly: bool,  # whether there are coordinates that are not regularised
+    residual: Array,  # [B, R] t - A p
     vertex: Array,  # [B, D] what the oracle answered
-    found: Array,  # [B, D] the same relative to the origin
+    found: Array,  # [B, R] the same relative to the origin, where it is regularised
+    gain: Array,  # [B] what it gains elsewhere
     settled_at: Array,  # [B] spread of the slopes at which weights count as optimal
     enough: Array,  # [B] gap at which a row has converged
-    atoms: Array,  # [B, S, D], and all that follows, is updated in place
+    atoms: Array,  # [B, S, R], and all that follows, is updated in place
     vertices: Array,  # [B, S, D]
     on: Array,  # [B, S] bool
     inverse: Array,  # [B, S, S]
     weights: Array,  # [B, S]
-    mean: Array,  # [B, D]
+    gains: Array,  # [B, S]
+    mean: Array,  # [B, R]
     dropping: Array,  # [B] int64
     stalled: Array,  # [B] int64
     iterations: Array,  # [B] int64
@@ -66,7 +99,7 @@ def advance(
             ones[s] = on[row, s]
             deviation[s], gram[s] = 0.0, 0.0
             if on[row, s]:
-                deviation[s] = dot(atoms[row, s], residual[row])
+                deviation[s] = dot(atoms[row, s], residual[row]) + gains[row, s]
                 level += weights[row, s] * deviation[s]
             elif slot < 0:
                 slot = s
@@ -77,7 +110,7 @@ def advance(
 
         drop = dropping[row]
         settled = drop < 0 and spread <= settled_at[row]
-        gap = dot(residual[row], found[row]) - level
+        gap = dot(residual[row], found[row]) + gain[row] - level
         exhausted = False
         if settled:
             gaps[row] = max(gap, 0.0)
@@ -97,17 +130,30 @@ def advance(
             for s in range(slots):
                 change[s] = dot(inverse[row, s], gram) if on[row, s] else 0.0
             pivot = 1.0 + size - dot(gram, change)
-            if pivot > pivot_noise * (1.0 + size):
-                added = True
+            least = pivot_noise * (1.0 + size)
+            added = pivot > least
+            start = 0.0
+            if partly and not added:
+                leaving = make_way(weight_noise, change, on[row], weights[row], inverse[row])
+                if leaving >= 0:
+                    added = True
+                    slot = leaving
+                    start = weights[row, slot]
+                    gram[slot] = 0.0
+                    for s in range(slots):
+                        change[s] = dot(inverse[row, s], gram) if on[row, s] else 0.0
+                    pivot = max(1.0 + size - dot(gram, change), least)
+            if added:
                 change[slot] = -1.0
                 for s in range(slots):
                     if change[s] != 0.0:
                         add_scaled(inverse[row, s], change[s] / pivot, change)
                 atoms[row, slot] = found[row]
                 vertices[row, slot] = vertex[row]
+                gains[row, slot] = gain[row]
                 on[row, slot] = True
                 ones[slot] = 1.0
-                weights[row, slot] = 0.0
+                weights[row, slot] = start
                 deviation[slot] = gap
         elif drop >= 0:
             pivot = inverse[row, drop, drop]

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...oracles import Polytope, SupportsDecomposition, SupportsProjection, supports
+from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsProjection, supports
 from ...oracles.base import missing
 from ..stats import SolverStats
 from .base import Oracle, Solver, Support
@@ -32,8 +32,12 @@ class SortedDecomposition(Solver):
         """See `Solver.solve`.
 
         Raises:
-            ValueError: the polytope has no `project` or no `decompose`.
+            ValueError: the polytope has no `project` or no `decompose`, or does not regularise all coordinates.
         """
+        if Parts.of(polytope) is not None:
+            raise ValueError(
+                f"SortedDecomposition projects in all coordinates, but {polytope!r} regularises some only; use ActiveSet()"
+            )
         if not supports(polytope, SupportsProjection):
             raise missing(polytope, SupportsProjection, "SortedDecomposition")
         if not supports(polytope, SupportsDecomposition):

@@ -41,7 +41,7 @@ class WorkingSet:
         self.atoms.scatter_(1, index[..., None].expand(-1, 1, atom.shape[1]), atom[:, None])
         self.on.scatter_(1, index, used[:, None])
 
-    def bordering(self, products: Tensor, size: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+    def bordering(self, products: Tensor, size: Tensor, slot: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What adding an atom does to H: y [B, S] and the pivot [B] with H + y y' the new inverse.
 
         The pivot is the squared distance of the (bordered) atom to the span of the others; 0 means that the atom is an
@@ -51,12 +51,20 @@ class WorkingSet:
             products: [B, S] <a_s, new atom> on the slots in use.
             size: [B] squared norm of the new atom.
             slot: [B] where it goes.
+            least: [B] the pivot is taken to be at least this.
         """
-        gram = products + self.on  # the bordered atoms (a, 1) have inner products <a, b> + 1
-        solved = torch.bmm(self.inverse, gram[..., None])[..., 0] * self.on
+        gram = (products + 1) * self.on  # the bordered atoms (a, 1) have inner products <a, b> + 1
+        solved = self.combination(products)
         pivot = 1 + size - (gram * solved).sum(-1)
+        if least is not None:
+            pivot = torch.maximum(pivot, least)
         solved.scatter_(-1, slot[:, None], -1)
         return solved / pivot.clamp(min=torch.finfo(pivot.dtype).tiny).sqrt()[:, None], pivot
+
+    def combination(self, products: Tensor) -> Tensor:
+        """The y for which sum_s y_s (a_s, 1) is nearest to a bordered atom, [B, S]; `products` as in `bordering`."""
+        gram = (products + 1) * self.on
+        return torch.bmm(self.inverse, gram[..., None])[..., 0] * self.on
 
     def removal(self, slot: Tensor) -> Tensor:
         """y [B, S] with H - y y' the inverse without the atom in `slot` [B]."""
