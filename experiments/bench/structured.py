@@ -43,7 +43,10 @@ def _complete(nodes: int) -> list[tuple[int, int]]:
 
 
 POLYTOPES = (
-    Typical(lambda: LinearChain(50, 20), lambda: LinearChain(5, 3)),
+    Typical(
+        lambda: LinearChain(50, 20, regularize_transitions=False),
+        lambda: LinearChain(5, 3, regularize_transitions=False),
+    ),
     Typical(lambda: ProjectiveTree(30), lambda: ProjectiveTree(5)),
     Typical(lambda: Arborescence(30), lambda: Arborescence(4)),
     Typical(lambda: Matching(20), lambda: Matching(3)),
