@@ -5,13 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..oracles import Parts, Polytope, Simplex, SupportsProjection, supports
+from ..oracles import Parts, Polytope, Simplex, SupportsNested, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
+from .nested import nested_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import Oracle, Solver
+from .solvers.base import FindsNested, Oracle, Solver
 
 Coding = Literal["bits", "pairs"]
 
@@ -70,11 +71,16 @@ def sparsemap(
     """
     target = _target(scores, polytope, coding, check)
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
+    shape = scores.shape[:-1]
+    if supports(solver, FindsNested) and supports(polytope, SupportsNested):
+        nested = solver.solve_nested(flat.detach(), polytope)
+        if check:
+            warn_unconverged(nested.stats, solver)
+        return nested_distribution(flat, nested, shape, scores.dtype)
     support = solver.solve(flat.detach(), polytope)
     probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device))
     if check:
         warn_unconverged(support.stats, solver)
-    shape = scores.shape[:-1]
     packed = SparseDistribution.pack(
         support.atoms.to(scores.dtype).reshape(*shape, *support.atoms.shape[1:]),
         probs.to(scores.dtype).reshape(*shape, probs.shape[-1]),

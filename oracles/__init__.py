@@ -7,6 +7,7 @@ from .base import Polytope as Polytope
 from .base import SupportsDecomposition as SupportsDecomposition
 from .base import SupportsGibbs as SupportsGibbs
 from .base import SupportsHalfspaces as SupportsHalfspaces
+from .base import SupportsNested as SupportsNested
 from .base import SupportsProjection as SupportsProjection
 from .base import SupportsTopk as SupportsTopk
 from .base import SupportsVertices as SupportsVertices

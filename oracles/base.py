@@ -87,6 +87,17 @@ class SupportsDecomposition(Protocol):
         ...
 
 
+class SupportsNested(Protocol):
+    """A convex combination of nested sets for any point of the polytope, which need not be written down to be used."""
+
+    def nested(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """`decompose` in brief: structure s, for s = 0 ... D, has the s coordinates order[..., :s] on.
+
+        [*B, D] -> order [*B, D] int64 and the weights of the D + 1 structures, [*B, D + 1], 0 where they are not used.
+        """
+        ...
+
+
 class GibbsDistribution(Protocol):
     """p(z) proportional to exp <a_z, t>: what `SupportsGibbs.gibbs` returns."""
 

@@ -66,17 +66,18 @@ class BernoulliCube(Polytope):
         return scores.clamp(0, 1)
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """The chain of nested sets: structure s has the s largest coordinates on; O(D^2) for the output.
-
-        p_s = m_(s) - m_(s+1) for the sorted mean 1 = m_(0) >= m_(1) >= ... >= m_(D) >= m_(D+1) = 0.
-        """
-        ordered, order = mean.clamp(0, 1).sort(dim=-1, descending=True, stable=True)
-        edge = torch.ones_like(ordered[..., :1])
-        levels = torch.cat([edge, ordered, torch.zeros_like(edge)], -1)
-        probs = levels[..., :-1] - levels[..., 1:]
+        """The chain of nested sets: structure s has the s largest coordinates on; O(D^2) for the output. See `nested`."""
+        order, probs = self.nested(mean)
         rank = order.argsort(dim=-1)  # of each coordinate in the sorted mean
         size = torch.arange(self.dim + 1, device=mean.device)
         return (rank[..., None, :] < size[:, None]).to(mean.dtype), probs
+
+    def nested(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """p_s = m_(s) - m_(s+1) for the sorted mean 1 = m_(0) >= m_(1) >= ... >= m_(D) >= m_(D+1) = 0; O(D log D)."""
+        ordered, order = mean.clamp(0, 1).sort(dim=-1, descending=True, stable=True)
+        edge = torch.ones_like(ordered[..., :1])
+        levels = torch.cat([edge, ordered, torch.zeros_like(edge)], -1)
+        return order, levels[..., :-1] - levels[..., 1:]
 
     def gibbs(self, scores: Tensor) -> BernoulliGibbs:
         """Independent bits, p(z_i = 1) = sigmoid(t_i)."""

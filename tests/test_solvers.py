@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated, projection, ring_vertices, scores_for
-from sparsemarg.layers import ConvergenceWarning, SparseMAP
+from sparsemarg.layers import ConvergenceWarning, SparseDistribution, SparseMAP
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
 from sparsemarg.layers.solvers.active_set import compiled_iteration
@@ -269,3 +269,38 @@ class Nothing(Ring):
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call(scores_for(Ring(), "normal"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, 6, 40])
+def test_nested_structures_give_what_the_dense_refit_gives(dim: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atoms to the bit; weights, first and second derivatives up to rounding; ties, masks and large scores among them."""
+    scores = scores_for(BernoulliCube(dim), kind, batch=30)
+    scores[3, 0] = -torch.inf
+    scores[4] *= 1e6
+    weights = scores_for(BernoulliCube(dim), "normal", batch=30, seed=1)
+
+    def results() -> tuple[SparseDistribution, list[Tensor]]:
+        leaf = scores.clone().requires_grad_()
+        found = sparsemap(leaf, BernoulliCube(dim), solver=SortedDecomposition())
+        value = (found.mean() * weights).sum() + found.entropy().sum() + found.probs[::2].square().sum()
+        (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+        (second,) = torch.autograd.grad((first * weights).sum(), leaf)
+        return found, [found.probs.detach(), first.detach(), second]
+
+    nested, ours = results()
+    in_brief = BernoulliCube.nested
+    monkeypatch.setattr(BernoulliCube, "decompose", lambda self, mean: _written(in_brief(self, mean)))
+    monkeypatch.delattr(BernoulliCube, "nested")
+    dense, theirs = results()
+    assert torch.equal(nested.atoms, dense.atoms)
+    assert torch.equal(nested.row, dense.row)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def _written(nested: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The structures of a nested decomposition."""
+    order, probs = nested
+    place = order.argsort(-1)[:, None]
+    return (place < torch.arange(probs.shape[-1])[:, None]).double(), probs

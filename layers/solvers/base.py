@@ -28,6 +28,29 @@ class Support:
     stats: SolverStats
 
 
+@dataclass(frozen=True)
+class NestedSupport:
+    """A support of nested structures: structure s, for s = 0 ... D, has the s coordinates order[:, :s] on.
+
+    Attributes:
+        order: [B, D] int64.
+        probs: [B, D + 1] float64, as in `Support`.
+        stats: rows [B].
+    """
+
+    order: Tensor
+    probs: Tensor
+    stats: SolverStats
+
+
+class FindsNested(Protocol):
+    """Solvers that can leave nested structures unwritten."""
+
+    def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
+        """As `Solver.solve`, for a polytope that has `nested`."""
+        ...
+
+
 class Solver(ABC):
     """Finds the support of argmax_{mu in conv(polytope)} <mu, t> - 1/2 ||mu_R||^2, R the coordinates that are regularised.
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsProjection, supports
+from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsNested, SupportsProjection, supports
 from ...oracles.base import missing
 from ..stats import SolverStats
-from .base import Oracle, Solver, Support
+from .base import NestedSupport, Oracle, Solver, Support
 
 # Weights below this are rounding of a difference of two sorted coordinates that are equal on paper.
 WEIGHT_PRUNE = 1e-12
@@ -23,7 +23,8 @@ class SortedDecomposition(Solver):
     usually with more atoms: one more than the number of fractional coordinates. Its weights are smooth in the scores and
     span the whole face, so all derivatives are exact in any dimension.
 
-    Cost: O(B D^2) to write the atoms down, and one oracle call for the certificate.
+    Cost: O(B D^2) to write the atoms down, and one oracle call for the certificate. Where structures are nested (the cube),
+    only those that have mass are written down, and their weights are differences: O(B D log D) besides the atoms.
     """
 
     advice: ClassVar[str] = "its closed form is inexact there (scores of very different size?); use ActiveSet()"
@@ -34,24 +35,43 @@ class SortedDecomposition(Solver):
         Raises:
             ValueError: the polytope has no `project` or no `decompose`, or does not regularise all coordinates.
         """
-        if Parts.of(polytope) is not None:
-            raise ValueError(
-                f"SortedDecomposition projects in all coordinates, but {polytope!r} regularises some only; use ActiveSet()"
-            )
-        if not supports(polytope, SupportsProjection):
-            raise missing(polytope, SupportsProjection, "SortedDecomposition")
-        if not supports(polytope, SupportsDecomposition):
-            raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
         # Not as a decorator: torch.compile (2.14) does not trace a decorated method of an object made inside what it compiles.
         with torch.no_grad():
-            oracle = Oracle.of(polytope, scores)
-            oracle.check_allowed()
-            mean = polytope.project(scores)
+            oracle, mean = _projected(scores, polytope)
+            if not supports(polytope, SupportsDecomposition):
+                raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
             atoms, probs = polytope.decompose(mean)
-            probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
-            probs = probs / probs.sum(-1, keepdim=True)
-            margin = torch.where(probs > 0, probs, torch.inf).amin(-1)
+            probs, margin = _pruned(probs)
             return Support(atoms, probs, _certify(oracle, mean, margin))
+
+    def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
+        """The same support, for a polytope with `nested`, without writing the structures down."""
+        with torch.no_grad():
+            oracle, mean = _projected(scores, polytope)
+            if not supports(polytope, SupportsNested):
+                raise missing(polytope, SupportsNested, "SortedDecomposition.solve_nested")
+            order, probs = polytope.nested(mean)
+            probs, margin = _pruned(probs)
+            return NestedSupport(order, probs, _certify(oracle, mean, margin))
+
+
+def _projected(scores: Tensor, polytope: Polytope) -> tuple[Oracle, Tensor]:
+    if Parts.of(polytope) is not None:
+        raise ValueError(
+            f"SortedDecomposition projects in all coordinates, but {polytope!r} regularises some only; use ActiveSet()"
+        )
+    if not supports(polytope, SupportsProjection):
+        raise missing(polytope, SupportsProjection, "SortedDecomposition")
+    oracle = Oracle.of(polytope, scores)
+    oracle.check_allowed()
+    return oracle, polytope.project(scores)
+
+
+def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights [B, S] without rounding noise, summing to 1, and the smallest of each row [B]."""
+    probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
+    probs = probs / probs.sum(-1, keepdim=True)
+    return probs, torch.where(probs > 0, probs, torch.inf).amin(-1)
 
 
 def _certify(oracle: Oracle, mean: Tensor, margin: Tensor) -> SolverStats:
