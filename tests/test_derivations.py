@@ -14,6 +14,7 @@ from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentati
 from sparsemarg.oracles.derivations import Derivations
 from sparsemarg.oracles.hypergraph import Edge, Hypergraph
 from sparsemarg.verification import parametrize_with_checks
+from structures import as_set, assert_gibbs, assert_k_best, assert_random_problems, scores_of
 from torch import Tensor
 
 
@@ -93,14 +94,6 @@ def case(name: str) -> tuple[Derivations, Tensor]:
     return polytope(), structures()
 
 
-def scores_of(polytope: Derivations, rows: int, seed: int = 0) -> Tensor:
-    return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def as_set(rows: Tensor) -> set[tuple[float, ...]]:
-    return {tuple(row) for row in rows.tolist()}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_structures_are_all_that_there_are(name: str) -> None:
     polytope, structures = case(name)
@@ -122,39 +115,12 @@ def test_maximize(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("k", [1, 4, 300])
 def test_k_best(name: str, k: int) -> None:
-    """Totals against sorting all; distinct; small integer scores make most of them tie."""
-    polytope, structures = case(name)
-    for scores in (scores_of(polytope, 20), scores_of(polytope, 20).round()):
-        found, valid = polytope.topk(scores, k)
-        count = min(k, len(structures))
-        assert torch.equal(valid, (torch.arange(k) < count).expand(20, -1))
-        totals = (found[:, :count] * scores[:, None]).sum(-1)
-        expected = (scores @ structures.T).sort(-1, descending=True).values[:, :count]
-        torch.testing.assert_close(totals, expected, rtol=0, atol=1e-12)
-        assert all(len(as_set(row[:count])) == count and as_set(row[:count]) <= as_set(structures) for row in found)
-        assert not found[:, count:].any()
+    assert_k_best(*case(name), k, rows=20)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gibbs(name: str) -> None:
-    """log p, entropy, marginals and their gradients against a softmax over all structures."""
-    polytope, structures = case(name)
-    scores = scores_of(polytope, 7).mul(2).requires_grad_()
-    logs = (scores @ structures.T).log_softmax(-1)
-    probs = logs.exp()
-    gibbs = polytope.gibbs(scores)
-    torch.testing.assert_close(gibbs.log_prob(structures[:, None].expand(-1, 7, -1)).T, logs, rtol=0, atol=1e-10)
-    entropy = -(probs * logs).sum(-1)
-    torch.testing.assert_close(gibbs.entropy(), entropy, rtol=0, atol=1e-10)
-    found, expected = (torch.autograd.grad(x.sum(), scores, retain_graph=True)[0] for x in (gibbs.entropy(), entropy))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    mean = probs @ structures
-    marginals = gibbs.marginals()
-    torch.testing.assert_close(marginals, mean, rtol=0, atol=1e-10)
-    weights = scores_of(polytope, 7, seed=5)
-    found, expected = (torch.autograd.grad((x * weights).sum(), scores, retain_graph=True)[0] for x in (marginals, mean))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    assert (gibbs.log_prob(torch.full((7, polytope.dim), 0.5, dtype=torch.float64)) == -torch.inf).all()
+    assert_gibbs(*case(name))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -314,21 +280,7 @@ def test_nothing_at_all_is_refused() -> None:
     "polytope", [LinearChain(6, 3), ProjectiveTree(5), ShortestPath.grid(4, 4), Segmentation(6, 2, 3)], ids=repr
 )
 def test_sparsemap_on_random_problems(polytope: Derivations) -> None:
-    """500 problems: at most D + 1 atoms, certified, and the gradient of an expectation by central differences."""
-    found = sparsemap(scores_of(polytope, 500), polytope)
-    assert bool(found.stats.converged.all())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    assert int(found.support_size().max()) <= polytope.dim + 1
-    residual = scores_of(polytope, 500) - found.mean()
-    gap = ((polytope.maximize(residual) - found.mean()) * residual).sum(-1)
-    assert float(gap.max()) < 5e-9
-
-    theta = torch.randn(polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-
-    def expectation(scores: Tensor) -> Tensor:
-        return sparsemap(scores, polytope).expectation(lambda atoms, row: (atoms @ theta).sin())
-
-    scores = scores_of(polytope, 3, seed=4).requires_grad_()
-    assert torch.autograd.gradcheck(expectation, scores, eps=1e-6, atol=1e-5)
+    assert_random_problems(polytope)
 
 
 def test_layers_take_them() -> None:

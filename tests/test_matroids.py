@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, topk
 from sparsemarg.verification import parametrize_with_checks
+from structures import as_set, assert_k_best, scores_of
 from torch import Tensor
 
 GRAPHS: dict[str, list[tuple[int, int]]] = {
@@ -92,14 +93,6 @@ def case(name: str) -> tuple[Polytope, Tensor]:
     return polytope, structures
 
 
-def scores_of(polytope: Polytope, rows: int, seed: int = 0) -> Tensor:
-    return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def as_set(rows: Tensor) -> set[tuple[float, ...]]:
-    return {tuple(row) for row in rows.tolist()}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_vertices_and_maximize(name: str) -> None:
     polytope, structures = case(name)
@@ -120,15 +113,7 @@ def test_vertices_and_maximize(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("k", [1, 5, 50])
 def test_k_best(name: str, k: int) -> None:
-    polytope, structures = case(name)
-    count = min(k, len(structures))
-    for scores in (scores_of(polytope, 8), scores_of(polytope, 8).round()):
-        found, valid = topk(polytope, scores, k)
-        assert torch.equal(valid, (torch.arange(k) < count).expand(8, -1))
-        totals = (found[:, :count] * scores[:, None]).sum(-1)
-        wanted = (scores @ structures.T).sort(-1, descending=True).values[:, :count]
-        torch.testing.assert_close(totals, wanted, rtol=0, atol=1e-12)
-        assert all(len(as_set(row[:count])) == count and as_set(row[:count]) <= as_set(structures) for row in found)
+    assert_k_best(*case(name), k)
 
 
 @pytest.mark.parametrize("name", CASES)

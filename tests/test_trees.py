@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Arborescence, ProjectiveTree, topk
 from sparsemarg.verification import parametrize_with_checks
+from structures import as_set, assert_gibbs, assert_k_best, assert_random_problems, scores_of
 from torch import Tensor
 
 SIZES = [(1, False), (1, True), (2, True), (3, False), (4, False), (4, True), (5, False)]
@@ -20,14 +21,6 @@ SIZES = [(1, False), (1, True), (2, True), (3, False), (4, False), (4, True), (5
 def case(words: int, single_root: bool) -> tuple[Arborescence, Tensor]:
     structures = dependency_trees(words, projective=False, single_root=single_root)
     return Arborescence(words, single_root=single_root), structures
-
-
-def scores_of(polytope: Arborescence, rows: int, seed: int = 0) -> Tensor:
-    return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def as_set(rows: Tensor) -> set[tuple[float, ...]]:
-    return {tuple(row) for row in rows.tolist()}
 
 
 @pytest.mark.parametrize(("words", "single_root"), SIZES)
@@ -108,41 +101,12 @@ def heaviest_by_flow(polytope: Arborescence, scores: Tensor) -> float:
 @pytest.mark.parametrize(("words", "single_root"), SIZES)
 @pytest.mark.parametrize("k", [1, 6, 130])
 def test_k_best(words: int, single_root: bool, k: int) -> None:
-    """Totals against sorting all; distinct; rounded scores make most of them tie."""
-    polytope, structures = case(words, single_root)
-    count = min(k, len(structures))
-    for scores in (scores_of(polytope, 6), scores_of(polytope, 6).round()):
-        found, valid = topk(polytope, scores, k)
-        assert torch.equal(valid, (torch.arange(k) < count).expand(6, -1))
-        totals = (found[:, :count] * scores[:, None]).sum(-1)
-        wanted = (scores @ structures.T).sort(-1, descending=True).values[:, :count]
-        torch.testing.assert_close(totals, wanted, rtol=0, atol=1e-12)
-        assert all(len(as_set(row[:count])) == count and as_set(row[:count]) <= as_set(structures) for row in found)
+    assert_k_best(*case(words, single_root), k)
 
 
 @pytest.mark.parametrize(("words", "single_root"), SIZES)
 def test_gibbs(words: int, single_root: bool) -> None:
-    """log p, entropy, marginals and their gradients against a softmax over all trees."""
-    polytope, structures = case(words, single_root)
-    scores = scores_of(polytope, 7).mul(2).requires_grad_()
-    logs = (scores @ structures.T).log_softmax(-1)
-    probs = logs.exp()
-    gibbs = polytope.gibbs(scores)
-    torch.testing.assert_close(gibbs.log_prob(structures[:, None].expand(-1, 7, -1)).T, logs, rtol=0, atol=1e-10)
-    entropy = -(probs * logs).sum(-1)
-    torch.testing.assert_close(gibbs.entropy(), entropy, rtol=0, atol=1e-10)
-    if words > 1:
-        found, expected = (torch.autograd.grad(x.sum(), scores, retain_graph=True)[0] for x in (gibbs.entropy(), entropy))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    mean = probs @ structures
-    torch.testing.assert_close(gibbs.marginals(), mean, rtol=0, atol=1e-10)
-    weights = scores_of(polytope, 7, seed=5)
-    found, expected = (
-        torch.autograd.grad((x * weights).sum(), scores, retain_graph=True)[0] for x in (gibbs.marginals(), mean)
-    )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    total = torch.autograd.grad(gibbs.log_prob(structures[:1].expand(7, -1)).sum(), scores)[0]
-    torch.testing.assert_close(total, structures[:1] - mean, rtol=0, atol=1e-10)
+    assert_gibbs(*case(words, single_root))
 
 
 @pytest.mark.parametrize("single_root", [False, True])
@@ -328,20 +292,7 @@ def test_bad_input_is_refused(act: Callable[[], object], message: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("polytope", [Arborescence(5), Arborescence(5, single_root=True)], ids=repr)
 def test_sparsemap_on_random_problems(polytope: Arborescence) -> None:
-    """500 problems: at most D + 1 atoms, certified, and the gradient of an expectation by central differences."""
-    scores = scores_of(polytope, 500)
-    found = sparsemap(scores, polytope)
-    assert bool(found.stats.converged.all())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    assert int(found.support_size().max()) <= polytope.dim + 1
-    residual = scores - found.mean()
-    gap = ((polytope.maximize(residual) - found.mean()) * residual).sum(-1)
-    assert float(gap.max()) < 5e-9
-    theta = torch.randn(polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-
-    def expectation(scores: Tensor) -> Tensor:
-        return sparsemap(scores, polytope).expectation(lambda atoms, row: (atoms @ theta).sin())
-
-    assert torch.autograd.gradcheck(expectation, scores_of(polytope, 3, seed=4).requires_grad_(), eps=1e-6, atol=1e-5)
+    assert_random_problems(polytope)
 
 
 VERIFIED = [Arborescence(3), Arborescence(3, single_root=True), Arborescence(1)]
