@@ -102,7 +102,7 @@ def sparsemap_marginals(
 ) -> Tensor:
     """The mean alone: mu* = argmin_{mu in conv(polytope)} ||mu - t||^2, [*B, D], differentiable.
 
-    By the polytope's closed form `project` where it has one, regularises all coordinates and no solver is given; else as
+    By the polytope's own `project` where it has one, regularises all coordinates and no solver is given; else as
     `sparsemap(...).mean()`. Arguments and errors are those of `sparsemap`.
     """
     if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:

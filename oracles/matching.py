@@ -1,10 +1,13 @@
 """Assignments of rows to columns: the Birkhoff polytope and its rectangular cousin."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count
+from .birkhoff import project_assignments
+from .checks import check_count, check_dimension, check_finite
 from .kbest import partition
 
 
@@ -66,6 +69,44 @@ class Matching(Polytope):
             return self.maximize(forced.flatten(0, 1)).reshape(forced.shape)
 
         return partition(maximize, scores, k, antichain=True)
+
+    def project(self, scores: Tensor) -> Tensor:
+        """The nearest table with these sums of rows and columns, [*B, D], by Newton's method; see `birkhoff`.
+
+        Any number of derivatives. In float64 for any dtype, exact up to rounding; needs no SciPy. Its loops look at the data,
+        so not under `torch.func.vmap`.
+
+        Raises:
+            ValueError: NaN or +inf scores; so many `-inf` that a row allows no assignment.
+
+        Warns:
+            RuntimeWarning: rows that did not settle, e.g. as scores of 1e16 leave no digits. They hold a point of the polytope.
+        """
+        check_dimension(scores, self)
+        check_finite(scores)
+        flat = scores.double().reshape(scores.shape[:-1].numel(), self.dim)
+        tables, settled = project_assignments(self.table(flat), self.rows == self.columns)
+        mean = tables.flatten(-2)
+        if not bool(settled.all()):
+            blocked = flat.isneginf()
+            chosen = torch.zeros_like(mean)
+            some = ~settled & blocked.any(-1)
+            chosen[some] = self.maximize(flat[some])
+            impossible = ((chosen != 0) & blocked).any(-1).reshape(scores.shape[:-1])
+            if impossible.any():
+                place = tuple(impossible.nonzero()[0].tolist())
+                raise ValueError(
+                    f"scores row {place[0] if len(place) == 1 else place} allows no structure of {self!r}: every one needs a "
+                    f"pair whose score is -inf; leave at least one assignment allowed"
+                )
+            mean = torch.where(some[:, None], chosen + (mean - mean.detach()), mean)
+            warnings.warn(
+                f"{self!r}: the projection of {int((~settled).sum())} of {len(settled)} rows did not settle; they hold points "
+                f"of the polytope that are not optimal (are the scores larger than 1e12?)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return mean.reshape(scores.shape).to(scores.dtype)
 
     def table(self, scores: Tensor) -> Tensor:
         """[*B, D] -> [*B, n, m]."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import projection
-from sparsemarg.layers.functional import sparsemap
-from sparsemarg.oracles import Matching, topk
+from sparsemarg.layers.functional import sparsemap, sparsemap_marginals
+from sparsemarg.oracles import Matching, birkhoff, topk
 from sparsemarg.verification import parametrize_with_checks
 from torch import Tensor
 
@@ -182,6 +182,165 @@ def test_sparsemap_on_random_problems(polytope: Matching) -> None:
         return sparsemap(scores, polytope).expectation(lambda atoms, row: (atoms @ theta).sin())
 
     assert torch.autograd.gradcheck(expectation, scores_of(polytope, 3, seed=4).requires_grad_(), eps=1e-6, atol=1e-5)
+
+
+def with_known_projection(
+    polytope: Matching, rows: int, scale: float, held: float, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [B, D], their projection, and its free entries, made from the optimality conditions.
+
+    The mean is a mixture of a few assignments. Potentials of the rows, and of the columns that it fills, are random; entries
+    off the support are `held` at 0 by at least that much.
+    """
+    n, m = polytope.rows, polytope.columns
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, dtype=torch.float64, generator=generator)
+
+    best = polytope.maximize(uniform(3 * rows, n * m)).reshape(3, rows, n, m)
+    weights = 0.1 + uniform(3, rows, 1, 1)
+    mean = (best * (weights / weights.sum(0))).sum(0)
+    full = (mean.sum(-2, keepdim=True) - 1).abs() < 1e-12
+    lines, columns = scale * uniform(rows, n, 1), torch.where(full, -scale * (0.1 + uniform(rows, 1, m)), 0)
+    slack = torch.where(mean > 0, 0, held * (1 + scale * uniform(rows, n, m)))
+    return (mean - lines - columns - slack).flatten(-2), mean.flatten(-2), (mean > 0).flatten(-2)
+
+
+PROJECTED = [Matching(1), Matching(1, 4), Matching(2), Matching(3), Matching(2, 4), Matching(3, 4)]
+
+
+@pytest.mark.parametrize("polytope", PROJECTED, ids=repr)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_projection_on_all_assignments(polytope: Matching, scale: float) -> None:
+    """Against bounded least squares over the list of assignments; rounded scores tie."""
+    structures = assignments(polytope.rows, polytope.columns)
+    for scores in (scale * scores_of(polytope, 12), (scale * scores_of(polytope, 12)).round()):
+        torch.testing.assert_close(polytope.project(scores), projection(structures, scores), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("polytope", [Matching(4), Matching(5, 7), Matching(30), Matching(20, 30)], ids=repr)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("held", [0.0, 0.01], ids=["degenerate", "strict"])
+def test_projection_that_is_known(polytope: Matching, scale: float, held: float) -> None:
+    scores, mean, _ = with_known_projection(polytope, 6, scale, held)
+    torch.testing.assert_close(polytope.project(scores), mean, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("polytope", [Matching(30), Matching(20, 30), Matching(25, 26)], ids=repr)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0, 100.0, 1e8])
+def test_projection_is_certified(polytope: Matching, scale: float) -> None:
+    """Random scores: the sums, and no assignment is better for T - X than X, up to the rounding of such totals."""
+    scores = scale * scores_of(polytope, 8)
+    mean = polytope.project(scores)
+    table, residual = polytope.table(mean), scores - mean
+    assert float(mean.min()) >= 0
+    torch.testing.assert_close(table.sum(-1), torch.ones_like(table.sum(-1)), rtol=0, atol=1e-14)
+    excess = table.sum(-2) - 1
+    assert float((excess.abs() if polytope.rows == polytope.columns else excess).max()) < 1e-14
+    gap = ((polytope.maximize(residual) - mean) * residual).sum(-1)
+    assert float(gap.max()) < 1e-14 * max(1.0, scale) * polytope.rows
+
+
+@pytest.mark.parametrize("polytope", [Matching(5), Matching(3, 6)], ids=repr)
+def test_projection_is_the_mean_of_sparsemap(polytope: Matching) -> None:
+    scores = scores_of(polytope, 40, seed=5)
+    torch.testing.assert_close(polytope.project(scores), sparsemap(scores, polytope).mean(), rtol=0, atol=1e-8)
+    for dtype, atol in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+        rough = scores.to(dtype)
+        found = sparsemap_marginals(rough.reshape(5, 2, 4, -1), polytope)
+        assert found.dtype == dtype
+        wanted = polytope.project(rough.double())
+        torch.testing.assert_close(found.double().reshape(40, -1), wanted, rtol=0, atol=atol)
+    assert polytope.project(scores[:0]).shape == (0, polytope.dim)
+    assert polytope.project(scores[0]).shape == (polytope.dim,)
+
+
+def test_projection_of_ties() -> None:
+    third = torch.full((1, 9), 1 / 3, dtype=torch.float64)
+    assert torch.equal(Matching(3).project(torch.full((1, 9), 7.0, dtype=torch.float64)), third)
+    quarter = torch.full((2, 8), 0.25)
+    assert torch.equal(Matching(2, 4).project(torch.tensor([[0.0] * 8, [1e8] * 8])), quarter)
+
+
+@pytest.mark.parametrize("polytope", [Matching(4), Matching(3, 5)], ids=repr)
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_projection_is_differentiable(polytope: Matching, scale: float) -> None:
+    """Away from kinks, backward and forward, and twice."""
+    scores, _, _ = with_known_projection(polytope, 3, scale, held=0.05, seed=3)
+    leaf = scores.requires_grad_()
+    assert torch.autograd.gradcheck(polytope.project, leaf, eps=1e-6, atol=1e-8, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda scores: polytope.project(scores).square(), leaf, eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("polytope", [Matching(4), Matching(8), Matching(3, 5)], ids=repr)
+def test_jacobian_of_the_projection(polytope: Matching) -> None:
+    """The projector on the tables that vanish off the free entries, and whose rows and full columns sum to 0."""
+    scores, mean, free = with_known_projection(polytope, 3, 1.0, held=0.05, seed=4)
+    found = torch.autograd.functional.jacobian(lambda scores: polytope.project(scores).sum(0), scores)
+    identity = polytope.table(torch.eye(polytope.dim, dtype=torch.float64))
+    for row in range(3):
+        full = polytope.table(mean[row]).sum(0) > 1 - 1e-9
+        sums = torch.cat([identity.sum(-1).T, identity.sum(-2).T[full]])
+        normals = torch.cat([sums, torch.eye(polytope.dim, dtype=torch.float64)[~free[row]]])
+        wanted = torch.eye(polytope.dim, dtype=torch.float64) - torch.linalg.pinv(normals) @ normals
+        torch.testing.assert_close(found[:, row], wanted, rtol=0, atol=1e-10)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_projection_of_smaller_problems_and_forbidden_pairs() -> None:
+    large = Matching(4, 5)
+    rows, columns = torch.tensor([4, 1, 3, 2, 3, 2]), torch.tensor([5, 1, 4, 2, 3, 3])
+    scores = 2 * scores_of(large, 6)
+    masked = large.mask(scores, rows, columns).requires_grad_()
+    together = large.project(masked)
+    for row, (n, m) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        own = large.table(scores)[row, :n, :m].flatten()[None]
+        inside = large.table(together)[row, :n, :m].flatten()[None]
+        torch.testing.assert_close(inside, Matching(n, m).project(own), rtol=0, atol=1e-12)
+    assert bool(torch.autograd.grad(together.square().sum(), masked)[0].isfinite().all())
+
+
+@pytest.mark.parametrize("polytope", [Matching(3), Matching(3, 4)], ids=repr)
+def test_projection_where_assignments_are_forbidden(polytope: Matching) -> None:
+    structures = assignments(polytope.rows, polytope.columns)
+    blocked = torch.rand(60, polytope.dim, generator=torch.Generator().manual_seed(2)) < 0.4
+    scores = scores_of(polytope, 60).masked_fill(blocked, -torch.inf)
+    allowed = ~((structures[None] != 0) & blocked[:, None]).any(-1)
+    some = allowed.any(-1)
+    assert 10 < int(some.sum()) < 60
+    mean = polytope.project(scores[some])
+    for row, left, found in zip(torch.where(blocked, 0, scores)[some], allowed[some], mean, strict=True):
+        torch.testing.assert_close(found, projection(structures[left], row[None])[0], rtol=0, atol=1e-8)
+    for row in (~some).nonzero()[:3, 0].tolist():
+        pair = torch.stack([torch.zeros_like(scores[row]), scores[row]])
+        with pytest.raises(ValueError, match="row 1 allows no structure of Matching"):
+            polytope.project(pair)
+        with pytest.raises(ValueError, match=r"row \(0, 1\) allows no structure of Matching"):
+            polytope.project(pair[None])
+        with pytest.raises(ValueError, match="row 1 allows no structure of Matching"):
+            sparsemap_marginals(pair, polytope)
+    with pytest.raises(ValueError, match="row 1 holds NaN"):
+        polytope.project(torch.stack([scores[0], torch.full_like(scores[0], torch.nan)]))
+    with pytest.raises(ValueError, match=f"scores has 2 columns but Matching.* needs {polytope.dim}"):
+        polytope.project(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("polytope", [Matching(6), Matching(4, 6)], ids=repr)
+def test_projection_that_does_not_settle(polytope: Matching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point of the polytope without forbidden pairs, a finite gradient, and a warning."""
+    scores = 30 * scores_of(polytope, 10)
+    scores[:5, 1] = -torch.inf
+    monkeypatch.setattr(birkhoff, "_LAST_STEPS", 0)
+    monkeypatch.setattr(birkhoff, "_STAGE_STEPS", 0)
+    for given in (scores, 1e30 * scores):
+        leaf = given.clone().requires_grad_()
+        with pytest.warns(RuntimeWarning, match="rows did not settle"):
+            mean = polytope.project(leaf)
+        half = polytope.halfspaces()
+        assert float((mean.detach() @ half.a_ub.T - half.b_ub).max()) < 1e-12
+        torch.testing.assert_close(mean @ half.a_eq.T, half.b_eq.expand(10, -1), rtol=0, atol=1e-12)
+        assert bool((mean[:5, 1] == 0).all())
+        assert bool(torch.autograd.grad(mean.square().sum(), leaf)[0].isfinite().all())
 
 
 @parametrize_with_checks([Matching(3), Matching(2, 3), Matching(1)], batch=2)
