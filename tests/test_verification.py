@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import POLYTOPES, SOLVERS, Ring, enumerated, projection, scores_for
+from sparsemarg import oracles
 from sparsemarg.layers import SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
 from sparsemarg.models.estimators import Estimate, Estimator, Marginalize
@@ -21,6 +22,7 @@ from sparsemarg.verification.cvxpy_references import DifferentiableProgram, Quad
 from sparsemarg.verification.enumeration import projection as reference_projection
 from sparsemarg.verification.enumeration import sparsemax as reference_sparsemax
 from sparsemarg.verification.kkt import face_projector, margin, sparsemax_jacobian, weights, weights_jacobian
+from sparsemarg.verification.results import SHIPPED
 from torch import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:cvxpylayers")
@@ -296,9 +298,9 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     assert "Budget(dim=4, budget=2, exactly=True): 2 passed, 0 failed" in capsys.readouterr().out
     written, raw = tmp_path / "results.md", tmp_path / "results.json"
     assert main(["--all", *quick, "--write", str(written), "--json", str(raw)]) == 0
-    assert "13 of 13 polytopes passed" in capsys.readouterr().out
+    assert "33 of 33 polytopes passed" in capsys.readouterr().out
     assert "| `Simplex(dim=5)` | 2 | 0 | 0 |" in written.read_text()
-    assert len(json.loads(raw.read_text())) == 13
+    assert len(json.loads(raw.read_text())) == 33
     assert main(["test_verification:SecondBest", "--only", "maximize: optimal"]) == 1
     assert "FAILED maximize: optimal" in capsys.readouterr().out
 
@@ -319,6 +321,13 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
 def test_command_misused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_polytope_of_the_library_is_among_those_that_ship() -> None:
+    classes = {value for value in vars(oracles).values() if isinstance(value, type) and issubclass(value, Polytope)}
+    assert {Polytope, *map(type, SHIPPED)} >= classes
+    names = [repr(polytope) for polytope in SHIPPED]
+    assert len(set(names)) == len(names)
 
 
 def test_the_command_is_on_the_command_line() -> None:

@@ -3,10 +3,34 @@
 import datetime
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex
+from ..oracles import (
+    Arborescence,
+    AtLeastOne,
+    AtMostOne,
+    BernoulliCube,
+    Budget,
+    ExactlyOne,
+    Explicit,
+    Implies,
+    Knapsack,
+    LinearChain,
+    Matching,
+    Matroid,
+    OracleFromSolver,
+    Permutahedron,
+    Polytope,
+    Product,
+    ProjectiveTree,
+    Segmentation,
+    ShortestPath,
+    Simplex,
+    SpanningTree,
+)
 from .report import Report
 
 
@@ -28,6 +52,18 @@ def _points(count: int, dim: int) -> Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
+def _partition(sets: Tensor) -> Tensor:
+    """At most one of items 0 and 1, and at most two of the others."""
+    return (sets[:, :2].sum(-1) <= 1) & (sets[:, 2:].sum(-1) <= 2)
+
+
+def _best_pair(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The best two neighbours in a row, as somebody's solver returns them."""
+    first = int((scores[:-1] + scores[1:]).argmax())
+    return np.isin(np.arange(len(scores)), (first, first + 1)).astype(np.float64)
+
+
+# Small enough that all structures are listed, and that each takes a few seconds at most.
 SHIPPED: tuple[Polytope, ...] = (
     Simplex(5),
     Simplex(1),
@@ -42,6 +78,26 @@ SHIPPED: tuple[Polytope, ...] = (
     Product(Simplex(3), Budget(4, 2)),
     Product(RingRuns(), BernoulliCube(2)),
     RingRuns(),
+    LinearChain(3, 2),
+    ShortestPath.grid(2, 3),
+    Segmentation(3, labels=2, width=2),
+    Knapsack([2, 1, 3, 2], capacity=4),
+    ProjectiveTree(3),
+    ProjectiveTree(3, single_root=True),
+    Arborescence(3),
+    Arborescence(3, single_root=True),
+    SpanningTree([(0, 1), (1, 2), (2, 3), (3, 0), (0, 2)]),
+    Matroid(5, _partition),
+    Matroid(5, _partition, bases=False),
+    Matching(3),
+    Matching(2, 4),
+    Permutahedron([3, 2, 1]),
+    ExactlyOne(4, negated=[False, True, False, False]),
+    AtMostOne(4),
+    AtLeastOne(4),
+    Implies(3),
+    Product(*[LinearChain(2, 2)] * 2),
+    OracleFromSolver(_best_pair, 5),
 )
 
 
