@@ -9,6 +9,7 @@ from cases import projection
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals
 from sparsemarg.oracles import Matching, birkhoff, topk
 from sparsemarg.verification import parametrize_with_checks
+from structures import as_set, assert_k_best, assert_random_problems, scores_of
 from torch import Tensor
 
 SIZES = [(1, 1), (1, 3), (2, 2), (3, 3), (2, 4), (3, 4)]
@@ -21,14 +22,6 @@ def assignments(rows: int, columns: int) -> Tensor:
         table[torch.arange(rows), list(taken)] = 1
         listed.append(table.flatten())
     return torch.stack(listed)
-
-
-def scores_of(polytope: Matching, rows: int, seed: int = 0) -> Tensor:
-    return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def as_set(rows: Tensor) -> set[tuple[float, ...]]:
-    return {tuple(row) for row in rows.tolist()}
 
 
 @pytest.mark.parametrize(("rows", "columns"), SIZES)
@@ -47,16 +40,7 @@ def test_vertices_and_maximize(rows: int, columns: int) -> None:
 @pytest.mark.parametrize(("rows", "columns"), SIZES)
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_k_best(rows: int, columns: int, k: int) -> None:
-    """Distinct assignments whose totals are those of a sort of all; rounded scores make most of them tie."""
-    polytope, structures = Matching(rows, columns), assignments(rows, columns)
-    count = min(k, len(structures))
-    for scores in (scores_of(polytope, 10), scores_of(polytope, 10).round()):
-        found, valid = topk(polytope, scores, k)
-        assert torch.equal(valid, (torch.arange(k) < count).expand(10, -1))
-        totals = (found[:, :count] * scores[:, None]).sum(-1)
-        wanted = (scores @ structures.T).sort(-1, descending=True).values[:, :count]
-        torch.testing.assert_close(totals, wanted, rtol=0, atol=1e-12)
-        assert all(len(as_set(row[:count])) == count and as_set(row[:count]) <= as_set(structures) for row in found)
+    assert_k_best(Matching(rows, columns), assignments(rows, columns), k)
 
 
 def test_k_best_of_what_cannot_be_enumerated() -> None:
@@ -168,20 +152,7 @@ def test_mean_is_the_projection_onto_the_birkhoff_polytope() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("polytope", [Matching(5), Matching(3, 6)], ids=repr)
 def test_sparsemap_on_random_problems(polytope: Matching) -> None:
-    """500 problems: at most D + 1 atoms, certified, and the gradient of an expectation by central differences."""
-    scores = scores_of(polytope, 500)
-    found = sparsemap(scores, polytope)
-    assert bool(found.stats.converged.all())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    assert int(found.support_size().max()) <= polytope.dim + 1
-    residual = scores - found.mean()
-    gap = ((polytope.maximize(residual) - found.mean()) * residual).sum(-1)
-    assert float(gap.max()) < 5e-9
-    theta = torch.randn(polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-
-    def expectation(scores: Tensor) -> Tensor:
-        return sparsemap(scores, polytope).expectation(lambda atoms, row: (atoms @ theta).sin())
-
-    assert torch.autograd.gradcheck(expectation, scores_of(polytope, 3, seed=4).requires_grad_(), eps=1e-6, atol=1e-5)
+    assert_random_problems(polytope)
 
 
 def with_known_projection(
