@@ -22,13 +22,19 @@ def entmax_sparsemax() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def cvxpylayers_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[], object]]:
-    """The projection QP over the polytope's halfspaces in cvxpylayers, forward and backward, at its default tolerances."""
+    """The projection QP over the polytope's halfspaces in cvxpylayers, forward and backward, at its default tolerances.
+
+    Nothing where the polytope has no halfspaces, or too many to list.
+    """
     if find_spec("cvxpylayers") is None or not supports(polytope, SupportsHalfspaces):
         return {}
     import cvxpy
     from cvxpylayers.torch import CvxpyLayer  # pyright: ignore[reportPrivateImportUsage]
 
-    half = polytope.halfspaces()
+    try:
+        half = polytope.halfspaces()
+    except ValueError:
+        return {}
     mean, target = cvxpy.Variable(polytope.dim), cvxpy.Parameter(polytope.dim)
     constraints = [half.a_ub.numpy() @ mean <= half.b_ub.numpy()]
     if len(half.a_eq):
