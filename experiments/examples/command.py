@@ -1,5 +1,6 @@
 """`sparsemarg example`: run one of the examples, print what came out and draw its picture."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -44,6 +45,7 @@ DESCRIPTION = "Train a small model with a structured polytope and draw a picture
 def run(arguments: list[str]) -> None:
     """Run the example named, print its numbers and save its picture as FOLDER/NAME.png."""
     parser = CommandParser("example", DESCRIPTION)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the list a list
     parser.add_argument("name", choices=[*EXAMPLES])
     parser.add_argument("--steps", type=int, help="of training; by default a number that takes seconds to a minute")
     parser.add_argument("--folder", type=Path, default=Path("examples"), help="of the picture; by default examples")
