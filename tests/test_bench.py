@@ -25,7 +25,9 @@ def test_quick_benchmarks_write_a_page_and_a_record(tmp_path: Path, capsys: pyte
 def test_memory_and_scaling(tmp_path: Path) -> None:
     assert main(["bench", "memory", "scaling", "--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
     memory = json.loads((tmp_path / "results.json").read_text())["peak_megabytes"]
-    assert set(memory) == {"ours", "plain torch"}
+    # Not how little: that something was measured. The plain step holds 1.5 GB of logits by itself.
+    assert memory["ours"] > 0
+    assert memory["plain torch"] > 1400
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 

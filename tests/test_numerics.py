@@ -343,6 +343,9 @@ def test_the_compiled_sparsemax_is_the_plain_one(count: int, dtype: torch.dtype,
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_the_compiled_sparsemax_passes_on_what_it_was_told_not_to_look_for(bad: float) -> None:
-    found = sparsemax(torch.tensor([[0.0, bad, 1.0], [1.0, 0.5, 0.0], [-torch.inf] * 3]), check=False)
+    scores = torch.tensor([[0.0, bad, 1.0], [1.0, 0.5, 0.0], [-torch.inf] * 3], requires_grad=True)
+    found = sparsemax(scores, check=False)
+    (slope,) = torch.autograd.grad(found.square().sum(), scores)
+    assert slope.isnan().all(-1).tolist() == [True, False, True]
     assert found.isnan().all(-1).tolist() == [True, False, True]
     assert found[1].tolist() == [0.75, 0.25, 0.0]

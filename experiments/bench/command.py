@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,7 +53,8 @@ def run(arguments: list[str]) -> None:
         if case.suite in wanted and (case.quick or not options.quick):
             outcomes.append(_timed(case, options.rounds))
             print(_line(outcomes[-1]), flush=True)
-    memory = peak_megabytes() if "memory" in wanted and device.type == "cpu" else {}
+    measured = "memory" in wanted and device.type == "cpu" and sys.platform == "linux"
+    memory = peak_megabytes() if measured else {}
     options.output.mkdir(parents=True, exist_ok=True)
     machine = _machine(device, options.threads)
     (options.output / "results.json").write_text(json.dumps(_record(machine, outcomes, memory), indent=1))
@@ -163,5 +165,5 @@ def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, fl
     if memory:
         ours, plain = memory["ours"], memory["plain torch"]
         lines += ["", "## memory", "", "Added to the process's peak by a bit-vector step with SparseMAP, D = 32, B = 64: "]
-        lines[-1] += f"{ours:.0f} MB, plain torch {plain:.0f} MB ({plain / max(ours, 1e-9):.3g}x)."
+        lines[-1] += f"{ours:.0f} MB, plain torch {plain:.0f} MB ({plain / ours:.3g}x)."
     return "\n".join(lines) + "\n"

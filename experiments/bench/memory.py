@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -18,8 +19,6 @@ def peak_megabytes() -> dict[str, float]:
 
 
 def _measure(way: str) -> float:
-    import resource
-
     from ...models import vae as module
     from ...models.objective import plain
     from .training import bit_vector_vae
@@ -29,9 +28,17 @@ def _measure(way: str) -> float:
         module.pixel_cross_entropy = lambda features, head, images, **_: plain(features, head.weight, head.bias, images.long())
     vae, images = bit_vector_vae("SparseMAP", torch.device("cpu"), certain=False)
     vae(images[:1]).loss.backward()  # what is loaded or compiled at the first call is not the step's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Imports and compilation have a peak of their own, higher than a frugal step's: forget it.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes("VmRSS")
     vae(images).loss.backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # kilobytes on Linux
+    return (_kilobytes("VmHWM") - before) / 1024
+
+
+def _kilobytes(name: str) -> int:
+    """An entry of the process's status: VmRSS, its memory, or VmHWM, the peak of it since it was last reset. Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

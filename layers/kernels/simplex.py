@@ -59,6 +59,9 @@ def pull_back_rows(probs: Array, gradient: Array, result: Array) -> None:
             supported = probs[row, place] > zero
             total += gradient[row, place] if supported else zero
             size += supported
+        if size == 0:  # a row of NaN
+            result[row] = np.nan
+            continue
         mean = probs.dtype.type(total / size)
         for place in range(count):
             result[row, place] = gradient[row, place] - mean if probs[row, place] > zero else zero

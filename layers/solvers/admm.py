@@ -123,9 +123,8 @@ class _Shared:
     index: list[Tensor]  # [F, n] of every group, on the device
     parts: list[Parts | None]
     degree: Tensor  # [V]
-    places: (
-        Tensor  # [V, most] where a variable's copies are among those of all groups, one after the other; beyond them: nothing
-    )
+    # Where a variable's copies are among those of all groups, one after the other; beyond them, the number of all copies.
+    places: Tensor  # [V, most]
     method: ADMM
 
     @staticmethod
