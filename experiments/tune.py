@@ -17,7 +17,7 @@ from .errors import UsageError
 from .named_configs import config_path, resolve_configs
 
 Values = dict[str, str]
-"""Option name -> value, as on the command line."""
+"""Option -> value, as on the command line. Options that share a value are one key, joined by +."""
 
 DESCRIPTION = """Choose hyper-parameters by successive halving (Jamieson and Talwalkar 2016): every point of the grid trains for
 --steps steps; the best 1 / --factor of them go on, to --factor times as many, and so on for --rounds rounds. What is not named
@@ -49,7 +49,7 @@ class Trial:
     def train(self, arguments: list[str], step: int) -> None:
         """Train until so many optimizer steps are done, from the start or from the run's last checkpoint."""
         resume = ["--ckpt_path", "last"] if checkpoint_path(self.folder, "last").exists() else []
-        options = [text for name, value in self.values.items() for text in (f"--{name}", value)]
+        options = [f"--{name}={value}" for names, value in self.values.items() for name in names.split("+")]
         common = ["--folder", str(self.folder), "--trainer.max_steps", str(step)]
         training.run(["fit", *arguments, *options, *common, *resume])
 
@@ -98,7 +98,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="append",
         required=True,
         metavar="OPTION=V1,V2",
-        help="an option of fit and its values; again for more options",
+        help="an option of fit and its values; again for more options. OPTION+OPTION are two with the same value",
     )
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of the first round")
     parser.add_argument("--rounds", type=int, default=3, help="by default 3")
@@ -125,9 +125,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _points(grid: list[str]) -> list[Values]:
     axes: dict[str, list[str]] = {}
     for text in grid:
-        name, equals, values = text.partition("=")
-        axes[name.removeprefix("--")] = [value for value in values.split(",") if value]
-        if not equals or not axes[name.removeprefix("--")]:
+        names, equals, values = text.partition("=")
+        name = names.removeprefix("--")
+        axes[name] = [value for value in values.split(",") if value]
+        if not equals or not all(name.split("+")) or not axes[name]:
             raise UsageError(
                 f"--grid expects OPTION=VALUE,VALUE, such as model.init_args.learning_rate=0.001,0.01, not {text!r}."
             )
@@ -141,12 +142,13 @@ def _name(values: Values) -> str:
 def _nested(values: Values) -> dict[str, Any]:
     """{"a.b": "1"} -> {"a": {"b": 1}}, the form of a configuration."""
     tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *folders, last = name.split(".")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = yaml.safe_load(value)
+    for names, value in values.items():
+        for name in names.split("+"):
+            *folders, last = name.split(".")
+            node = tree
+            for folder in folders:
+                node = node.setdefault(folder, {})
+            node[last] = yaml.safe_load(value)
     return tree
 
 

@@ -75,10 +75,22 @@ def test_diverged_runs_come_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert f"with seed_everything {best}" in capsys.readouterr().out
 
 
+def test_options_that_share_a_value() -> None:
+    both = "model.init_args.entropy_coefficient+model.init_args.cost.init_args.entropy_coefficient"
+    search = ["tune", "--config", "signal_game/digits/sfe_01", "--grid", f"{both}=0.5", *QUIET]
+    tune.run([*search, "--steps", "2", "--rounds", "1", "--metric", "train/cost", "--trainer.log_every_n_steps", "1"])
+    folder = Path("tuning/signal_game/digits/sfe_01")
+    for file in (folder / "best.yaml", folder / "entropy_coefficient=0.5/config.yaml"):
+        model = yaml.safe_load(file.read_text())["model"]["init_args"]
+        assert model["entropy_coefficient"] == model["cost"]["init_args"]["entropy_coefficient"] == 0.5
+    assert rows_of(folder / "trials.csv")[0][both] == "0.5"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--grid", "model.init_args.learning_rate"], "--grid expects OPTION=VALUE,VALUE"),
+        (["--grid", "a+=1"], "--grid expects OPTION=VALUE,VALUE"),
         (["--grid", "a=1", "--factor", "1"], "--factor at least 2"),
         (["--grid", "a=1", "--metric", "test/negative_elbo"], "test data choose nothing"),
         (["--grid", "a=1", "--trainer.max_steps=3"], "tune sets --trainer.max_steps itself"),
