@@ -1,6 +1,7 @@
 """Sparsemax: the projection of scores on the probability simplex."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.autograd import forward_ad
 
 from ..oracles.checks import cannot_branch, check_finite
 from ..oracles.simplex import project_simplex
-from .kernels import compiled, in_threads
+from .kernels import compiled, in_threads, in_triton
 
 
 def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
@@ -17,8 +18,8 @@ def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
 
     The support is found by sorting, without gradient; tau = (sum of supported scores - 1) / |support| then carries the
     gradient, whose Jacobian is diag(s) - s s' / |s| for the support's indicator s (paper eq. 10). Differentiable any number
-    of times, in forward mode, under `torch.func.vmap` and `torch.compile`. On the CPU, with Numba installed, float32 and
-    float64 take a compiled kernel that sorts nothing; see `kernels.compiled`.
+    of times, in forward mode, under `torch.func.vmap` and `torch.compile`. float32 and float64 take a compiled kernel that
+    sorts nothing, on the CPU with Numba installed and on a GPU with Triton; see `kernels`.
 
     Args:
         scores: [..., K, ...] float, of any scale; float16 and bfloat16 are computed in float32. `-inf` forbids a category.
@@ -72,23 +73,27 @@ class Sparsemax(nn.Module):
 
 
 def _kernel(scores: Tensor, function: str) -> Callable[..., None] | None:
-    """The compiled kernel for such scores, or None: for the formula in tensor operations."""
+    """The compiled kernel for such scores, which writes the last tensor that it is given; None: for tensor operations."""
     if scores.dtype not in (torch.float32, torch.float64) or cannot_branch(scores):
         return None
     if forward_ad.unpack_dual(scores).tangent is not None:
         return None
-    return compiled(".kernels.simplex", __package__, function, scores.device)
+    kernel = in_triton(".kernels.triton_simplex", __package__, function, scores.device)
+    if kernel is not None:
+        return kernel
+    kernel = compiled(".kernels.simplex", __package__, function, scores.device)
+    return None if kernel is None else partial(_on_rows, kernel)
 
 
 class _ProjectRows(torch.autograd.Function):
-    """`project_simplex` of the rows of a matrix on the CPU."""
+    """`project_simplex` of the rows of a matrix, by a kernel."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
         kernel = _kernel(scores, "project_rows")
         assert kernel is not None
         probs = torch.empty_like(scores, memory_format=torch.contiguous_format)
-        _on_rows(kernel, scores.detach(), probs)
+        kernel(scores.detach().contiguous(), probs)
         ctx.save_for_backward(probs)
         return probs
 
@@ -101,11 +106,11 @@ class _ProjectRows(torch.autograd.Function):
             support = (probs.detach() > 0).to(gradient)
             return support * (gradient - (support * gradient).sum(-1, keepdim=True) / support.sum(-1, keepdim=True))
         result = torch.empty_like(probs)
-        _on_rows(kernel, probs, gradient, result)
+        kernel(probs, gradient.contiguous(), result)
         return result
 
 
 def _on_rows(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    """Run a kernel on tensors of the same rows. It writes the last, which is contiguous."""
-    arrays = [tensor.contiguous().numpy() for tensor in tensors]
+    """Run a kernel of arrays on contiguous tensors of the same rows."""
+    arrays = [tensor.numpy() for tensor in tensors]
     in_threads(lambda part: kernel(*(array[part] for array in arrays)), len(arrays[0]))

@@ -27,11 +27,23 @@ def compiled(module: str, package: str | None, function: str, device: torch.devi
     return _loaded(module, package, function)
 
 
+def in_triton(module: str, package: str | None, function: str, device: torch.device) -> Callable[..., Any] | None:
+    """A function of a module that needs Triton, or None: the same for GPUs, where Triton is installed (with torch on Linux).
+
+    With TRITON_INTERPRET=1, set before Triton is imported, they are interpreted and serve the CPU too: for tests.
+    """
+    if torch.compiler.is_compiling() or os.environ.get("SPARSEMARG_KERNELS") == "off":
+        return None
+    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return _loaded(module, package, function)
+
+
 @cache
 def _loaded(module: str, package: str | None, function: str) -> Callable[..., Any] | None:
     try:
         return getattr(import_module(module, package), function)
-    except (ImportError, RuntimeError):  # no Numba, or no folder in which it may keep what it compiled
+    except (ImportError, RuntimeError):  # no Numba or Triton, or no folder in which it may keep what it compiled
         return None
 
 
