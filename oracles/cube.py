@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_dimension
+from .checks import cannot_branch, check_count, check_dimension
 from .gibbs import BernoulliGibbs
 
 
@@ -51,14 +51,16 @@ class BernoulliCube(Polytope):
         count = min(k, table.shape[0])
         totals, chosen = totals.sort(dim=-1, stable=True)
         found = totals[..., :count] < torch.inf
-        flips = table[chosen[..., :count]]  # [B, count, width]
-        flipped = torch.zeros(*scores.shape[:-1], count, self.dim, dtype=torch.float64, device=scores.device)
-        flipped.scatter_(-1, order[..., None, :].expand_as(flips), flips)
-        best = self.maximize(precise)[..., None, :]
+        # The best structure, with the few bits that can differ from it written anew.
         vertices = scores.new_zeros(*scores.shape[:-1], k, self.dim)
+        vertices[..., :count, :] = self.maximize(scores)[..., None, :]
+        flips = table.to(scores.dtype)[chosen[..., :count]]  # [B, count, width]
+        order = order[..., None, :].expand_as(flips)
+        vertices[..., :count, :].scatter_(-1, order, (vertices[..., :count, :].gather(-1, order) - flips).abs())
         valid = scores.new_zeros(*scores.shape[:-1], k, dtype=torch.bool)
-        vertices[..., :count, :] = ((best - flipped).abs() * found[..., None]).to(scores.dtype)
         valid[..., :count] = found
+        if cannot_branch(found) or not found.all():
+            vertices[..., :count, :] *= found[..., None]
         return vertices, valid
 
     def project(self, scores: Tensor) -> Tensor:

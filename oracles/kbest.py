@@ -84,7 +84,7 @@ class KBest:
         """For scores [*B, D]; see `topk`."""
         vertices, valid = topk(self.polytope, scores, self.k, check=self.check)
         finite = torch.where(scores.isneginf(), 0, scores)
-        totals = (vertices * finite[..., None, :]).sum(-1)
+        totals = (vertices @ finite[..., None])[..., 0]
         return KBestStructures(vertices, totals.masked_fill(~valid, -torch.inf), valid)
 
 
