@@ -183,7 +183,10 @@ class SparseDistribution:
         return spread.index_put((self.row, place), values)
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Sums over the atoms of each row: [N, *E] -> [B, *E]. Every place is written once, so the order is fixed."""
+        """Sums over the atoms of each row: [N, *E] -> [B, *E]. The order is fixed, on the CPU whatever the batch."""
+        if values.device.type == "cpu":
+            return values.new_zeros(len(self._first) - 1, *values.shape[1:]).index_add(0, self.row, values)
+        # There index_add adds in the order in which threads arrive. Here every place is written once.
         return self._spread(values, None).sum(1)
 
 

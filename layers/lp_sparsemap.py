@@ -169,7 +169,7 @@ class _Local:
             return group.polytope.project(allowed).reshape(point.shape)
         full = group.scores(allowed, self.prices(place).flatten(0, 1), parts)
         support = self.solver.solver.solve(full.detach(), group.polytope)
-        probs = refit(full, support.atoms, support.probs, self.check, parts)
+        probs = refit(full, support.atoms, support.probs, self.check, parts, support.sensitivity)
         mean = (probs[:, None] @ support.atoms)[:, 0]
         return (mean if parts is None else mean[:, parts.regularized]).reshape(point.shape)
 
@@ -190,7 +190,7 @@ class _Local:
             support = self.solver.solver.solve(group.scores(point, prices, parts), group.polytope)
         # On independent atoms the weights with A_R p = mu are unique: the least squares that `refit` solves.
         wanted = group.scores(self.mean[:, variables], torch.zeros_like(prices), parts)
-        probs = refit(wanted, support.atoms, support.probs, self.check, parts)
+        probs = refit(wanted, support.atoms, support.probs, self.check, parts, support.sensitivity)
         return SparseDistribution.pack(
             support.atoms.to(self.dtype).reshape(*self.batch_shape, *support.atoms.shape[1:]),
             probs.to(self.dtype).reshape(*self.batch_shape, probs.shape[-1]),

@@ -13,7 +13,14 @@ from ..oracles import Parts
 from ..oracles.checks import cannot_branch
 
 
-def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True, parts: Parts | None = None) -> Tensor:
+def refit(
+    scores: Tensor,
+    atoms: Tensor,
+    probs: Tensor,
+    check: bool = True,
+    parts: Parts | None = None,
+    sensitivity: Tensor | None = None,
+) -> Tensor:
     """The weights that solve min ||A p - t||^2 s.t. sum p = 1 on the support, as a function of the scores t.
 
     They are the p of the KKT system (paper eq. 13)
@@ -22,7 +29,7 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True, part
 
     computed as one Newton step from the solver's weights p0, which is exact for a quadratic:
 
-        p = p0 + S dt - S 1 (1'S dt) / (1'S 1),   dt = A'(t - A p0),   S = (A'A + c 11')^-1 for any c > 0
+        p = p0 + P dt,   dt = A'(t - A p0),   P = S - S 11'S / (1'S 1),   S = (A'A + c 11')^-1 for any c > 0
 
     so that the value is as accurate as the solver's and the Jacobian dp/dt is that of paper eq. 17. Where the step would
     leave the simplex (a solver that stopped early) the value stays p0 and only the Jacobian is taken.
@@ -36,6 +43,7 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True, part
         probs: [B, S] float64 without gradient: p0, positive on used slots and 0 elsewhere, summing to 1.
         check: look for affinely dependent atoms (one host synchronisation).
         parts: which coordinates are regularised; None for all.
+        sensitivity: P [B, S, S], where the solver has it; then p0 is the value as it is.
 
     Returns:
         [B, S] float64, 0 on unused slots; carries the gradient to `scores`.
@@ -43,7 +51,7 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True, part
     Raises:
         ValueError: the atoms of a row are affinely dependent, so that their weights are not determined by the scores.
 
-    Cost: O(B S^2 (S + D)).
+    Cost: O(B S^2 (S + D)); O(B S (S + D)) with `sensitivity`.
     """
     with torch.no_grad():
         used = (probs > 0).to(atoms)
@@ -51,27 +59,34 @@ def refit(scores: Tensor, atoms: Tensor, probs: Tensor, check: bool = True, part
         heaviest = probs.argmax(-1)[:, None, None].expand(-1, 1, atoms.shape[-1])
         base = atoms.gather(1, heaviest)
         shifted = (atoms - base) * used[..., None]
-        curved = shifted if parts is None else shifted[..., parts.regularized]
-        # Any positive multiple of 11' makes A'A definite; one of the size of the atoms keeps it well conditioned.
-        size = curved.square().sum(-1).amax(-1)
-        size = torch.where(size > 0, size, 1)[..., None, None]
-        gram = curved @ curved.mT / size + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if check and not cannot_branch(factor):
-            _check_independent(factor, info)
         mean = (probs[..., None, :] @ shifted)[..., 0, :]
         at = base[..., 0, :]
         if parts is not None:
             mean, at = parts.penalized(mean), parts.penalized(at)
+    finite = torch.where(scores.isneginf(), 0, scores)
+    slopes = (shifted @ (finite - at - mean)[..., None])[..., 0]
+    if sensitivity is not None:
+        step = (sensitivity @ slopes[..., None])[..., 0]
+        return probs + (step - step.detach())
+    step = _newton_step(slopes, shifted if parts is None else shifted[..., parts.regularized], used, check)
+    feasible = ((probs + step.detach()) >= 0).all(-1, keepdim=True)
+    return probs + torch.where(feasible, step, step - step.detach())
+
+
+def _newton_step(slopes: Tensor, atoms: Tensor, used: Tensor, check: bool) -> Tensor:
+    """P dt, from slopes dt [B, S]; atoms [B, S, R] are zero and `used` [B, S] is 0 on unused slots."""
+    with torch.no_grad():
+        # Any positive multiple of 11' makes A'A definite; one of the size of the atoms keeps it well conditioned.
+        size = atoms.square().sum(-1).amax(-1)
+        size = torch.where(size > 0, size, 1)[..., None, None]
+        gram = atoms @ atoms.mT / size + used[..., :, None] * used[..., None, :] + torch.diag_embed(1 - used)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if check and not cannot_branch(factor):
+            _check_independent(factor, info)
         level = torch.cholesky_solve(used[..., None], factor)[..., 0]
         total = (used * level).sum(-1, keepdim=True)
-    finite = torch.where(scores.isneginf(), 0, scores)
-    residual = finite - at - mean
-    slopes = (shifted @ residual[..., None])[..., 0] / size[..., 0]
-    solved = torch.cholesky_solve(slopes[..., None], factor)[..., 0]
-    step = (solved - level * ((used * solved).sum(-1, keepdim=True) / total)) * used
-    feasible = ((probs + step.detach()) >= 0).all(-1, keepdim=True)
-    return torch.where(feasible, probs + step, probs + step - step.detach())
+    solved = torch.cholesky_solve((slopes / size[..., 0])[..., None], factor)[..., 0]
+    return (solved - level * ((used * solved).sum(-1, keepdim=True) / total)) * used
 
 
 def _check_independent(factor: Tensor, info: Tensor) -> None:

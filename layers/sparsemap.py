@@ -78,7 +78,7 @@ def sparsemap(
             warn_unconverged(nested.stats, solver)
         return nested_distribution(flat, nested, shape, scores.dtype)
     support = solver.solve(flat.detach(), polytope)
-    probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device))
+    probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device), support.sensitivity)
     if check:
         warn_unconverged(support.stats, solver)
     packed = SparseDistribution.pack(

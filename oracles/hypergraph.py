@@ -177,7 +177,7 @@ class Hypergraph:
             peak = values.detach().amax(1, keepdim=True)
             peak = torch.where(peak.isneginf(), 0, peak)
             masses = (values - peak).exp()
-            total = masses.sum(1)
+            total = ordered_sum(masses)
             some = torch.where(total > 0, total, 1)  # no gradient where nothing can be derived
             parts.append(torch.where(total > 0, some.log() + peak[:, 0], -torch.inf))
             shares.append(masses / some[:, None])
@@ -242,7 +242,7 @@ class Inside:
         for level, share in zip(self.graph.levels, self.shares, strict=True):
             below = torch.cat(parts)[(level.tails + 1) % (self.graph.count + 1)].sum(2)
             surprise = -torch.where(share > 0, share, 1).log()
-            parts.append((share * (surprise + below)).sum(1))
+            parts.append(ordered_sum(share * (surprise + below)))
         return torch.cat(parts)[1 + self.graph.goal]
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -255,6 +255,11 @@ class Inside:
             below = cumulative[:, None] <= uniform * cumulative[:, None, :, -1:]
             choices.append(below.sum(-1).clamp(max=cumulative.shape[-1] - 1))
         return self.graph.structures(choices, self.shares[0]).transpose(0, 1)
+
+
+def ordered_sum(values: Tensor) -> Tensor:
+    """The sum over dimension 1, entry by entry: `sum` takes another order for a batch of one, and rounds otherwise."""
+    return values.cumsum(1)[:, -1]
 
 
 def _ordered(edges: Sequence[Edge], goal: int) -> tuple[list[Edge], dict[int, int]]:

@@ -4,13 +4,14 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from cases import dependency_trees
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
+from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
 from sparsemarg.oracles.derivations import Derivations
 from sparsemarg.oracles.hypergraph import Edge, Hypergraph
 from sparsemarg.verification import parametrize_with_checks
@@ -201,7 +202,7 @@ def embedded(small: Derivations, large: Derivations, structures: Tensor) -> Tens
 
 @pytest.mark.parametrize("name", SHORTER)
 def test_mixed_sizes_give_what_each_gives_alone(name: str) -> None:
-    """One by one: the same structures, probabilities to the last bits (products of matrices of other sizes round otherwise).
+    """One by one: the same structures and probabilities, to the bit.
 
     As a polytope of its own size: the same best structures, k best, entropies and means.
     """
@@ -214,7 +215,7 @@ def test_mixed_sizes_give_what_each_gives_alone(name: str) -> None:
         alone = sparsemap(scores[row : row + 1], large)
         mine = together.row == row
         assert torch.equal(alone.atoms, together.atoms[mine])
-        torch.testing.assert_close(alone.probs, together.probs[mine], rtol=0, atol=1e-14)
+        assert torch.equal(alone.probs, together.probs[mine])
         assert torch.equal(large.maximize(scores[row : row + 1])[0], best[row])
         assert torch.equal(large.gibbs(scores[row : row + 1]).entropy()[0], gibbs.entropy()[row])
 
@@ -234,6 +235,34 @@ def test_mixed_sizes_give_what_each_gives_alone(name: str) -> None:
         torch.testing.assert_close(together.mean()[row], expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("polytope", "longest"),
+    [
+        (LinearChain(12, 4), 12),
+        (ProjectiveTree(7), 7),
+        (Segmentation(8, 3), 8),
+        (Arborescence(9), 9),
+        (Arborescence(9, single_root=True), 9),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [5, 64])
+def test_a_row_has_the_same_bits_in_any_batch(polytope: Any, longest: int, batch: int) -> None:
+    lengths = torch.randint(1, longest + 1, (batch,), generator=torch.Generator().manual_seed(batch))
+    scores = polytope.mask(scores_of(polytope, batch, seed=batch), lengths)
+    together, gibbs = sparsemap(scores, polytope), polytope.gibbs(scores)
+    mean, modes = together.mean(), together.mode()
+    whole = (gibbs.entropy(), gibbs.marginals(), gibbs.log_prob(modes))
+    for row in range(0, batch, 4):
+        one, mine = scores[row : row + 1], together.row == row
+        alone, own = sparsemap(one, polytope), polytope.gibbs(one)
+        assert torch.equal(alone.atoms, together.atoms[mine])
+        assert torch.equal(alone.probs, together.probs[mine])
+        assert torch.equal(alone.mean()[0], mean[row])
+        for ours, theirs in zip((own.entropy(), own.marginals(), own.log_prob(modes[row : row + 1])), whole, strict=True):
+            assert torch.equal(ours[0], theirs[row])
+
+
 def test_paths_of_parts_of_a_graph_give_what_each_gives_alone() -> None:
     """Arcs of -inf are not there: one by one the same bits, and as a graph without them the same best, k best and mean."""
     large = ShortestPath.grid(3, 3, diagonal=True)
@@ -249,7 +278,7 @@ def test_paths_of_parts_of_a_graph_give_what_each_gives_alone() -> None:
         one, mine = scores[row : row + 1], together.row == row
         alone = sparsemap(one, large)
         assert torch.equal(alone.atoms, together.atoms[mine])
-        torch.testing.assert_close(alone.probs, together.probs[mine], rtol=0, atol=1e-14)
+        assert torch.equal(alone.probs, together.probs[mine])
         kept = (~blocked[row]).nonzero()[:, 0]
         small = ShortestPath([large.arcs[place] for place in kept.tolist()], 0, 8)
         assert torch.equal(small.maximize(one[:, kept])[0], best[row, kept])

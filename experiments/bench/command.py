@@ -98,7 +98,7 @@ def _explanation(device: torch.device) -> str:
     """Which path runs, by operation."""
     kernels = {
         "sparsemax": (".kernels.simplex", "sparsemarg.layers", "project_rows"),
-        "ActiveSet's iteration": (".solvers.row_kernel", "sparsemarg.layers", "advance"),
+        "ActiveSet's iteration": (".solvers.compiled_rows", "sparsemarg.layers", "CompiledRows"),
         "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),
         "the sender's filters": (".kernels.filters", "sparsemarg.models", "filter_values"),
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...oracles import Parts, Polytope
 from ...oracles.checks import cannot_branch, check_structures, checked_maximize
+from ..kernels import compiled
 from ..stats import SolverStats
 
 
@@ -21,11 +22,15 @@ class Support:
         probs: [B, S] float64 >= 0, each row summing to 1; 0 marks an unused slot. The weights are optimal on the atoms
             unless the row is not converged.
         stats: rows [B].
+        sensitivity: [B, S, S] float64, the weights' derivative in their slopes, dp = sensitivity A'dt (symmetric, 0 on unused
+            slots), or None where the solver has not kept it. With it goes the promise that the weights are optimal to the last
+            digits, so that `refit` need not compute them again.
     """
 
     atoms: Tensor
     probs: Tensor
     stats: SolverStats
+    sensitivity: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,12 @@ class Ties:
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
+        kernel = compiled(".kernels.ties", "sparsemarg.layers", "broken", residual.device)
+        if kernel is not None and not cannot_branch(residual):
+            found = torch.empty_like(residual, memory_format=torch.contiguous_format)
+            given = (residual, self.grid, self.tie_break, exact, found)
+            kernel(*(tensor.contiguous().numpy() for tensor in given))
+            return found
         steps = (residual / self.grid).round() + torch.where(exact[:, None], 0, self.tie_break)
         return steps * self.grid
 

@@ -1,16 +1,65 @@
-"""One iteration of the active set method, compiled for the CPU: row by row, each in one pass over its own small working set.
+"""The active set method's iteration, compiled for the CPU: row by row, each in one pass over its own small working set.
 
 In tensor operations an iteration is a hundred calls, each of which reads or writes the whole batch. Row by row all of it
-stays in the processor's cache. This is the iteration of `active_set._Rows._advance`, line by line, and tests hold the two
-together. Importing this module needs Numba; `active_set` does so only where it is installed.
+stays in the processor's cache. This is the iteration of `active_set._Rows`, line by line, and tests hold the two together.
+A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
+module needs Numba; `active_set` does so only where it is installed.
 """
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 Array = np.ndarray
+
+
+class Problem(NamedTuple):
+    """What does not change. Everything but `origin` is relative to the origin and in units, as in `active_set._Rows`."""
+
+    target: Array  # [B, R]
+    prices: Array  # [B, D - R]
+    origin: Array  # [B, D]
+    unit: Array  # [B]
+    scale: Array  # [B]
+    regularized: Array  # [R] int64
+    rest: Array  # [D - R] int64
+
+
+class Rows(NamedTuple):
+    """The state of every row, updated in place; S slots, of which a row has used no more than the first `high`.
+
+    Atoms are int8 where that is exact, as for 0/1 structures: an eighth of the memory to go through in every iteration.
+    """
+
+    atoms: (
+        Array  # [B, S, R] the atoms where they are regularised, relative to the origin and in units; slots never used: anything
+    )
+    vertices: Array  # [B, S, D] the atoms as the oracle gave them; likewise
+    on: Array  # [B, S] bool
+    inverse: Array  # [B, S, S], see `WorkingSet`; likewise
+    weights: Array  # [B, S]
+    gains: Array  # [B, S]
+    high: Array  # [B] int64
+    mean: Array  # [B, R]
+    reach: Array  # [B, R]
+    reach_of_rest: Array  # [B, D - R]
+    dropping: Array  # [B] int64
+    stalled: Array  # [B] int64
+    iterations: Array  # [B] int64
+    gap: Array  # [B]
+    exact: Array  # [B] bool
+    converged: Array  # [B] bool
+
+
+class Limits(NamedTuple):
+    """The constants of `active_set`, and the tolerance."""
+
+    weight_noise: float
+    pivot_noise: float
+    settled: float
+    tol: float
 
 
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.
@@ -28,6 +77,37 @@ def add_scaled(into: Array, scale: float, values: Array) -> None:
     """into += scale values."""
     for place in range(into.shape[0]):
         into[place] += scale * values[place]
+
+
+@numba.njit(cache=True)
+def add_combination(into: Array, scale: float, weights: Array, atoms: Array) -> None:
+    """into += scale sum_s w_s a_s over the positive weights, four atoms at a time."""
+    chosen = np.empty(weights.shape[0], np.int64)
+    count = 0
+    for s in range(weights.shape[0]):
+        if weights[s] > 0.0:
+            chosen[count] = s
+            count += 1
+    for start in range(0, count - 3, 4):
+        i, j, k, m = chosen[start], chosen[start + 1], chosen[start + 2], chosen[start + 3]
+        p, q, u, v = scale * weights[i], scale * weights[j], scale * weights[k], scale * weights[m]
+        one, two, three, four = atoms[i], atoms[j], atoms[k], atoms[m]
+        for r in range(into.shape[0]):
+            into[r] += p * one[r] + q * two[r] + u * three[r] + v * four[r]
+    for place in range(count - count % 4, count):
+        add_scaled(into, float(scale * weights[chosen[place]]), atoms[chosen[place]])
+
+
+@numba.njit(cache=True)
+def remove(slot: int, on: Array, inverse: Array) -> None:
+    """Takes the atom of a slot out of the inverse."""
+    slots = on.shape[0]
+    pivot = inverse[slot, slot]
+    column = inverse[slot, :slots].copy()
+    for s in range(slots):
+        if column[s] != 0.0:
+            add_scaled(inverse[s, :slots], -column[s] / pivot, column)
+    on[slot] = False
 
 
 @numba.njit(cache=True)
@@ -51,144 +131,269 @@ def make_way(weight_noise: float, combination: Array, on: Array, weights: Array,
         total += weights[s]
     for s in range(slots):
         weights[s] /= total
-    pivot = inverse[leaving, leaving]
-    column = inverse[leaving].copy()
-    for s in range(slots):
-        if column[s] != 0.0:
-            add_scaled(inverse[s], -column[s] / pivot, column)
-    on[leaving] = False
+    remove(leaving, on, inverse)
     return leaving
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def advance(
-    weight_noise: float,
-    pivot_noise: float,
-    partly: bool,  # whether there are coordinates that are not regularised
-    residual: Array,  # [B, R] t - A p
-    vertex: Array,  # [B, D] what the oracle answered
-    found: Array,  # [B, R] the same relative to the origin, where it is regularised
-    gain: Array,  # [B] what it gains elsewhere
-    settled_at: Array,  # [B] spread of the slopes at which weights count as optimal
-    enough: Array,  # [B] gap at which a row has converged
-    atoms: Array,  # [B, S, R], and all that follows, is updated in place
-    vertices: Array,  # [B, S, D]
-    on: Array,  # [B, S] bool
-    inverse: Array,  # [B, S, S]
-    weights: Array,  # [B, S]
-    gains: Array,  # [B, S]
-    mean: Array,  # [B, R]
-    dropping: Array,  # [B] int64
-    stalled: Array,  # [B] int64
-    iterations: Array,  # [B] int64
-    gaps: Array,  # [B]
-    exact: Array,  # [B] bool
-    converged: Array,  # [B] bool
-) -> None:
-    """One iteration of every row that has not converged: test, add or drop one atom, take a feasible Newton step."""
-    batch, slots = on.shape
+def residuals(live: Array, problem: Problem, rows: Rows, out: Array) -> None:
+    """The gradients of the objective at the means of the rows `live` [n], as the oracle takes them: into out [n, D]."""
+    for place in range(live.shape[0]):
+        row = live[place]
+        unit = problem.unit[row]
+        for r in range(problem.regularized.shape[0]):
+            out[place, problem.regularized[r]] = (problem.target[row, r] - rows.mean[row, r]) * unit
+        for r in range(problem.rest.shape[0]):
+            out[place, problem.rest[r]] = problem.prices[row, r] * unit
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: Rows) -> None:
+    """One iteration of the rows `live` [n], after the oracle's answers, vertex [n, D].
+
+    Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible. Every row needs a
+    free slot, and answers the dtype of the atoms.
+    """
+    most = rows.on.shape[1]
+    width = problem.regularized.shape[0]
+    residual, found = np.empty(width), np.empty(width)
     # By slot, zero where a slot is not in use, so that products with the rows of the inverse need no index.
-    ones, deviation, gram, change = np.zeros(slots), np.zeros(slots), np.zeros(slots), np.zeros(slots)
-    step = np.empty(slots)
-    for row in range(batch):
-        if converged[row]:
-            continue
-        slot = -1
-        level = 0.0
-        for s in range(slots):
-            ones[s] = on[row, s]
-            deviation[s], gram[s] = 0.0, 0.0
-            if on[row, s]:
-                deviation[s] = dot(atoms[row, s], residual[row]) + gains[row, s]
-                level += weights[row, s] * deviation[s]
-            elif slot < 0:
-                slot = s
-        spread = 0.0
-        for s in range(slots):
-            deviation[s] -= level * ones[s]
-            spread = max(spread, abs(deviation[s]))
+    scratch = np.zeros((5, most))
+    for place in range(live.shape[0]):
+        row = live[place]
+        if not rows.converged[row]:
+            gain, terms = _found(vertex[place], row, problem, rows, residual, found)
+            _step(row, vertex[place], gain, terms, residual, found, limits, problem, rows, scratch)
 
-        drop = dropping[row]
-        settled = drop < 0 and spread <= settled_at[row]
-        gap = dot(residual[row], found[row]) + gain[row] - level
-        exhausted = False
-        if settled:
-            gaps[row] = max(gap, 0.0)
-            exhausted = gap <= enough[row]
-            if exhausted and exact[row]:
-                converged[row] = True
-                continue
-            exact[row] = exact[row] or exhausted
-        iterations[row] += 1
 
-        added = False
-        if settled and not exhausted and slot >= 0:
-            size = dot(found[row], found[row])
-            for s in range(slots):
-                if on[row, s]:
-                    gram[s] = dot(atoms[row, s], found[row]) + 1.0
-            for s in range(slots):
-                change[s] = dot(inverse[row, s], gram) if on[row, s] else 0.0
-            pivot = 1.0 + size - dot(gram, change)
-            least = pivot_noise * (1.0 + size)
-            added = pivot > least
-            start = 0.0
-            if partly and not added:
-                leaving = make_way(weight_noise, change, on[row], weights[row], inverse[row])
-                if leaving >= 0:
-                    added = True
-                    slot = leaving
-                    start = weights[row, slot]
-                    gram[slot] = 0.0
-                    for s in range(slots):
-                        change[s] = dot(inverse[row, s], gram) if on[row, s] else 0.0
-                    pivot = max(1.0 + size - dot(gram, change), least)
-            if added:
-                change[slot] = -1.0
+@numba.njit(nogil=True, cache=True)
+def are_signs(values: Array) -> bool:
+    """Whether all values [n, D] are -1, 0 or 1."""
+    others = 0
+    for row in range(values.shape[0]):
+        for place in range(values.shape[1]):
+            value = values[row, place]
+            others += value * value * value != value
+    return others == 0
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _found(vertex: Array, row: int, problem: Problem, rows: Rows, residual: Array, found: Array) -> tuple[float, float]:
+    """Fills in the residual [R] and the vertex relative to the origin [R].
+
+    Returns what it gains in the coordinates that are not regularised, and the size of the terms in its products.
+    """
+    unit = problem.unit[row]
+    gain, terms = 0.0, 0.0
+    for r in range(found.shape[0]):
+        target, d = problem.target[row, r], problem.regularized[r]
+        found[r] = (vertex[d] - problem.origin[row, d]) / unit
+        residual[r] = target - rows.mean[row, r]
+        rows.reach[row, r] = max(rows.reach[row, r], abs(found[r]))
+        terms += (abs(target) + rows.reach[row, r]) * rows.reach[row, r]
+    for r in range(problem.rest.shape[0]):
+        price, d = problem.prices[row, r], problem.rest[r]
+        value = (vertex[d] - problem.origin[row, d]) / unit
+        gain += value * price
+        rows.reach_of_rest[row, r] = max(rows.reach_of_rest[row, r], abs(value))
+        terms += abs(price) * rows.reach_of_rest[row, r]
+    return gain, terms
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _step(
+    row: int,
+    vertex: Array,
+    gain: float,
+    terms: float,
+    residual: Array,
+    found: Array,
+    limits: Limits,
+    problem: Problem,
+    rows: Rows,
+    scratch: Array,
+) -> None:
+    partly = problem.rest.shape[0] > 0
+    noise = 8 * np.finfo(np.float64).eps * terms
+    settled_at, enough = limits.settled * problem.scale[row] + noise, limits.tol * problem.scale[row] + noise
+    slots = rows.high[row]  # those that were ever in use
+    ones, deviation, gram, change, step = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
+    on, weights, gains = rows.on[row], rows.weights[row], rows.gains[row]
+    atoms, inverse, mean = rows.atoms[row], rows.inverse[row], rows.mean[row]
+    slot = -1
+    level = 0.0
+    for s in range(slots):
+        ones[s] = on[s]
+        deviation[s], gram[s] = 0.0, 0.0
+        if on[s]:
+            deviation[s] = dot(atoms[s], residual) + gains[s]
+            level += weights[s] * deviation[s]
+        elif slot < 0:
+            slot = s
+    if slot < 0:
+        slot = slots
+    spread = 0.0
+    for s in range(slots):
+        deviation[s] -= level * ones[s]
+        spread = max(spread, abs(deviation[s]))
+
+    drop = rows.dropping[row]
+    settled = drop < 0 and spread <= settled_at
+    gap = dot(residual, found) + gain - level
+    exhausted = False
+    if settled:
+        rows.gap[row] = max(gap, 0.0)
+        exhausted = gap <= enough
+        if exhausted and rows.exact[row]:
+            rows.converged[row] = True
+            return
+        rows.exact[row] = rows.exact[row] or exhausted
+    rows.iterations[row] += 1
+
+    added = False
+    if settled and not exhausted:
+        size = dot(found, found)
+        for s in range(slots):
+            if on[s]:
+                gram[s] = dot(atoms[s], found) + 1.0
+        for s in range(slots):
+            change[s] = dot(inverse[s, :slots], gram[:slots]) if on[s] else 0.0
+        pivot = 1.0 + size - dot(gram[:slots], change[:slots])
+        least = limits.pivot_noise * (1.0 + size)
+        added = pivot > least
+        start = 0.0
+        if partly and not added:
+            leaving = make_way(limits.weight_noise, change[:slots], on[:slots], weights[:slots], inverse)
+            if leaving >= 0:
+                added = True
+                slot = leaving
+                start = weights[slot]
+                gram[slot] = 0.0
                 for s in range(slots):
-                    if change[s] != 0.0:
-                        add_scaled(inverse[row, s], change[s] / pivot, change)
-                atoms[row, slot] = found[row]
-                vertices[row, slot] = vertex[row]
-                gains[row, slot] = gain[row]
-                on[row, slot] = True
-                ones[slot] = 1.0
-                weights[row, slot] = start
-                deviation[slot] = gap
-        elif drop >= 0:
-            pivot = inverse[row, drop, drop]
-            change[:] = inverse[row, drop]
+                    change[s] = dot(inverse[s, :slots], gram[:slots]) if on[s] else 0.0
+                pivot = max(1.0 + size - dot(gram[:slots], change[:slots]), least)
+        if added:
+            if slot == slots:
+                slots += 1
+                rows.high[row] = slots
+                for s in range(slots):
+                    inverse[s, slot], inverse[slot, s] = 0.0, 0.0
+            change[slot] = -1.0
             for s in range(slots):
                 if change[s] != 0.0:
-                    add_scaled(inverse[row, s], -change[s] / pivot, change)
-            on[row, drop] = False
-            ones[drop] = 0.0
-            deviation[drop] = 0.0
-        stalled[row] = 0 if added or drop >= 0 or exhausted else stalled[row] + 1
+                    add_scaled(inverse[s, :slots], change[s] / pivot, change[:slots])
+            for r in range(found.shape[0]):
+                atoms[slot, r] = found[r]
+            for d in range(vertex.shape[0]):
+                rows.vertices[row, slot, d] = vertex[d]
+            gains[slot] = gain
+            on[slot] = True
+            ones[slot] = 1.0
+            weights[slot] = start
+            deviation[slot] = gap
+    elif drop >= 0:
+        remove(drop, on[:slots], inverse)
+        ones[drop] = 0.0
+        deviation[drop] = 0.0
+    rows.stalled[row] = 0 if added or drop >= 0 or exhausted else rows.stalled[row] + 1
 
-        along, across = 0.0, 0.0
+    newton_step(on[:slots], inverse, deviation[:slots], ones[:slots], step, change)
+    reached = math.inf
+    for s in range(slots):
+        full = weights[s] + step[s]
+        if full < -limits.weight_noise:
+            reached = min(reached, weights[s] / (weights[s] - full))
+    blocking = -1
+    for s in range(slots):
+        full = weights[s] + step[s]
+        near = full < -limits.weight_noise and weights[s] / (weights[s] - full) <= reached + limits.weight_noise
+        if reached <= 1.0 and blocking < 0 and near:
+            blocking = s
+    rows.dropping[row] = blocking
+    mean[:] = 0.0
+    for s in range(slots):
+        weights[s] = 0.0 if s == blocking else max(weights[s] + min(reached, 1.0) * step[s], 0.0)
+    add_combination(mean, 1.0, weights[:slots], atoms)
+
+
+@numba.njit(error_model="numpy", cache=True)
+def newton_step(on: Array, inverse: Array, deviation: Array, ones: Array, step: Array, level: Array) -> float:
+    """`WorkingSet.step`: into `step`; also H 1 into `level` [S], and 1'H 1 as the result."""
+    slots = on.shape[0]
+    along, across = 0.0, 0.0
+    for s in range(slots):
+        step[s], level[s] = 0.0, 0.0
+        if on[s]:
+            step[s] = dot(inverse[s, :slots], deviation)
+            level[s] = dot(inverse[s, :slots], ones)
+            along += step[s]
+            across += level[s]
+    for s in range(slots):
+        step[s] -= along / across * level[s]
+    return across
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def prune(span: Array, least: float, rows: Rows, problem: Problem, margin: Array, count: Array) -> None:
+    """Takes out atoms of less mass than `least` (at scale 1), of the rows `span` [n].
+
+    The smallest mass there was goes into margin [B], and the number of atoms that stay into count [B].
+    """
+    for row in span:
+        slots = rows.high[row]
+        on, weights = rows.on[row, :slots], rows.weights[row, :slots]
+        heaviest, margin[row] = 0.0, math.inf
         for s in range(slots):
-            step[s], change[s] = 0.0, 0.0
-            if on[row, s]:
-                step[s] = dot(inverse[row, s], deviation)
-                change[s] = dot(inverse[row, s], ones)
-                along += step[s]
-                across += change[s]
-        reached = math.inf
+            heaviest = max(heaviest, weights[s])
+            if weights[s] > 0.0:
+                margin[row] = min(margin[row], weights[s])
+        total, left = 0.0, 0
         for s in range(slots):
-            step[s] -= along / across * change[s]  # the Newton step
-            full = weights[row, s] + step[s]
-            if full < -weight_noise:
-                reached = min(reached, weights[row, s] / (weights[row, s] - full))
-        blocking = -1
+            if on[s] and weights[s] <= least * problem.scale[row] and weights[s] < heaviest:
+                remove(s, on, rows.inverse[row])
+                weights[s] = 0.0
+            total += weights[s]
+            left += on[s]
         for s in range(slots):
-            full = weights[row, s] + step[s]
-            near = full < -weight_noise and weights[row, s] / (weights[row, s] - full) <= reached + weight_noise
-            if reached <= 1.0 and blocking < 0 and near:
-                blocking = s
-        dropping[row] = blocking
-        mean[row] = 0.0
+            weights[s] /= total
+        count[row] = left
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def write(span: Array, rows: Rows, problem: Problem, atoms: Array, probs: Array, sensitivity: Array) -> None:
+    """The supports of the rows `span` [n], used slots first: the fields of `Support`, zero beforehand.
+
+    The weights are those of one more Newton step, where it is feasible.
+    """
+    for row in span:
+        slots = rows.high[row]
+        on, weights = rows.on[row, :slots], rows.weights[row, :slots]
+        residual, ones, deviation = problem.target[row].copy(), np.zeros(slots), np.zeros(slots)
+        step, level = np.zeros(slots), np.zeros(slots)
+        add_combination(residual, -1.0, weights, rows.atoms[row])
+        mean = 0.0
         for s in range(slots):
-            weights[row, s] = 0.0 if s == blocking else max(weights[row, s] + min(reached, 1.0) * step[s], 0.0)
-            if weights[row, s] > 0.0:
-                add_scaled(mean[row], weights[row, s], atoms[row, s])
+            if on[s]:
+                ones[s] = 1.0
+                deviation[s] = dot(rows.atoms[row, s], residual) + rows.gains[row, s]
+                mean += weights[s] * deviation[s]
+        for s in range(slots):
+            deviation[s] -= mean * ones[s]
+        inverse = rows.inverse[row]
+        across = newton_step(on, inverse, deviation, ones, step, level)
+        feasible = True
+        for s in range(slots):
+            feasible = feasible and not weights[s] + step[s] < 0.0
+        place = 0
+        size = problem.unit[row] * problem.unit[row]
+        for s in range(slots):
+            if on[s]:
+                probs[row, place] = weights[s] + step[s] if feasible else weights[s]
+                for d in range(atoms.shape[2]):
+                    atoms[row, place, d] = rows.vertices[row, s, d]
+                other = 0
+                for k in range(slots):
+                    if on[k]:
+                        sensitivity[row, place, other] = (inverse[s, k] - level[s] * level[k] / across) / size
+                        other += 1
+                place += 1

@@ -1,0 +1,119 @@
+"""The active set method on the CPU: all rows in arrays that are never moved, advanced by the compiled iteration."""
+
+import numpy as np
+import torch
+
+from ..kernels import in_threads
+from ..kernels.workspace import borrow, give_back
+from ..stats import SolverStats
+from . import row_kernel
+from .base import BatchOracle, Support, row_scale
+from .row_kernel import Array, Limits, Problem, Rows
+
+# Slots to begin with; doubled whenever a row has used them all.
+SLOTS = 32
+
+
+class CompiledRows:
+    """The twin of `active_set._Rows`, for all rows of a batch from beginning to end.
+
+    Args:
+        oracle: of all rows.
+        limits: the fields of `Limits`.
+    """
+
+    def __init__(self, oracle: BatchOracle, limits: tuple[float, float, float, float]) -> None:
+        self.limits = Limits(*limits)
+        origin = oracle.start()
+        largest = origin.abs().amax(-1)
+        unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
+        target = oracle.target / unit[:, None]
+        parts, every = oracle.parts, torch.arange(origin.shape[1])
+        regularized, rest = (every, every[:0]) if parts is None else (parts.regularized, parts.rest)
+        relative = (oracle.target - origin) / unit[:, None]
+        fixed = (relative[:, regularized], target[:, rest], origin, unit, row_scale(target), regularized, rest)
+        self.problem = Problem(*(tensor.contiguous().numpy() for tensor in fixed))
+        batch, dim, width = *origin.shape, len(regularized)
+        slots = min(SLOTS, width + 2)
+        kind = np.int8 if row_kernel.are_signs(self.problem.origin) else np.float64
+        self.rows = Rows(
+            atoms=borrow((batch, slots, width), kind),
+            vertices=borrow((batch, slots, dim), kind),
+            inverse=borrow((batch, slots, slots), np.float64),
+            on=np.zeros((batch, slots), bool),
+            weights=np.zeros((batch, slots)),
+            gains=np.zeros((batch, slots)),
+            high=np.ones(batch, np.int64),
+            mean=np.zeros((batch, width)),
+            reach=np.zeros((batch, width)),
+            reach_of_rest=np.zeros((batch, dim - width)),
+            dropping=np.full(batch, -1),
+            stalled=np.zeros(batch, np.int64),
+            iterations=np.zeros(batch, np.int64),
+            gap=np.full(batch, np.inf),
+            exact=np.zeros(batch, bool),
+            converged=np.zeros(batch, bool),
+        )
+        self.rows.atoms[:, 0], self.rows.vertices[:, 0] = 0, self.problem.origin
+        self.rows.on[:, 0], self.rows.inverse[:, 0, 0], self.rows.weights[:, 0] = True, 1, 1
+
+    def iterate(self, live: Array, oracle: BatchOracle) -> None:
+        """One iteration of the rows `live` [n], whose oracle this is."""
+        problem, limits = self.problem, self.limits
+        asked = np.empty((len(live), problem.origin.shape[1]))
+        in_threads(lambda part: row_kernel.residuals(live[part], problem, self.rows, asked[part]), len(live))
+        vertex = oracle(torch.from_numpy(asked), torch.from_numpy(self.rows.exact[live])).contiguous().numpy()
+        exactly = self.rows.atoms.dtype == np.float64 or row_kernel.are_signs(vertex)
+        if not exactly or self.rows.high[live].max() == self.rows.on.shape[1]:
+            self._move(self.rows.atoms.dtype.type if exactly else np.float64)
+        in_threads(lambda part: row_kernel.advance(live[part], vertex[part], limits, problem, self.rows), len(live))
+
+    def renew(self, stale: Array) -> None:
+        """Computes the factorisations of the rows `stale` [n] afresh."""
+        for row in stale:
+            on = self.rows.on[row].nonzero()[0]
+            atoms = self.rows.atoms[row, on].astype(np.float64)
+            fresh = torch.cholesky_inverse(torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))[0]).numpy()
+            if np.isfinite(fresh).all():
+                self.rows.inverse[row][np.ix_(on, on)] = fresh
+            self.rows.stalled[row] = 0
+
+    def support(self, least: float) -> Support:
+        """As it stands, without atoms of less mass than `least` (at scale 1)."""
+        rows, problem = self.rows, self.problem
+        batch = len(rows.high)
+        margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
+        in_threads(lambda part: row_kernel.prune(every[part], least, rows, problem, margin, count), batch)
+        width = max(1, count.max(initial=0))
+        atoms = np.zeros((batch, width, problem.origin.shape[1]))
+        probs, sensitivity = np.zeros((batch, width)), np.zeros((batch, width, width))
+        in_threads(lambda part: row_kernel.write(every[part], rows, problem, atoms, probs, sensitivity), batch)
+        for array in (rows.atoms, rows.vertices, rows.inverse):
+            give_back(array)
+        stats = SolverStats(*map(torch.from_numpy, (rows.iterations, rows.gap * problem.unit**2, rows.converged, margin)))
+        return Support(torch.from_numpy(atoms), torch.from_numpy(probs), stats, torch.from_numpy(sensitivity))
+
+    def _move(self, kind: type[np.generic]) -> None:
+        """Makes room for twice as many atoms, of this dtype."""
+        rows = self.rows
+        slots = rows.on.shape[1]
+        wider = min(2 * slots, rows.mean.shape[1] + 2)
+
+        def moved(old: Array, dtype: type[np.generic], *axes: int) -> Array:
+            shape = tuple(wider if axis in axes else size for axis, size in enumerate(old.shape))
+            new = borrow(shape, dtype)
+            new[tuple(slice(size) for size in old.shape)] = old
+            give_back(old)
+            return new
+
+        def padded(old: Array) -> Array:
+            return np.pad(old, ((0, 0), (0, wider - slots)))
+
+        self.rows = rows._replace(
+            atoms=moved(rows.atoms, kind, 1),
+            vertices=moved(rows.vertices, kind, 1),
+            inverse=moved(rows.inverse, np.float64, 1, 2),
+            on=padded(rows.on),
+            weights=padded(rows.weights),
+            gains=padded(rows.gains),
+        )
