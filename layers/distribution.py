@@ -104,6 +104,9 @@ class SparseDistribution:
             [*B, *E]; differentiable in the probabilities and in whatever f is made of. With an empty batch f is called once,
             on [0, D]: it decides E.
 
+        Raises:
+            torch.OutOfMemoryError: f ran out of memory; the message has the `max_atoms` that fits.
+
         >>> coin = SparseDistribution.from_simplex(torch.tensor([[0.5, 0.0, 0.5]]))
         >>> coin.expectation(lambda atoms, row: atoms @ torch.tensor([1.0, 10.0, 100.0]))
         tensor([50.5000])
@@ -159,16 +162,38 @@ class SparseDistribution:
         count = len(self.row)
         if max_atoms is not None:
             max_atoms = check_count("max_atoms", max_atoms, 1)
-        if max_atoms is None or count <= max_atoms:
-            values = f(self.atoms, self.row)
-            _check_values(values, count)
-            return values
+        pairs = count if max_atoms is None else min(count, max_atoms)
         pieces = []
-        for atoms, row in zip(self.atoms.split(max_atoms), self.row.split(max_atoms), strict=True):
-            values = checkpoint(f, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else f(atoms, row)
-            _check_values(values, len(row))
-            pieces.append(values)
-        return torch.cat(pieces)
+        try:
+            if pairs == count:
+                values = f(self.atoms, self.row)
+                _check_values(values, count)
+                return values
+            for atoms, row in zip(self.atoms.split(pairs), self.row.split(pairs), strict=True):
+                values = checkpoint(f, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else f(atoms, row)
+                _check_values(values, len(row))
+                pieces.append(values)
+            return torch.cat(pieces)
+        except torch.OutOfMemoryError as error:
+            pieces.clear()
+            failed = error.with_traceback(None)  # which holds on to what f had allocated
+        raise torch.OutOfMemoryError(self._advice(f, pairs)) from failed
+
+    def _advice(self, f: Callable[[Tensor, Tensor], Tensor], failed: int) -> str:
+        """What to say where f ran out of memory on `failed` pairs: how many it takes, found by trying."""
+        count, sizes = len(self.row), self._sizes()
+        message = (
+            f"expectation: out of memory with f on {failed} of {count} pairs at a time ({len(sizes)} rows with up to "
+            f"{int(sizes.amax())} atoms, {count / len(sizes):.3g} on average); "
+        )
+        while failed > 1:
+            failed //= 2
+            try:
+                f(self.atoms[:failed], self.row[:failed])
+            except torch.OutOfMemoryError:
+                continue
+            return message + f"a piece of max_atoms={failed} fits"
+        return message + "not even one pair fits: make what f computes smaller"
 
     def _sizes(self) -> Tensor:
         return self._first[1:] - self._first[:-1]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -177,3 +178,32 @@ def test_index_of_categories(make) -> None:
 def test_bad_input(found: SparseDistribution, call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(found)
+
+
+@pytest.mark.parametrize("max_atoms", [None, 50])
+def test_out_of_memory_says_how_many_pairs_fit(found: SparseDistribution, max_atoms: int | None) -> None:
+    count = len(found.row)
+    assert count > 50
+
+    def hungry(atoms: Tensor, row: Tensor) -> Tensor:
+        if len(row) > 13:
+            raise torch.OutOfMemoryError("tried to allocate")
+        return atoms.sum(-1)
+
+    failed = max_atoms or count
+    fits = failed >> next(half for half in range(1, 20) if failed >> half <= 13)
+    most, average = int(found.support_size().max()), count / 12
+    wanted = (
+        f"expectation: out of memory with f on {failed} of {count} pairs at a time (12 rows with up to {most} atoms, "
+        f"{average:.3g} on average); a piece of max_atoms={fits} fits"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(wanted)):
+        found.expectation(hungry, max_atoms=max_atoms)
+    expected = found.expectation(lambda atoms, row: atoms.sum(-1))
+    torch.testing.assert_close(found.expectation(hungry, max_atoms=fits), expected)
+
+    def starving(atoms: Tensor, row: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    with pytest.raises(torch.OutOfMemoryError, match="not even one pair fits"):
+        found.expectation(starving, max_atoms=max_atoms)
