@@ -28,6 +28,7 @@ def test_kernels_compile_for_a_device() -> None:
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.compiler import ASTSource\n"
         "from sparsemarg.layers.kernels import triton_simplex as simplex\n"
+        "from sparsemarg.layers.solvers import triton_active_set as active_set\n"
         "from sparsemarg.models.kernels import triton_pixels as pixels\n"
         "def check(kernel, pointers, integers, constants):\n"
         "    signature = pointers | dict.fromkeys(integers, 'i32') | dict.fromkeys(constants, 'constexpr')\n"
@@ -44,6 +45,12 @@ def test_kernels_compile_for_a_device() -> None:
         "for wanted in (True, False):\n"
         "    constants = {'WANTED': wanted, 'PIXELS': 16, 'RANK': 16, 'LEVELS': 256}\n"
         "    check(pixels._pixel_costs, pointers, ['pixels', 'share', 'rank', 'levels'], constants)\n"
+        "pointers = dict.fromkeys(active_set._solve.arg_names[:6], '*fp64')\n"
+        "pointers |= {'atoms': '*i8', 'inverse': '*fp64', 'weights_out': '*fp64', 'gap_out': '*fp64'}\n"
+        "pointers |= {'iterations_out': '*i64', 'converged_out': '*i8'}\n"
+        "for kind in range(4):\n"
+        "    constants = {'KIND': kind, 'STALE': 4, 'DIMENSIONS': 128, 'SLOTS': 128, 'CHUNK': 16}\n"
+        "    check(active_set._solve, pointers, ['dim', 'budget', 'limit'], constants)\n"
         "print('compiled')\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

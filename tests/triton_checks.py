@@ -8,7 +8,11 @@ import os
 import pytest
 import torch
 from sparsemarg.layers.functional import sparsemax
+from sparsemarg.layers.kernels import in_triton
+from sparsemarg.layers.solvers import ActiveSet, triton_active_set
+from sparsemarg.layers.solvers.base import Support
 from sparsemarg.models.objective import pixel_cross_entropy, plain
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Product, Simplex
 from sparsemarg.oracles.simplex import project_simplex
 from torch import Tensor
 
@@ -77,3 +81,66 @@ def test_pixel_likelihood(pairs: int, pixels: int, rank: int, levels: int) -> No
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(pixel_cross_entropy(features, head, images), costs)
+
+
+def solved_twice(polytope: Polytope, scores: Tensor, solver: ActiveSet, monkeypatch: pytest.MonkeyPatch) -> list[Support]:
+    """By the kernel and in tensor operations."""
+    assert in_triton(".solvers.triton_active_set", "sparsemarg.layers", "solve", scores.device) is not None
+    fast = solver.solve(scores, polytope)
+    with monkeypatch.context() as switched:
+        switched.setenv("SPARSEMARG_KERNELS", "off")
+        return [fast, solver.solve(scores, polytope)]
+
+
+def assert_same(fast: Support, plain: Support, spacing: float = 1e-15) -> None:
+    """`spacing` is that of the scores' floating point numbers, to which weights are determined."""
+    assert torch.equal(fast.atoms, plain.atoms)
+    tolerance = max(1e-12, 10 * spacing)
+    torch.testing.assert_close(fast.probs, plain.probs, atol=tolerance, rtol=0)
+    assert torch.equal(fast.stats.iterations, plain.stats.iterations)
+    assert torch.equal(fast.stats.converged, plain.stats.converged)
+    torch.testing.assert_close(fast.stats.gap, plain.stats.gap, atol=tolerance, rtol=0)
+    torch.testing.assert_close(fast.stats.margin, plain.stats.margin, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["normal", "small", "integer", "equal", "large"])
+@pytest.mark.parametrize("polytope", [BernoulliCube(10), Budget(12, 5), Budget(9, 4, exactly=True), Simplex(20)], ids=repr)
+def test_active_set(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.randn(3, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scores = {
+        "normal": scores,
+        "small": 0.1 * scores,
+        "integer": (2 * scores).round(),
+        "equal": torch.full_like(scores, 0.25),
+        "large": 1e6 + scores,
+    }[kind]
+    fast, plain = solved_twice(polytope, scores, ActiveSet(), monkeypatch)
+    assert fast.stats.converged.all()
+    assert_same(fast, plain, 1e6 * torch.finfo(torch.float64).eps if kind == "large" else 1e-15)
+
+
+def test_active_set_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = 0.1 * torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    fast, plain = solved_twice(BernoulliCube(12), scores, ActiveSet(max_iter=4), monkeypatch)
+    assert not fast.stats.converged.any()
+    assert_same(fast, plain)
+
+
+def test_rows_that_need_more_atoms_than_the_kernel_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_active_set, "MOST_SLOTS", 16)
+    scores = torch.rand(3, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    scores[1] = (8 * scores[1]).round()
+    fast, plain = solved_twice(BernoulliCube(30), scores, ActiveSet(), monkeypatch)
+    assert int((fast.probs > 0).sum(-1).max()) > 16
+    assert_same(fast, plain)
+
+
+def test_problems_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.zeros(2, 6, dtype=torch.float64)
+    masked = scores.index_fill(1, torch.tensor([2]), -torch.inf)
+    for polytope, given in (
+        (Product(Simplex(2), Simplex(4)), scores),
+        (BernoulliCube(6), masked),
+        (BernoulliCube(6), scores[:0]),
+    ):
+        assert_same(*solved_twice(polytope, given, ActiveSet(), monkeypatch))
