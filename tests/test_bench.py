@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from sparsemarg.experiments.bench.timing import Times, interleave
+from sparsemarg.experiments.bench.waits import host_waits
 from sparsemarg.experiments.cli import main
 
 
@@ -58,3 +60,11 @@ def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no suite 'everything'; the suites are 'sparsemax', 'top-k'" in capsys.readouterr().err
     assert main(["bench", "--rounds", "0"]) == 2
     assert "must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_waits_are_what_python_reads() -> None:
+    values = torch.arange(4.0)
+    assert host_waits(lambda: values + 1) == 0
+    assert host_waits(lambda: bool((values > 1).all())) == 1
+    assert host_waits(lambda: [float(value) for value in values]) == 4
+    assert host_waits(lambda: values[values > 1]) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...layers.kernels import compiled
+from ...layers.kernels import compiled, in_triton
 from ..command_parser import CommandParser
 from ..errors import UsageError
 from . import operators, structured, training
@@ -102,10 +102,14 @@ def _explanation(device: torch.device) -> str:
         "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),
         "the sender's filters": (".kernels.filters", "sparsemarg.models", "filter_values"),
     }
-    lines = []
-    for name, place in kernels.items():
-        found = compiled(*place, device)
-        lines.append(f"{name}: {'tensor operations' if found is None else 'compiled kernel (Numba)'}")
+    for_devices = {
+        "sparsemax": (".kernels.triton_simplex", "sparsemarg.layers", "project_rows"),
+        "ActiveSet on cube, budget and simplex": (".solvers.triton_active_set", "sparsemarg.layers", "solve"),
+        "pixel likelihood": (".kernels.triton_pixels", "sparsemarg.models", "pixel_costs"),
+    }
+    found = {name: "compiled kernel (Numba)" for name, place in kernels.items() if compiled(*place, device) is not None}
+    found |= {name: "Triton kernel" for name, place in for_devices.items() if in_triton(*place, device) is not None}
+    lines = [f"{name}: {found.get(name, 'tensor operations')}" for name in {**kernels, **found}]
     switch = os.environ.get("SPARSEMARG_KERNELS", "not set")
     return "\n".join([*lines, f"device {device}; SPARSEMARG_KERNELS {switch} (off: tensor operations everywhere)"])
 

@@ -11,6 +11,7 @@ from ...layers.solvers import ActiveSet, SortedDecomposition
 from ...oracles import BernoulliCube, Budget, Polytope
 from .case import Candidates, Case
 from .peers import entmax_sparsemax
+from .waits import host_waits
 
 OFFICIAL = "official lp-sparsemap, MAP start"
 # Milliseconds of the published code, one thread of a Xeon VM; forward and backward, scores N(0, 1), "pairs" coding.
@@ -21,7 +22,7 @@ RECORDED_TOPK = {(32, 64): 0.43, (128, 64): 0.93, (32, 512): 1.8, (128, 512): 4.
 
 def cases(device: torch.device) -> Iterator[Case]:
     """All cases of these operators on a device, small to large."""
-    for count in (10, 256, 10_000):
+    for count in (10, 256, 10_000) if device.type == "cpu" else (10, 256, 1024, 10_000, 32_768, 100_000):
         yield Case(
             "sparsemax",
             "sparsemax, float32",
@@ -65,7 +66,7 @@ def gradient_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -
 
 
 def statistics_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], dict[str, float]]:
-    """Support, iterations and converged rows of a batch."""
+    """Support, iterations and converged rows of a batch; on a device also how often the host waits for it, in all."""
 
     def describe() -> dict[str, float]:
         distribution = layer(scores)
@@ -74,6 +75,8 @@ def statistics_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution])
         if hasattr(stats, "iterations"):
             found["iterations"] = stats.iterations.double().mean().item()  # pyright: ignore
             found["converged"] = stats.converged.double().mean().item()  # pyright: ignore
+        if scores.device.type != "cpu":
+            found["host waits"] = host_waits(lambda: layer(scores))
         return found
 
     return describe
@@ -116,4 +119,8 @@ def _sparsemax(batch: int, count: int, device: torch.device) -> Candidates:
         return lambda: torch.autograd.grad(function(leaf), leaf, weights)
 
     functions = {"ours": sparsemax, "torch softmax": lambda t: t.softmax(-1), **entmax_sparsemax()}
-    return {name: backward_of(function) for name, function in functions.items()}
+    candidates = {name: backward_of(function) for name, function in functions.items()}
+    # Forward reads scores and writes probabilities; backward reads those and a gradient, and writes one: two and a half copies.
+    moved = torch.empty(5 * scores.numel() // 2, device=device)
+    into = torch.empty_like(moved)
+    return candidates | {"floor: a copy of as many bytes": lambda: into.copy_(moved)}

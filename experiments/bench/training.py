@@ -67,6 +67,12 @@ def cases(device: torch.device) -> Iterator[Case]:
         },
         quick=True,
     )
+    yield Case(
+        "training step",
+        "bit-vector VAE at the start, SparseMAP, by decoder row",
+        {"B": BATCH, "D": BITS},
+        lambda: _by_decoder_row(device),
+    )
     categories = Simplex(256)
     for name, make in {
         "sparsemax": lambda: Marginalize(Sparsemax()),
@@ -100,6 +106,19 @@ def cases(device: torch.device) -> Iterator[Case]:
         ("hand-written, another machine", 29.0),
         quick=True,
     )
+
+
+def _by_decoder_row(device: torch.device) -> Candidates:
+    """SparseMAP's step on a batch, and straight-through Gumbel's on as many images as that has pairs of an image and a code."""
+    vae, images = bit_vector_vae("SparseMAP", device, certain=False)
+    with torch.no_grad():
+        pairs = int(vae(images).estimate.evaluations)
+    gumbel, _ = bit_vector_vae(GUMBEL, device, certain=False)
+    many = torch.randint(0, 256, (pairs, 784), dtype=torch.uint8, device=device)
+    return {
+        "ours": _step(vae, lambda: vae(images).loss),
+        f"{GUMBEL} on as many decoder rows": _step(gumbel, lambda: gumbel(many).loss),
+    }
 
 
 def bit_vector_vae(name: str, device: torch.device, certain: bool) -> tuple[nn.Module, Tensor]:

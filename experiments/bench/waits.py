@@ -1,0 +1,18 @@
+"""How often the host has to wait for the device: every value that Python reads, such as a condition on a tensor, is a wait."""
+
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# What reads a tensor's value from Python, or makes a tensor whose size depends on values.
+READS = ("aten::_local_scalar_dense", "aten::nonzero")
+
+
+def host_waits(step: Callable[[], object]) -> int:
+    """The number of waits of one call."""
+    step()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as record:
+        step()
+    return sum(event.count for event in record.key_averages() if event.key in READS)
