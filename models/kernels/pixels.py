@@ -1,9 +1,14 @@
-"""`objective.pixel_cross_entropy` compiled for the CPU: the logits of one pixel at a time, which stay in the core's cache."""
+"""`objective.pixel_cross_entropy` compiled for the CPU: the logits of four pixels at a time, which stay in the core's cache.
+
+Four, because what they share, the head and its derivatives, is then read and written once for all of them.
+"""
 
 import numba
 import numpy as np
 
-from ...layers.kernels.vectors import FAST, ONE, ZERO, Array, Scalar, dot, exponentiate, largest
+from ...layers.kernels.vectors import FAST, ONE, ZERO, Array, Scalar, exponentiate, largest
+
+GROUP = 4
 
 
 @numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
@@ -19,40 +24,76 @@ def pixel_costs(
     wanted: bool,  # whether derivatives are
 ) -> None:
     """-log p(x | z) of pairs, and its derivatives by features and head."""
-    masses = np.empty(bias.shape[0], np.float32)
+    pixels = features.shape[1]
+    masses = np.empty((GROUP, bias.shape[0]), np.float32)
+    here = np.empty((GROUP, len(ranks)), np.float32)
+    scales = np.empty(GROUP, np.float32)
     for pair in range(features.shape[0]):
         cost = 0.0
         if wanted:
             by_head[pair] = ZERO
-        for pixel in range(features.shape[1]):
-            here, target = features[pair, pixel], images[pair, pixel]
+        for start in range(0, pixels, GROUP):
+            count = min(GROUP, pixels - start)
+            for place in range(GROUP):  # beyond the last pixel: features and scales of zero
+                for r in range(len(ranks)):
+                    here[place, r] = features[pair, start + place, r] if place < count else ZERO
             _logits(ranks, masses, here, weight, bias)
-            picked, peak = masses[target], largest(masses)
-            total = exponentiate(masses, peak)
-            cost += np.log(np.float64(total)) + peak - picked
+            for place in range(GROUP):
+                scales[place] = ZERO
+                if place < count:
+                    picked, peak = masses[place, images[pair, start + place]], largest(masses[place])
+                    total = exponentiate(masses[place], peak)
+                    cost += np.log(np.float64(total)) + peak - picked
+                    scales[place] = ONE / total
             if wanted:
                 for r in range(len(ranks)):
-                    by_features[pair, pixel, r] = dot(weight[r], masses) / total - weight[r, target]
-                    by_head[pair, r, target] -= here[r]
-                by_head[pair, len(ranks), target] -= ONE
-                _add_outer(ranks, by_head[pair], here, masses, ONE / total)
+                    means = _products(weight[r], masses)
+                    for place in range(count):
+                        target = images[pair, start + place]
+                        by_features[pair, start + place, r] = means[place] * scales[place] - weight[r, target]
+                        by_head[pair, r, target] -= here[place, r]
+                for place in range(count):
+                    by_head[pair, len(ranks), images[pair, start + place]] -= ONE
+                _add_outer(ranks, by_head[pair], here, masses, scales)
         costs[pair] = cost
 
 
 @numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
 def _logits(ranks: tuple[int, ...], logits: Array, features: Array, weight: Array, bias: Array) -> None:
-    for level in range(logits.shape[0]):
-        total = bias[level]
+    one, two, three, four = logits[0], logits[1], logits[2], logits[3]
+    for level in range(bias.shape[0]):
+        a = b = c = d = bias[level]
         for r in range(len(ranks)):
-            total += weight[r, level] * features[r]
-        logits[level] = total
+            slope = weight[r, level]
+            a += slope * features[0, r]
+            b += slope * features[1, r]
+            c += slope * features[2, r]
+            d += slope * features[3, r]
+        one[level], two[level], three[level], four[level] = a, b, c, d
 
 
 @numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def _add_outer(ranks: tuple[int, ...], into: Array, features: Array, masses: Array, scale: Scalar) -> None:
-    """into += scale (features, 1) masses'."""
-    for level in range(masses.shape[0]):
-        mass = masses[level] * scale
-        for r in range(len(ranks)):
-            into[r, level] += features[r] * mass
-        into[len(ranks), level] += mass
+def _products(values: Array, masses: Array) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    one, two, three, four = masses[0], masses[1], masses[2], masses[3]
+    a = b = c = d = ZERO
+    for level in range(values.shape[0]):
+        value = values[level]
+        a += value * one[level]
+        b += value * two[level]
+        c += value * three[level]
+        d += value * four[level]
+    return a, b, c, d
+
+
+@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
+def _add_outer(ranks: tuple[int, ...], into: Array, features: Array, masses: Array, scales: Array) -> None:
+    """into += sum over the pixels of scale (features, 1) masses'."""
+    one, two, three, four = masses[0], masses[1], masses[2], masses[3]
+    for r in range(len(ranks)):
+        row, a, b = into[r], features[0, r] * scales[0], features[1, r] * scales[1]
+        c, d = features[2, r] * scales[2], features[3, r] * scales[3]
+        for level in range(row.shape[0]):
+            row[level] += a * one[level] + b * two[level] + c * three[level] + d * four[level]
+    row, a, b, c, d = into[len(ranks)], scales[0], scales[1], scales[2], scales[3]
+    for level in range(row.shape[0]):
+        row[level] += a * one[level] + b * two[level] + c * three[level] + d * four[level]
