@@ -58,13 +58,14 @@ def refit(
         # Relative to one atom, coordinates on which all agree vanish exactly, however large their scores.
         heaviest = probs.argmax(-1)[:, None, None].expand(-1, 1, atoms.shape[-1])
         base = atoms.gather(1, heaviest)
-        shifted = (atoms - base) * used[..., None]
-        mean = (probs[..., None, :] @ shifted)[..., 0, :]
-        at = base[..., 0, :]
+        shifted = (atoms - base).mul_(used[..., None])
+        mean = base[..., 0, :]
+        if sensitivity is None:  # else only the derivative of the step counts, not how long it is
+            mean = mean + (probs[..., None, :] @ shifted)[..., 0, :]
         if parts is not None:
-            mean, at = parts.penalized(mean), parts.penalized(at)
+            mean = parts.penalized(mean)
     finite = torch.where(scores.isneginf(), 0, scores)
-    slopes = (shifted @ (finite - at - mean)[..., None])[..., 0]
+    slopes = (shifted @ (finite - mean)[..., None])[..., 0]
     if sensitivity is not None:
         step = (sensitivity @ slopes[..., None])[..., 0]
         return probs + (step - step.detach())

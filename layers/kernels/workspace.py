@@ -4,6 +4,7 @@ The system hands out fresh pages zeroed, one fault at a time, which takes longer
 """
 
 import math
+import threading
 
 import numpy as np
 
@@ -14,14 +15,16 @@ MOST_BYTES = 2**28
 LEAST_BYTES = 2**16
 
 _kept: list[Array] = []
+_lock = threading.Lock()
 
 
 def borrow(shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
     """An array that may hold anything, in the smallest memory kept that is large enough, or in fresh memory."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    large = [memory for memory in _kept if size <= len(memory) <= 4 * size]
-    memory = min(large, key=len, default=None)
-    if memory is None or not _took(memory):
+    with _lock:
+        fits = [place for place, memory in enumerate(_kept) if size <= len(memory) <= 4 * size]
+        memory = _kept.pop(min(fits, key=lambda place: len(_kept[place]))) if fits else None
+    if memory is None:
         memory = np.empty(size, np.uint8)
     return memory[:size].view(dtype).reshape(shape)
 
@@ -32,15 +35,7 @@ def give_back(array: Array) -> None:
     while isinstance(memory.base, np.ndarray):
         memory = memory.base
     if memory.nbytes >= LEAST_BYTES:
-        _kept.append(memory)
-        while sum(map(len, _kept)) > MOST_BYTES:
-            _kept.pop(0)
-
-
-def _took(memory: Array) -> bool:
-    """Whether it was still there: another thread may have been faster."""
-    for place, held in enumerate(_kept):
-        if held is memory:
-            del _kept[place]
-            return True
-    return False
+        with _lock:
+            _kept.append(memory)
+            while sum(map(len, _kept)) > MOST_BYTES:
+                _kept.pop(0)

@@ -230,7 +230,7 @@ def _step(
             level += weights[s] * deviation[s]
         elif slot < 0:
             slot = s
-    if slot < 0:
+    if slot < 0 and slots < on.shape[0]:
         slot = slots
     spread = 0.0
     for s in range(slots):
@@ -251,7 +251,7 @@ def _step(
     rows.iterations[row] += 1
 
     added = False
-    if settled and not exhausted:
+    if settled and not exhausted and slot >= 0:
         size = dot(found, found)
         for s in range(slots):
             if on[s]:
