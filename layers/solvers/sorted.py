@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsNested, SupportsProjection, supports
 from ...oracles.base import missing
+from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
 from .base import NestedSupport, Oracle, Solver, Support
 
@@ -42,7 +43,7 @@ class SortedDecomposition(Solver):
                 raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
             atoms, probs = polytope.decompose(mean)
             probs, margin = _pruned(probs)
-            return Support(atoms, probs, _certify(oracle, mean, margin))
+            return Support(*_compact(atoms, probs), _certify(oracle, mean, margin))
 
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
         """The same support, for a polytope with `nested`, without writing the structures down."""
@@ -72,6 +73,16 @@ def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
     probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
     probs = probs / probs.sum(-1, keepdim=True)
     return probs, torch.where(probs > 0, probs, torch.inf).amin(-1)
+
+
+def _compact(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the slots that no row uses, once each row's used ones come first: the refit's cost is cubic in their number."""
+    used = probs > 0
+    if cannot_branch(probs) or used.all():
+        return atoms, probs
+    order = (~used).to(torch.int8).argsort(dim=-1, stable=True)[:, : int(used.sum(-1).amax()) if len(used) else 1]
+    row = torch.arange(len(atoms), device=atoms.device)[:, None]
+    return atoms[row, order], probs[row, order]
 
 
 def _certify(oracle: Oracle, mean: Tensor, margin: Tensor) -> SolverStats:
