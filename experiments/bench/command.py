@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ...layers.kernels import compiled, in_triton
+from ..allocator import keep_freed_memory
 from ..command_parser import CommandParser
 from ..errors import UsageError
 from . import operators, structured, training
@@ -47,6 +48,7 @@ def run(arguments: list[str]) -> None:
         print(_explanation(device))
         return
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     wanted = options.suites or list(SUITES)
     outcomes = []
     for case in _cases(device, options.quick):
@@ -156,7 +158,8 @@ def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, fl
         "",
         f"Forward and backward unless it says otherwise; milliseconds, median of at least {rounds} rounds (quartiles), the "
         "candidates of a line in turn. A ratio says how many times as long as ours the other took. Recorded figures are those "
-        "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too.",
+        "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too. As in "
+        "`fit`, the process keeps the memory that it frees (`experiments.allocator`), for all candidates.",
     ]
     for suite in dict.fromkeys(outcome.case.suite for outcome in outcomes):
         rows = [outcome for outcome in outcomes if outcome.case.suite == suite]
