@@ -158,8 +158,8 @@ def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, fl
         "",
         f"Forward and backward unless it says otherwise; milliseconds, median of at least {rounds} rounds (quartiles), the "
         "candidates of a line in turn. A ratio says how many times as long as ours the other took. Recorded figures are those "
-        "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too. As in "
-        "`fit`, the process keeps the memory that it frees (`experiments.allocator`), for all candidates.",
+        "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too. "
+        "The process keeps the memory that it frees, as in `fit`, for all candidates.",
     ]
     for suite in dict.fromkeys(outcome.case.suite for outcome in outcomes):
         rows = [outcome for outcome in outcomes if outcome.case.suite == suite]
