@@ -9,6 +9,7 @@ import yaml
 from sparsemarg.experiments import cli, training
 from sparsemarg.experiments.errors import UsageError
 from sparsemarg.experiments.named_configs import config_names
+from sparsemarg.experiments.report import runs
 from sparsemarg.experiments.report.figures import FIGURES
 from sparsemarg.experiments.report.groups import Mean, constants, group, style
 from sparsemarg.experiments.report.runs import KEPT_ROWS, find_runs, keep
@@ -202,3 +203,11 @@ def test_from_training_to_report(tmp_path: Path) -> None:
     assert found.epochs == 2
     assert "bits_per_dim_importance" in found.test
     assert cli.main(["report", str(run), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_commands_name_packaged_configurations_and_other_files() -> None:
+    command = "sparsemarg fit --config signal_game/digits/topk --config tuning/best.yaml --trainer.max_steps 10 --folder here"
+    names, options = runs._parsed(command)
+    assert names == ["signal_game/digits/topk", "tuning/best.yaml"]
+    assert options == {"config": "tuning/best.yaml", "trainer.max_steps": "10"}
+    assert runs._parsed("sparsemarg fit --config /a/configs/signal_game/nvil.yaml")[0] == ["signal_game/nvil"]

@@ -149,10 +149,11 @@ def _parsed(command: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _config_name(value: str) -> str:
-    """A packaged configuration's name, also where the command gave its file."""
+    """A packaged configuration's name, also where the command gave its file; another file as it is."""
     path = Path(value)
-    parts = path.with_suffix("").parts if path.suffix == ".yaml" else path.parts
-    return "/".join(parts[parts.index("configs") + 1 :] if "configs" in parts else parts)
+    if path.suffix != ".yaml" or "configs" not in path.parts:
+        return value
+    return "/".join(path.with_suffix("").parts[path.parts.index("configs") + 1 :])
 
 
 def _thinned(rows: tuple[Row, ...]) -> list[Row]:
