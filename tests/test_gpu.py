@@ -3,10 +3,13 @@
 import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
+from sparsemarg.experiments.bench.waits import host_waits
 from sparsemarg.layers.functional import sparsemap, sparsemax, topk_sparsemax
+from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import (
     Arborescence,
     AtLeastOne,
+    BernoulliCube,
     Budget,
     Matching,
     Permutahedron,
@@ -18,6 +21,8 @@ from sparsemarg.oracles import (
     supports,
     topk,
 )
+from sparsemarg.oracles.simplex import project_simplex
+from torch import nn
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -77,3 +82,40 @@ def test_sparsemax(dtype: torch.dtype) -> None:
     scores = scores_for(Simplex(1000), "small").to(dtype)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(sparsemax(scores.cuda()).cpu(), sparsemax(scores), atol=eps, rtol=4 * eps)
+
+
+@pytest.mark.parametrize("count", [1, 300, 32_768, 100_000])
+def test_sparsemax_of_any_length(count: int) -> None:
+    scores = torch.randn(4, count, generator=torch.Generator().manual_seed(0))
+    leaf = scores.cuda().requires_grad_()
+    probs = sparsemax(leaf)
+    torch.testing.assert_close(probs.cpu(), project_simplex(scores), atol=1e-6, rtol=0)
+    weights = torch.randn(4, count, generator=torch.Generator().manual_seed(1))
+    other = scores.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(project_simplex(other), other, weights)
+    (found,) = torch.autograd.grad(probs, leaf, weights.cuda())
+    torch.testing.assert_close(found.cpu(), wanted, atol=1e-5, rtol=0)
+
+
+def test_pixel_likelihood() -> None:
+    torch.manual_seed(0)
+    features, head, images = torch.randn(64, 784, 5), nn.Linear(5, 256), torch.randint(0, 256, (64, 784))
+    on_device = nn.Linear(5, 256).cuda()
+    on_device.load_state_dict(head.state_dict())
+    there = [features.cuda().requires_grad_(), on_device.weight, on_device.bias]
+    exact = [tensor.detach().double().requires_grad_() for tensor in (features, head.weight, head.bias)]
+    costs, wanted = pixel_cross_entropy(there[0], on_device, images.cuda()), plain(*exact, images)
+    torch.testing.assert_close(costs.cpu().double(), wanted, rtol=1e-5, atol=0)
+    found = torch.autograd.grad(costs.sum(), there)
+    for ours, theirs in zip(found, torch.autograd.grad(wanted.sum(), exact), strict=True):
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=1e-5, atol=1e-3)
+
+
+def test_the_host_does_not_wait_for_iterations() -> None:
+    """As often for problems of some ten iterations as for those of a hundred."""
+
+    def waits(dim: int) -> int:
+        scores = torch.rand(64, dim, generator=torch.Generator().manual_seed(0)).cuda()
+        return host_waits(lambda: sparsemap(scores, BernoulliCube(dim)))
+
+    assert waits(8) == waits(100)
