@@ -210,7 +210,10 @@ class SparseDistribution:
     def _sum(self, values: Tensor) -> Tensor:
         """Sums over the atoms of each row: [N, *E] -> [B, *E]. The order is fixed, on the CPU whatever the batch."""
         if values.device.type == "cpu":
-            return values.new_zeros(len(self._first) - 1, *values.shape[1:]).index_add(0, self.row, values)
+            # Adding one by one in half precision would stop short: from 0.5 on, 0.001 is rounded away.
+            wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+            total = wide.new_zeros(len(self._first) - 1, *values.shape[1:]).index_add(0, self.row, wide)
+            return total.to(values.dtype)
         # There index_add adds in the order in which threads arrive. Here every place is written once.
         return self._spread(values, None).sum(1)
 

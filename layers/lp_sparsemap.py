@@ -190,7 +190,7 @@ class _Local:
             support = self.solver.solver.solve(group.scores(point, prices, parts), group.polytope)
         # On independent atoms the weights with A_R p = mu are unique: the least squares that `refit` solves.
         wanted = group.scores(self.mean[:, variables], torch.zeros_like(prices), parts)
-        probs = refit(wanted, support.atoms, support.probs, self.check, parts, support.sensitivity)
+        probs = refit(wanted, support.atoms, support.probs, self.check, parts)
         return SparseDistribution.pack(
             support.atoms.to(self.dtype).reshape(*self.batch_shape, *support.atoms.shape[1:]),
             probs.to(self.dtype).reshape(*self.batch_shape, probs.shape[-1]),

@@ -22,7 +22,7 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
     d/dh_i = V'(s_i - e_{x_i}) and d/d(V, v) = sum_i (s_i - e_{x_i}) (h_i, 1)' have the size of h and of V. The backward pass
     only weighs them. Value and gradient are those of the plain formula; derivatives of higher order recompute it. In float32 a
     compiled kernel does the same for a pixel or a few at a time: on the CPU with Numba installed, about twice as fast, and on
-    a GPU with Triton for a rank below 128 and up to 1,024 levels, where the logits never leave the registers.
+    a GPU with Triton for a rank below 16 and up to 1,024 levels, where the logits never leave the registers.
 
     Args:
         features: h, [n, pixels, rank] float; float16 and bfloat16 are computed in float32.
@@ -35,6 +35,15 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
 
     Cost: O(n pixels levels rank) time; memory n (pixels + levels) rank besides `max_logits`.
     """
+    if images.shape != features.shape[:2]:
+        raise ValueError(
+            f"images must be [n, pixels] = {list(features.shape[:2])}, as features {list(features.shape)} are, not "
+            f"{list(images.shape)}"
+        )
+    if images.device.type == "cpu" and images.numel() and not 0 <= int(images.min()) <= int(images.max()) < head.out_features:
+        raise ValueError(
+            f"images must hold grey levels from 0 to {head.out_features - 1}, not {int(images.min())} to {int(images.max())}"
+        )
     if max_logits is None:
         max_logits = CPU_LOGITS if features.device.type == "cpu" else DEVICE_LOGITS
     pairs = max(1, max_logits // (features.shape[1] * head.out_features))
@@ -109,7 +118,7 @@ def _compiled(
     if any(tensor.dtype != torch.float32 for tensor in (features, weight, bias)):
         return None
     kernel = in_triton(".kernels.triton_pixels", __package__, "pixel_costs", device)
-    if kernel is not None and features.shape[-1] < 128 and len(bias) <= 1024:
+    if kernel is not None and features.shape[-1] < 16 and len(bias) <= 1024:
         return kernel(*(tensor.detach().contiguous() for tensor in (features, weight, bias, images)), wanted)
     kernel = compiled(".kernels.pixels", __package__, "pixel_costs", device)
     if kernel is None or not all(tensor.isfinite().all() for tensor in (features, weight, bias)):

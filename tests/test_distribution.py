@@ -207,3 +207,10 @@ def test_out_of_memory_says_how_many_pairs_fit(found: SparseDistribution, max_at
 
     with pytest.raises(torch.OutOfMemoryError, match="not even one pair fits"):
         found.expectation(starving, max_atoms=max_atoms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_in_half_precision_do_not_stop_short(dtype: torch.dtype) -> None:
+    found = SparseDistribution.from_simplex(torch.full((1, 1000), 1e-3, dtype=dtype))
+    total = found.expectation(lambda atoms, row: torch.ones(len(row), dtype=dtype))
+    torch.testing.assert_close(total.float(), torch.ones(1), atol=0.01, rtol=0)

@@ -270,3 +270,11 @@ def test_the_kernels_run() -> None:
     """Else the tests above compare the plain path with itself."""
     assert compiled(".kernels.pixels", "sparsemarg.models", "pixel_costs", torch.device("cpu")) is not None
     assert compiled(".kernels.filters", "sparsemarg.models", "filter_values", torch.device("cpu")) is not None
+
+
+def test_pixels_that_do_not_fit_are_refused() -> None:
+    features, head = torch.zeros(2, 4, 5), torch.nn.Linear(5, 17)
+    with pytest.raises(ValueError, match=r"images must hold grey levels from 0 to 16, not 0 to 17"):
+        pixel_cross_entropy(features, head, torch.tensor([[0, 1, 2, 17], [0, 0, 0, 0]]))
+    with pytest.raises(ValueError, match=r"images must be \[n, pixels\] = \[2, 4\].*not \[2, 3\]"):
+        pixel_cross_entropy(features, head, torch.zeros(2, 3, dtype=torch.int64))

@@ -144,3 +144,21 @@ def test_problems_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         (BernoulliCube(6), scores[:0]),
     ):
         assert_same(*solved_twice(polytope, given, ActiveSet(), monkeypatch))
+
+
+@pytest.mark.parametrize("row", [[0, -0.2, -0.59999996], [0, -0.2, -0.6, -0.6], [0, -0.6, -0.2, -0.6]])
+def test_sparsemax_ends_where_rounding_decides(row: list[float]) -> None:
+    for scores in (torch.tensor([row]), torch.tensor([row + [-torch.inf] * 40_000])):
+        torch.testing.assert_close(sparsemax(scores), project_simplex(scores), atol=1e-6, rtol=0)
+
+
+def test_pixel_likelihood_of_a_level_that_is_switched_off() -> None:
+    features, head = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0)), torch.nn.Linear(5, 17)
+    images = torch.randint(4, 17, (2, 20))
+    with torch.no_grad():
+        head.bias[3] = -torch.inf
+    inputs = (features.requires_grad_(), head.weight)
+    found = torch.autograd.grad(pixel_cross_entropy(features, head, images).sum(), inputs)
+    expected = torch.autograd.grad(plain(features, head.weight, head.bias, images).sum(), inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -55,7 +55,7 @@ def in_threads(work: Callable[[slice], None], count: int) -> None:
     if len(parts) == 1:
         work(parts[0])
     elif parts:
-        list(_pool(threads).map(work, parts))
+        list(_pool(torch.get_num_threads()).map(work, parts))
 
 
 @cache

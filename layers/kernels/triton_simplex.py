@@ -24,7 +24,8 @@ def project_rows(scores: Tensor, probs: Tensor) -> None:
     rows, count = scores.shape
     if rows:
         kernel = _project if count <= ON_CHIP else _project_long
-        kernel[(rows,)](scores, probs, count, _wide(scores), **_shape(count))
+        with torch.cuda.device_of(scores):
+            kernel[(rows,)](scores, probs, count, _wide(scores), **_shape(count))
 
 
 def pull_back_rows(probs: Tensor, gradient: Tensor, result: Tensor) -> None:
@@ -32,7 +33,8 @@ def pull_back_rows(probs: Tensor, gradient: Tensor, result: Tensor) -> None:
     rows, count = probs.shape
     if rows:
         kernel = _pull_back if count <= ON_CHIP else _pull_back_long
-        kernel[(rows,)](probs, gradient, result, count, _wide(probs), **_shape(count))
+        with torch.cuda.device_of(probs):
+            kernel[(rows,)](probs, gradient, result, count, _wide(probs), **_shape(count))
 
 
 def _wide(values: Tensor) -> tl.dtype:
@@ -45,7 +47,7 @@ def _shape(count: int) -> dict[str, int]:
 
 
 # As `simplex.project_rows` finds tau: relative to the largest score it is in [-1, 0), and the mean excess over 1 of the scores
-# above the last guess is a better one from below, until their number does not change (Michelot 1986).
+# above the last guess is a better one from below, until they are no fewer (Michelot 1986). Rounding may bring one back.
 
 
 @triton.jit
@@ -63,7 +65,7 @@ def _project(scores, probs, count, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     while going:
         above = values > tau
         left = tl.sum(above.to(tl.int32), 0)
-        going = left != size
+        going = left < size
         size = left
         tau = (tl.sum(tl.where(above, values, 0.0), 0) - 1.0) / size
     result = tl.where(broken, float("nan"), tl.maximum(values - tau, 0.0))
@@ -101,7 +103,7 @@ def _project_long(scores, probs, count, WIDE: tl.constexpr, BLOCK: tl.constexpr)
     going = not broken
     while going:
         left, tau = _excess(scores + row, peak, tau, count, WIDE, BLOCK)
-        going = left != size
+        going = left < size
         size = left
     for start in range(0, count, BLOCK):
         place = start + tl.arange(0, BLOCK)

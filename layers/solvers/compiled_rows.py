@@ -28,7 +28,7 @@ class CompiledRows:
         largest = origin.abs().amax(-1)
         unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
         target = oracle.target / unit[:, None]
-        parts, every = oracle.parts, torch.arange(origin.shape[1])
+        parts, every = oracle.parts, torch.arange(origin.shape[1], device=origin.device)
         regularized, rest = (every, every[:0]) if parts is None else (parts.regularized, parts.rest)
         relative = (oracle.target - origin) / unit[:, None]
         fixed = (relative[:, regularized], target[:, rest], origin, unit, row_scale(target), regularized, rest)
@@ -73,8 +73,9 @@ class CompiledRows:
         for row in stale:
             on = self.rows.on[row].nonzero()[0]
             atoms = self.rows.atoms[row, on].astype(np.float64)
-            fresh = torch.cholesky_inverse(torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))[0]).numpy()
-            if np.isfinite(fresh).all():
+            factor, info = torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))
+            fresh = torch.cholesky_inverse(factor).numpy()
+            if info == 0 and np.isfinite(fresh).all():
                 self.rows.inverse[row][np.ix_(on, on)] = fresh
             self.rows.stalled[row] = 0
 

@@ -80,7 +80,7 @@ def _compact(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
     used = probs > 0
     if cannot_branch(probs) or used.all():
         return atoms, probs
-    order = (~used).to(torch.int8).argsort(dim=-1, stable=True)[:, : int(used.sum(-1).amax()) if len(used) else 1]
+    order = (~used).to(torch.int8).argsort(dim=-1, stable=True)[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
     row = torch.arange(len(atoms), device=atoms.device)[:, None]
     return atoms[row, order], probs[row, order]
 

@@ -85,19 +85,20 @@ def solve(oracle: Oracle, scale: Tensor, limits: tuple[float, float, float, floa
     constants = origin.new_tensor(limits[:4])
     given = (oracle.target - origin, origin, oracle.ties.grid, oracle.ties.tie_break, scale, constants)
     left = (found.atoms, inverse, found.weights, found.gap, found.iterations, found.converged.view(torch.int8))
-    _solve[(batch,)](
-        *(tensor.contiguous() for tensor in given),
-        *left,
-        dim,
-        getattr(oracle.polytope, "budget", 0),
-        limits[4],
-        KIND=kind,
-        STALE=STALE,
-        DIMENSIONS=max(16, triton.next_power_of_2(dim)),
-        SLOTS=slots,
-        CHUNK=CHUNK,
-        num_warps=4,
-    )
+    with torch.cuda.device_of(origin):
+        _solve[(batch,)](
+            *(tensor.contiguous() for tensor in given),
+            *left,
+            dim,
+            getattr(oracle.polytope, "budget", 0),
+            limits[4],
+            KIND=kind,
+            STALE=STALE,
+            DIMENSIONS=max(16, triton.next_power_of_2(dim)),
+            SLOTS=slots,
+            CHUNK=CHUNK,
+            num_warps=4,
+        )
     return found
 
 

@@ -6,6 +6,7 @@ One program takes a share of a pair's pixels, and costs and derivatives from the
 # The kernel's language looks like Python, but its types are not.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -33,14 +34,15 @@ def pixel_costs(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, 
     by_features = features.new_empty(count, pixels if wanted else 0, rank)
     by_head = features.new_empty(count, shares, rank + 1 if wanted else 0, levels)
     if count:
-        _pixel_costs[(count, shares)](
-            *(features, weight, bias, images, costs, by_features, by_head, pixels, share, rank, levels),
-            WANTED=wanted,
-            PIXELS=PIXELS,
-            RANK=max(16, triton.next_power_of_2(rank + 1)),
-            LEVELS=max(16, triton.next_power_of_2(levels)),
-            num_warps=4,
-        )
+        with torch.cuda.device_of(features):
+            _pixel_costs[(count, shares)](
+                *(features, weight, bias, images, costs, by_features, by_head, pixels, share, rank, levels),
+                WANTED=wanted,
+                PIXELS=PIXELS,
+                RANK=max(16, triton.next_power_of_2(rank + 1)),
+                LEVELS=max(16, triton.next_power_of_2(levels)),
+                num_warps=4,
+            )
     return costs.sum(-1), by_features, by_head.sum(1)
 
 
@@ -83,10 +85,12 @@ def _pixel_costs(
         total = tl.sum(masses, 1)
         hit = level[None] == target[:, None]
         picked = tl.sum(tl.where(hit, logits, 0.0), 1)
+        # A grey level that there is not has no probability: NaN, as nothing can be raised here.
+        picked = tl.where((target >= 0) & (target < levels), picked, float("nan"))
         cost += tl.where(pixel < pixels, peak + tl.log(total) - picked, 0.0)
         if WANTED:
             # softmax - e_x, [PIXELS, LEVELS]
-            excess = masses / total[:, None] - hit.to(tl.float32)
+            excess = tl.where(pixel[:, None] < pixels, masses / total[:, None] - hit.to(tl.float32), 0.0)
             slopes = tl.dot(tl.trans(given), excess, slopes, input_precision="ieee")
             by_pixel = tl.dot(excess, tl.trans(head), input_precision="ieee")
             tl.store(by_features + here[:, None] * rank + r[None], by_pixel, mask=(pixel[:, None] < pixels) & (r[None] < rank))
