@@ -183,7 +183,10 @@ def test_the_compiled_state_is_the_plain_one(polytope: Polytope, kind: str, monk
 def test_the_sensitivity_is_that_of_the_kkt_system(polytope: Polytope) -> None:
     """P is the block of [[A'A, 1], [1', 0]]^-1 that belongs to the weights (paper eq. 17)."""
     found = ActiveSet().solve(scores_for(polytope, "normal", batch=30), polytope)
-    assert found.sensitivity is not None
+    # Real-valued structures may be close to dependent: their factorisation is not kept.
+    if found.sensitivity is None:
+        assert isinstance(polytope, Explicit)
+        return
     for atoms, probs, ours in zip(found.atoms, found.probs, found.sensitivity, strict=True):
         count = int((probs > 0).sum())
         system = torch.zeros(count + 1, count + 1, dtype=torch.float64)

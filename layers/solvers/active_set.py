@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...oracles import Polytope
+from ...oracles.checks import cannot_branch
 from ..kernels import compiled, in_triton
 from ..stats import SolverStats
 from .base import BatchOracle, Oracle, Solver, Support, row_scale
@@ -72,7 +73,8 @@ class ActiveSet(Solver):
     Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged. On the CPU, with Numba
     installed, what is not the oracle runs as one compiled pass (`CompiledRows`), some five times as fast at D = 128. On a GPU
     cube, budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all; a row of theirs that
-    needs more than 128 atoms, and any other polytope, in tensor operations with one look at the batch every 8 iterations.
+    needs more than 128 atoms, a batch with forbidden coordinates, and any other polytope in tensor operations with one look
+    at the batch every 8 iterations.
 
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
@@ -100,7 +102,7 @@ class ActiveSet(Solver):
 def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     """Runs the method from `oracle.start()` until every row has converged or `max_iter` iterations are done."""
     compiled_rows = compiled_state(oracle.target.device)
-    if compiled_rows is None or len(oracle.target) == 0:
+    if compiled_rows is None or len(oracle.target) == 0 or cannot_branch(oracle.target):
         return _in_tensors(oracle, max_iter, tol)
     live = np.arange(len(oracle.target))
     rows = compiled_rows(oracle, (WEIGHT_NOISE, PIVOT_NOISE, SETTLED, tol))

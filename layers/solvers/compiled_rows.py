@@ -92,7 +92,9 @@ class CompiledRows:
         for array in (rows.atoms, rows.vertices, rows.inverse):
             give_back(array)
         stats = SolverStats(*map(torch.from_numpy, (rows.iterations, rows.gap * problem.unit**2, rows.converged, margin)))
-        return Support(torch.from_numpy(atoms), torch.from_numpy(probs), stats, torch.from_numpy(sensitivity))
+        # Real-valued atoms may be close to dependent, and what updates have left of their factorisation inexact.
+        kept = torch.from_numpy(sensitivity) if rows.atoms.dtype == np.int8 else None
+        return Support(torch.from_numpy(atoms), torch.from_numpy(probs), stats, kept)
 
     def _move(self, kind: type[np.generic]) -> None:
         """Makes room for twice as many atoms, of this dtype."""
