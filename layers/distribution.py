@@ -105,7 +105,7 @@ class SparseDistribution:
             on [0, D]: it decides E.
 
         Raises:
-            torch.OutOfMemoryError: f ran out of memory; the message has the `max_atoms` that fits.
+            torch.OutOfMemoryError: f ran out of memory; the message has the `max_atoms` with which it does not, going forward.
 
         >>> coin = SparseDistribution.from_simplex(torch.tensor([[0.5, 0.0, 0.5]]))
         >>> coin.expectation(lambda atoms, row: atoms @ torch.tensor([1.0, 10.0, 100.0]))
@@ -192,7 +192,7 @@ class SparseDistribution:
                 f(self.atoms[:failed], self.row[:failed])
             except torch.OutOfMemoryError:
                 continue
-            return message + f"a piece of max_atoms={failed} fits"
+            return message + f"max_atoms={failed} went through, forward at least"
         return message + "not even one pair fits: make what f computes smaller"
 
     def _sizes(self) -> Tensor:

@@ -195,7 +195,7 @@ def test_out_of_memory_says_how_many_pairs_fit(found: SparseDistribution, max_at
     most, average = int(found.support_size().max()), count / 12
     wanted = (
         f"expectation: out of memory with f on {failed} of {count} pairs at a time (12 rows with up to {most} atoms, "
-        f"{average:.3g} on average); a piece of max_atoms={fits} fits"
+        f"{average:.3g} on average); max_atoms={fits} went through, forward at least"
     )
     with pytest.raises(torch.OutOfMemoryError, match=re.escape(wanted)):
         found.expectation(hungry, max_atoms=max_atoms)

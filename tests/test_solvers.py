@@ -12,7 +12,7 @@ from sparsemarg.layers import ConvergenceWarning, SparseDistribution, SparseMAP
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.refit import refit
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
-from sparsemarg.layers.solvers.active_set import compiled_state
+from sparsemarg.layers.solvers.active_set import compiled_method
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex, SupportsProjection, supports
 from torch import Tensor
 
@@ -165,12 +165,12 @@ kernel_cases = [*POLYTOPES.values(), BernoulliCube(40), Budget(40, 20), Budget(1
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("polytope", kernel_cases, ids=repr)
-def test_the_compiled_state_is_the_plain_one(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_method_is_the_plain_one(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = scores_for(polytope, kind, batch=30)
-    assert compiled_state(scores.device) is not None
+    assert compiled_method(scores.device) is not None
     fast = ActiveSet().solve(scores, polytope)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    assert compiled_state(scores.device) is None
+    assert compiled_method(scores.device) is None
     plain = ActiveSet().solve(scores, polytope)
     assert torch.equal(fast.atoms, plain.atoms)
     # What is left after the lightest atoms are dropped is made optimal again in the compiled state, and else by `refit`.
@@ -202,9 +202,9 @@ def test_the_plain_iteration_runs_without_numba() -> None:
         "import sys; sys.modules['numba'] = None\n"
         "import torch\n"
         "from sparsemarg.layers.functional import sparsemap\n"
-        "from sparsemarg.layers.solvers.active_set import compiled_state\n"
+        "from sparsemarg.layers.solvers.active_set import compiled_method\n"
         "from sparsemarg.oracles import BernoulliCube\n"
-        "assert compiled_state(torch.device('cpu')) is None\n"
+        "assert compiled_method(torch.device('cpu')) is None\n"
         "print(sparsemap(torch.tensor([[0.25, 2.0]]), BernoulliCube(2)).mean().tolist())"
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
+
+H100 = ("cuda", 90, 32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted where they can run")
@@ -20,39 +23,65 @@ def test_interpreted_kernels() -> None:
     assert run.returncode == 0, run.stdout
 
 
-def test_kernels_compile_for_a_device() -> None:
-    """Down to machine code for an H100, which needs no device: types, shapes and shared memory are sound."""
-    code = (
-        "import triton.language as tl\n"
-        "from triton import compile\n"
-        "from triton.backends.compiler import GPUTarget\n"
-        "from triton.compiler import ASTSource\n"
-        "from sparsemarg.layers.kernels import triton_simplex as simplex\n"
-        "from sparsemarg.layers.solvers import triton_active_set as active_set\n"
-        "from sparsemarg.models.kernels import triton_pixels as pixels\n"
-        "def check(kernel, pointers, integers, constants):\n"
-        "    signature = pointers | dict.fromkeys(integers, 'i32') | dict.fromkeys(constants, 'constexpr')\n"
-        "    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)\n"
-        "    assert len(compile(source, target=GPUTarget('cuda', 90, 32)).asm['cubin'])\n"
-        "for kind, wide in (('*fp32', tl.float32), ('*fp64', tl.float64)):\n"
-        "    for kernel, block in ((simplex._project, 256), (simplex._project_long, 8192)):\n"
-        "        check(kernel, {'scores': kind, 'probs': kind}, ['count'], {'WIDE': wide, 'BLOCK': block})\n"
-        "    for kernel, block in ((simplex._pull_back, 256), (simplex._pull_back_long, 8192)):\n"
-        "        names = ('probs', 'gradient', 'result')\n"
-        "        check(kernel, dict.fromkeys(names, kind), ['count'], {'WIDE': wide, 'BLOCK': block})\n"
-        "names = ('features', 'weight', 'bias', 'costs', 'by_features', 'by_head')\n"
-        "pointers = dict.fromkeys(names, '*fp32') | {'images': '*i64'}\n"
-        "for wanted in (True, False):\n"
-        "    constants = {'WANTED': wanted, 'PIXELS': 16, 'RANK': 16, 'LEVELS': 256}\n"
-        "    check(pixels._pixel_costs, pointers, ['pixels', 'share', 'rank', 'levels'], constants)\n"
-        "pointers = dict.fromkeys(active_set._solve.arg_names[:6], '*fp64')\n"
-        "pointers |= {'atoms': '*i8', 'inverse': '*fp64', 'weights_out': '*fp64', 'gap_out': '*fp64'}\n"
-        "pointers |= {'iterations_out': '*i64', 'converged_out': '*i8'}\n"
-        "for kind in range(4):\n"
-        "    constants = {'KIND': kind, 'STALE': 4, 'DIMENSIONS': 128, 'SLOTS': 128, 'CHUNK': 16}\n"
-        "    check(active_set._solve, pointers, ['dim', 'budget', 'limit'], constants)\n"
-        "print('compiled')\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert run.stdout.strip() == "compiled", run.stderr
+def machine_code(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> bytes:
+    """For an H100, which needs no device. Types, shapes and shared memory are checked on the way."""
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = types | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)  # pyright: ignore[reportCallIssue]
+    return compile(source, target=GPUTarget(*H100)).asm["cubin"]
+
+
+@pytest.mark.parametrize(("pointer", "wide"), [("*fp32", "float32"), ("*fp64", "float64")])
+def test_sparsemax_compiles(pointer: str, wide: str) -> None:
+    import triton.language as tl
+    from sparsemarg.layers.kernels import triton_simplex as simplex
+
+    forward = {"scores": pointer, "probs": pointer, "count": "i32"}
+    backward = {"probs": pointer, "gradient": pointer, "result": pointer, "count": "i32"}
+    for block, project, pull_back in (
+        (256, simplex._project, simplex._pull_back),
+        (simplex.ON_CHIP, simplex._project, simplex._pull_back),
+        (simplex.CHUNK, simplex._project_long, simplex._pull_back_long),
+    ):
+        constants = {"WIDE": getattr(tl, wide), "BLOCK": block}
+        assert machine_code(project, forward, constants)
+        assert machine_code(pull_back, backward, constants)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("levels", [256, 1024])
+def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:
+    from sparsemarg.models.kernels import triton_pixels as pixels
+
+    types = dict.fromkeys(("features", "weight", "bias", "costs", "by_features", "by_head"), "*fp32")
+    types |= {"images": "*i64"} | dict.fromkeys(("pixels", "share", "rank", "levels"), "i32")
+    constants = {"WANTED": wanted, "PIXELS": pixels.PIXELS, "RANK": 16, "LEVELS": levels}
+    assert machine_code(pixels._pixel_costs, types, constants)
+
+
+@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize(("dimensions", "slots"), [(16, 32), (128, 128), (512, 128)])
+def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
+    from sparsemarg.layers.solvers import triton_active_set as active_set
+
+    reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out")
+    types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
+    types |= dict.fromkeys(("dim", "budget", "limit"), "i32")
+    constants = {"KIND": kind, "HOPELESS": 4, "DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}
+    assert machine_code(active_set._solve, types, constants)
+
+
+def test_triton_is_left_alone_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, or no C compiler for what Triton compiles at its first launch."""
+    from sparsemarg.layers.kernels import dispatch
+
+    where = (".kernels.triton_simplex", "sparsemarg.layers", "project_rows", torch.device("cuda"))
+    monkeypatch.setattr(dispatch, "_triton_runs", lambda: False)
+    assert dispatch.in_triton(*where) is None
+    monkeypatch.setattr(dispatch, "_triton_runs", lambda: True)
+    assert dispatch.in_triton(*where) is not None
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert dispatch.in_triton(*where) is None

@@ -100,7 +100,7 @@ def _explanation(device: torch.device) -> str:
     """Which path runs, by operation."""
     kernels = {
         "sparsemax": (".kernels.simplex", "sparsemarg.layers", "project_rows"),
-        "ActiveSet's iteration": (".solvers.compiled_rows", "sparsemarg.layers", "CompiledRows"),
+        "ActiveSet's iteration": (".solvers.compiled_rows", "sparsemarg.layers", "solve"),
         "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),
         "the sender's filters": (".kernels.filters", "sparsemarg.models", "filter_values"),
     }

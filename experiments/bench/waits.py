@@ -1,4 +1,7 @@
-"""How often the host has to wait for the device: every value that Python reads, such as a condition on a tensor, is a wait."""
+"""How often the host has to wait for the device because Python reads a value, such as a condition on a tensor.
+
+Copies that wait, such as a tensor made from a list or printed, are not counted.
+"""
 
 from collections.abc import Callable
 

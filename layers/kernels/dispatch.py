@@ -1,6 +1,7 @@
 """Where compiled kernels stand in for tensor operations, and how to do without."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -34,9 +35,20 @@ def in_triton(module: str, package: str | None, function: str, device: torch.dev
     """
     if torch.compiler.is_compiling() or os.environ.get("SPARSEMARG_KERNELS") == "off":
         return None
-    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not (device.type == "cuda" and _triton_runs()):
         return None
     return _loaded(module, package, function)
+
+
+@cache
+def _triton_runs() -> bool:
+    """Whether Triton can start kernels on a GPU here: to do so it compiles some code with the system's C compiler."""
+    try:
+        import_module("triton").runtime.driver.active.get_current_device()
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 @cache

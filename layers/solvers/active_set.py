@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,23 +11,9 @@ from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
 from ..kernels import compiled, in_triton
 from ..stats import SolverStats
-from .base import BatchOracle, Oracle, Solver, Support, row_scale
+from .base import BatchOracle, Oracle, Solver, Support, row_scale, used_first
+from .limits import PIVOT_NOISE, POLL, SETTLED, STALE, WEIGHT_NOISE, WEIGHT_PRUNE
 from .working_set import WorkingSet
-
-# Iterations between looks at the batch from Python: to stop, to drop converged rows, to grow the buffers.
-POLL = 8
-# A weight that the step would leave below this (in magnitude) is zero: noise of the linear solve, not a direction.
-WEIGHT_NOISE = 1e-14
-# Atoms that end with less mass than this fraction of the tolerance are dropped. With many fractional coordinates the last
-# atoms correct the mean's last digits, and each is a decoder call. What is lost is their part of the derivative, of which
-# only a fraction is there in any case (see `ActiveSet`).
-WEIGHT_PRUNE = 0.1
-# A new atom this close to the affine hull of the others (squared, relative) is in it: rounding of a sum of D products.
-PIVOT_NOISE = 1e-12
-# Weights are optimal on their atoms once the slopes agree to this (at scale 1): far below any gap that still counts.
-SETTLED = 1e-12
-# Steps without progress after which a row's factorisation is computed afresh. A sound one needs one to settle.
-STALE = 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ class ActiveSet(Solver):
     All arithmetic is in float64 whatever the dtype of the layer, so float32 and float64 inputs choose the same atoms.
 
     Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged. On the CPU, with Numba
-    installed, what is not the oracle runs as one compiled pass (`CompiledRows`), some five times as fast at D = 128. On a GPU
+    installed, what is not the oracle runs as one compiled pass (`compiled_rows`), some five times as fast at D = 128. On a GPU
     cube, budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all; a row of theirs that
     needs more than 128 atoms, a batch with forbidden coordinates, and any other polytope in tensor operations with one look
     at the batch every 8 iterations.
@@ -96,54 +81,40 @@ class ActiveSet(Solver):
         """See `Solver.solve`."""
         limit = 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
         oracle = Oracle.of(polytope, scores)
-        return _certified(oracle, _on_device(oracle, limit, self.tol) or active_set(oracle, limit, self.tol))
+        return _certified(oracle, _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol))
 
 
 def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     """Runs the method from `oracle.start()` until every row has converged or `max_iter` iterations are done."""
-    compiled_rows = compiled_state(oracle.target.device)
-    if compiled_rows is None or len(oracle.target) == 0 or cannot_branch(oracle.target):
+    whole = compiled_method(oracle.target.device)
+    if whole is None or len(oracle.target) == 0 or cannot_branch(oracle.target):
         return _in_tensors(oracle, max_iter, tol)
-    live = np.arange(len(oracle.target))
-    rows = compiled_rows(oracle, (WEIGHT_NOISE, PIVOT_NOISE, SETTLED, tol))
-    for iteration in range(max_iter):
-        going = ~rows.rows.converged[live]
-        count = int(going.sum())
-        if count == 0:
-            break
-        if count <= 0.75 * len(live):
-            live, oracle = live[going], oracle.rows(torch.from_numpy(going))
-        if iteration % POLL == 0:
-            rows.renew(live[rows.rows.stalled[live] >= STALE])
-        rows.iterate(live, oracle)
-    return rows.support(WEIGHT_PRUNE * tol)
+    return whole(oracle, max_iter, tol)
 
 
-def _on_device(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
-    """The method in one kernel, and as `active_set` on rows that it gives up; None where there is no kernel for the problem."""
-    kernel = in_triton(".triton_active_set", __package__, "solve", oracle.target.device)
-    scale = row_scale(oracle.target)
-    found = None if kernel is None else kernel(oracle, scale, (WEIGHT_NOISE, PIVOT_NOISE, SETTLED, tol, max_iter))
-    if found is None:
-        return None
-    stats = SolverStats(found.iterations, found.gap, found.converged, found.gap)
-    support = _pruned(found.atoms.double() + found.origin[:, None], found.weights, scale, tol, stats)
-    left = ~found.converged & (found.iterations < max_iter)
-    if not left.any():
-        return support
-    done = Support(
-        support.atoms[~left], support.probs[~left], SolverStats(*(field[~left] for field in vars(support.stats).values()))
-    )
-    parts = [(left.nonzero()[:, 0], active_set(oracle.rows(left), max_iter, tol)), ((~left).nonzero()[:, 0], done)]
-    return _gather(parts, len(left))
-
-
-def compiled_state(device: torch.device) -> Callable[..., Any] | None:
-    """`CompiledRows` for tensors on `device`; None, for `_Rows`, where there is none or none is wanted.
+def compiled_method(device: torch.device) -> Callable[..., Any] | None:
+    """The method as compiled for tensors on `device`; None, for `_in_tensors`, where there is none or none is wanted.
 
     See `kernels.compiled`. Both choose the same atoms, with weights that agree but for their last bits.
     """
-    return compiled(".compiled_rows", __package__, "CompiledRows", device)
+    return compiled(".compiled_rows", __package__, "solve", device)
+
+
+def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
+    """The method in one Triton kernel, and as `active_set` on rows that it gives up; None where there is no such kernel."""
+    kernel = in_triton(".triton_active_set", __package__, "solve", oracle.target.device)
+    found = None if kernel is None else kernel(oracle, max_iter, tol)
+    if found is None:
+        return None
+    vertices, scale = found.atoms.double() + found.origin[:, None], row_scale(oracle.target)
+    support = _pruned(vertices, found.weights, scale, tol, (found.iterations, found.gap, found.converged))
+    left = ~found.converged & (found.iterations < max_iter)
+    if not left.any():
+        return support
+    stats = SolverStats(*(field[~left] for field in vars(support.stats).values()))
+    done = Support(support.atoms[~left], support.probs[~left], stats)
+    again = active_set(oracle.rows(left), max_iter, tol)
+    return _gather([(left.nonzero()[:, 0], again), ((~left).nonzero()[:, 0], done)], len(left))
 
 
 def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
@@ -327,25 +298,24 @@ class _Rows:
     def support(self, rows: Tensor, tol: float) -> Support:
         """The atoms of the rows [B] bool that are true, with the used slots first."""
         gap = self.gap[rows] * self.unit[rows, 0].square()
-        stats = SolverStats(self.iterations[rows], gap, self.converged[rows], gap)
-        return _pruned(self.vertices[rows], self.weights[rows], self.scale[rows], tol, stats)
+        state = (self.iterations[rows], gap, self.converged[rows])
+        return _pruned(self.vertices[rows], self.weights[rows], self.scale[rows], tol, state)
 
     def _is(self, slot: Tensor) -> Tensor:
         """[B] slots as a mask [B, S]; -1 is none."""
         return torch.arange(self.weights.shape[1], device=slot.device) == slot[:, None]
 
 
-def _pruned(vertices: Tensor, weights: Tensor, scale: Tensor, tol: float, stats: SolverStats) -> Support:
-    """The support without its lightest atoms, with the used slots first and the margin before that in `stats`."""
+def _pruned(vertices: Tensor, weights: Tensor, scale: Tensor, tol: float, state: tuple[Tensor, Tensor, Tensor]) -> Support:
+    """The support of weights [B, S] on vertices [B, S, D] without its lightest atoms; `state`: iterations, gap, converged [B].
+
+    The margin is that before.
+    """
     margin = torch.where(weights > 0, weights, torch.inf).amin(-1)
     light = (weights <= WEIGHT_PRUNE * tol * scale[:, None]) & (weights < weights.amax(-1, keepdim=True))
-    weights = torch.where(light, 0, weights)
-    order = (weights == 0).to(torch.int8).argsort(dim=-1, stable=True)
-    order = order[:, : int((weights > 0).sum(-1).amax())] if len(weights) else order[:, :1]
-    probs = weights.gather(-1, order)
-    atoms = vertices.gather(1, order[..., None].expand(-1, -1, vertices.shape[-1]))
+    atoms, probs = used_first(vertices, torch.where(light, 0, weights))
     atoms = torch.where((probs > 0)[..., None], atoms, 0)
-    return Support(atoms, probs / probs.sum(-1, keepdim=True), replace(stats, margin=margin))
+    return Support(atoms, probs / probs.sum(-1, keepdim=True), SolverStats(*state, margin))
 
 
 def _certified(oracle: Oracle, support: Support) -> Support:

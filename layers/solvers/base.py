@@ -48,6 +48,15 @@ class NestedSupport:
     stats: SolverStats
 
 
+def used_first(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Atoms [B, S, D] and probs [B, S] with each row's used slots first, and without those that no row uses: S only shrinks."""
+    used = probs > 0
+    order = (~used).to(torch.int8).argsort(dim=-1, stable=True)
+    order = order[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
+    row = torch.arange(len(atoms), device=atoms.device)[:, None]
+    return atoms[row, order], probs[row, order]
+
+
 class FindsNested(Protocol):
     """Solvers that can leave nested structures unwritten."""
 
@@ -151,7 +160,7 @@ class Ties:
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
-        kernel = compiled(".kernels.ties", "sparsemarg.layers", "broken", residual.device)
+        kernel = compiled("..kernels.ties", __package__, "broken", residual.device)
         if kernel is not None and not cannot_branch(residual):
             found = torch.empty_like(residual, memory_format=torch.contiguous_format)
             given = (residual, self.grid, self.tie_break, exact, found)

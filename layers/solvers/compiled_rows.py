@@ -8,22 +8,40 @@ from ..kernels.workspace import borrow, give_back
 from ..stats import SolverStats
 from . import row_kernel
 from .base import BatchOracle, Support, row_scale
-from .row_kernel import Array, Limits, Problem, Rows
+from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
+from .row_kernel import Array, Problem, Rows
 
 # Slots to begin with; doubled whenever a row has used them all.
 SLOTS = 32
 
 
-class CompiledRows:
+def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
+    """`active_set.active_set` on the CPU, for at least one row."""
+    state = _CompiledRows(oracle, Limits(tol))
+    live = np.arange(len(oracle.target))
+    for iteration in range(max_iter):
+        going = ~state.rows.converged[live]
+        count = int(going.sum())
+        if count == 0:
+            break
+        if count <= 0.75 * len(live):
+            live, oracle = live[going], oracle.rows(torch.from_numpy(going))
+        if iteration % POLL == 0:
+            state.renew(live[state.rows.stalled[live] >= STALE])
+        state.iterate(live, oracle)
+    return state.support()
+
+
+class _CompiledRows:
     """The twin of `active_set._Rows`, for all rows of a batch from beginning to end.
 
     Args:
         oracle: of all rows.
-        limits: the fields of `Limits`.
+        limits: of the method.
     """
 
-    def __init__(self, oracle: BatchOracle, limits: tuple[float, float, float, float]) -> None:
-        self.limits = Limits(*limits)
+    def __init__(self, oracle: BatchOracle, limits: Limits) -> None:
+        self.limits = limits
         origin = oracle.start()
         largest = origin.abs().amax(-1)
         unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
@@ -79,10 +97,10 @@ class CompiledRows:
                 self.rows.inverse[row][np.ix_(on, on)] = fresh
             self.rows.stalled[row] = 0
 
-    def support(self, least: float) -> Support:
-        """As it stands, without atoms of less mass than `least` (at scale 1)."""
+    def support(self) -> Support:
+        """As it stands, without the lightest atoms. Its memory is given back: this is the end."""
         rows, problem = self.rows, self.problem
-        batch = len(rows.high)
+        batch, least = len(rows.high), WEIGHT_PRUNE * self.limits.tol
         margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
         in_threads(lambda part: row_kernel.prune(every[part], least, rows, problem, margin, count), batch)
         width = max(1, count.max(initial=0))

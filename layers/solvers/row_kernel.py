@@ -3,7 +3,8 @@
 In tensor operations an iteration is a hundred calls, each of which reads or writes the whole batch. Row by row all of it
 stays in the processor's cache. This is the iteration of `active_set._Rows`, line by line, and tests hold the two together.
 A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
-module needs Numba; `active_set` does so only where it is installed.
+module needs Numba; `active_set` does so only where it is installed. What is called with many arrays is inlined: a call copies
+their descriptions.
 """
 
 import math
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-Array = np.ndarray
+from ..kernels.vectors import Array
+from .limits import Limits
 
 
 class Problem(NamedTuple):
@@ -33,12 +35,11 @@ class Rows(NamedTuple):
     Atoms are int8 where that is exact, as for 0/1 structures: an eighth of the memory to go through in every iteration.
     """
 
-    atoms: (
-        Array  # [B, S, R] the atoms where they are regularised, relative to the origin and in units; slots never used: anything
-    )
-    vertices: Array  # [B, S, D] the atoms as the oracle gave them; likewise
+    # These three hold anything in slots that were never used.
+    atoms: Array  # [B, S, R] the atoms where they are regularised, relative to the origin and in units
+    vertices: Array  # [B, S, D] the atoms as the oracle gave them
+    inverse: Array  # [B, S, S], see `WorkingSet`
     on: Array  # [B, S] bool
-    inverse: Array  # [B, S, S], see `WorkingSet`; likewise
     weights: Array  # [B, S]
     gains: Array  # [B, S]
     high: Array  # [B] int64
@@ -53,13 +54,16 @@ class Rows(NamedTuple):
     converged: Array  # [B] bool
 
 
-class Limits(NamedTuple):
-    """The constants of `active_set`, and the tolerance."""
+class Scratch(NamedTuple):
+    """What is computed of one row; by slot, zero where a slot is not in use, so that products with H need no index."""
 
-    weight_noise: float
-    pivot_noise: float
-    settled: float
-    tol: float
+    residual: Array  # [R] t - A p
+    found: Array  # [R] the oracle's answer, relative to the origin and in units
+    ones: Array  # [S] 1 where a slot is in use
+    deviation: Array  # [S] how far each slope is from the others
+    gram: Array  # [S] <(a_s, 1), (found, 1)>
+    change: Array  # [S]
+    step: Array  # [S] of the weights
 
 
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.
@@ -99,15 +103,41 @@ def add_combination(into: Array, scale: float, weights: Array, atoms: Array) -> 
 
 
 @numba.njit(cache=True)
-def remove(slot: int, on: Array, inverse: Array) -> None:
-    """Takes the atom of a slot out of the inverse."""
-    slots = on.shape[0]
-    pivot = inverse[slot, slot]
-    column = inverse[slot, :slots].copy()
+def update(inverse: Array, change: Array, pivot: float) -> None:
+    """H += y y' / pivot for the change y, in the slots that y has."""
+    slots = change.shape[0]
     for s in range(slots):
-        if column[s] != 0.0:
-            add_scaled(inverse[s, :slots], -column[s] / pivot, column)
+        if change[s] != 0.0:
+            add_scaled(inverse[s, :slots], change[s] / pivot, change)
+
+
+@numba.njit(cache=True)
+def remove(slot: int, on: Array, inverse: Array) -> None:
+    """Takes the atom of a slot out of H: `WorkingSet.removal`."""
+    update(inverse, inverse[slot, : on.shape[0]].copy(), -inverse[slot, slot])
     on[slot] = False
+
+
+@numba.njit(inline="always", cache=True)
+def combine(on: Array, inverse: Array, gram: Array, combination: Array) -> None:
+    """`WorkingSet.combination`: H g into `combination`, [S]."""
+    slots = on.shape[0]
+    for s in range(slots):
+        combination[s] = dot(inverse[s, :slots], gram[:slots]) if on[s] else 0.0
+
+
+@numba.njit(inline="always", cache=True)
+def deviations(on: Array, weights: Array, gains: Array, atoms: Array, residual: Array, ones: Array, deviation: Array) -> float:
+    """Into `deviation` [S] the slopes <a_s, t - A p>, less their mean under the weights, which is returned; `ones` [S] too."""
+    level = 0.0
+    for s in range(on.shape[0]):
+        ones[s], deviation[s] = on[s], 0.0
+        if on[s]:
+            deviation[s] = dot(atoms[s], residual) + gains[s]
+            level += weights[s] * deviation[s]
+    for s in range(on.shape[0]):
+        deviation[s] -= level * ones[s]
+    return level
 
 
 @numba.njit(cache=True)
@@ -152,18 +182,14 @@ def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: 
     """One iteration of the rows `live` [n], after the oracle's answers, vertex [n, D].
 
     Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible. Every row needs a
-    free slot, and answers the dtype of the atoms.
+    free slot, and answers that the dtype of the atoms holds.
     """
-    most = rows.on.shape[1]
-    width = problem.regularized.shape[0]
-    residual, found = np.empty(width), np.empty(width)
-    # By slot, zero where a slot is not in use, so that products with the rows of the inverse need no index.
-    scratch = np.zeros((5, most))
+    width, slots = problem.regularized.shape[0], rows.on.shape[1]
+    by_slot = np.zeros((5, slots))
+    scratch = Scratch(np.empty(width), np.empty(width), by_slot[0], by_slot[1], by_slot[2], by_slot[3], by_slot[4])
     for place in range(live.shape[0]):
-        row = live[place]
-        if not rows.converged[row]:
-            gain, terms = _found(vertex[place], row, problem, rows, residual, found)
-            _step(row, vertex[place], gain, terms, residual, found, limits, problem, rows, scratch)
+        if not rows.converged[live[place]]:
+            _iterate(live[place], vertex[place], limits, problem, rows, scratch)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -177,19 +203,50 @@ def are_signs(values: Array) -> bool:
     return others == 0
 
 
-@numba.njit(error_model="numpy", cache=True)
-def _found(vertex: Array, row: int, problem: Problem, rows: Rows, residual: Array, found: Array) -> tuple[float, float]:
-    """Fills in the residual [R] and the vertex relative to the origin [R].
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _iterate(row: int, vertex: Array, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch) -> None:
+    gain, terms = _relate(row, vertex, problem, rows, scratch)
+    noise = 8 * np.finfo(np.float64).eps * terms
+    on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
+    level = deviations(on, rows.weights[row], rows.gains[row], rows.atoms[row], scratch.residual, scratch.ones, deviation)
+    spread = 0.0
+    for s in range(on.shape[0]):
+        spread = max(spread, abs(deviation[s]))
+    settled = drop < 0 and spread <= limits.settled * problem.scale[row] + noise
+    gap = dot(scratch.residual, scratch.found) + gain - level
+    exhausted = False
+    if settled:
+        rows.gap[row] = max(gap, 0.0)
+        exhausted = gap <= limits.tol * problem.scale[row] + noise
+        if exhausted and rows.exact[row]:
+            rows.converged[row] = True
+            return
+        rows.exact[row] = rows.exact[row] or exhausted
+    rows.iterations[row] += 1
 
-    Returns what it gains in the coordinates that are not regularised, and the size of the terms in its products.
+    moved = exhausted or drop >= 0
+    if drop >= 0:
+        remove(drop, on, rows.inverse[row])
+        scratch.ones[drop], deviation[drop] = 0.0, 0.0
+    elif settled and not exhausted:
+        moved = _add(row, vertex, gain, gap, limits, problem, rows, scratch)
+    rows.stalled[row] = 0 if moved else rows.stalled[row] + 1
+    _move(row, limits, rows, scratch)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _relate(row: int, vertex: Array, problem: Problem, rows: Rows, scratch: Scratch) -> tuple[float, float]:
+    """Fills in `residual` and `found`.
+
+    Returns what the vertex gains in the coordinates that are not regularised, and the size of the terms in its products.
     """
     unit = problem.unit[row]
     gain, terms = 0.0, 0.0
-    for r in range(found.shape[0]):
+    for r in range(problem.regularized.shape[0]):
         target, d = problem.target[row, r], problem.regularized[r]
-        found[r] = (vertex[d] - problem.origin[row, d]) / unit
-        residual[r] = target - rows.mean[row, r]
-        rows.reach[row, r] = max(rows.reach[row, r], abs(found[r]))
+        value = (vertex[d] - problem.origin[row, d]) / unit
+        scratch.found[r], scratch.residual[r] = value, target - rows.mean[row, r]
+        rows.reach[row, r] = max(rows.reach[row, r], abs(value))
         terms += (abs(target) + rows.reach[row, r]) * rows.reach[row, r]
     for r in range(problem.rest.shape[0]):
         price, d = problem.prices[row, r], problem.rest[r]
@@ -200,104 +257,57 @@ def _found(vertex: Array, row: int, problem: Problem, rows: Rows, residual: Arra
     return gain, terms
 
 
-@numba.njit(error_model="numpy", cache=True)
-def _step(
-    row: int,
-    vertex: Array,
-    gain: float,
-    terms: float,
-    residual: Array,
-    found: Array,
-    limits: Limits,
-    problem: Problem,
-    rows: Rows,
-    scratch: Array,
-) -> None:
-    partly = problem.rest.shape[0] > 0
-    noise = 8 * np.finfo(np.float64).eps * terms
-    settled_at, enough = limits.settled * problem.scale[row] + noise, limits.tol * problem.scale[row] + noise
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _add(
+    row: int, vertex: Array, gain: float, gap: float, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch
+) -> bool:
+    """Adds what the oracle found to the atoms, if it is not an affine combination of them; whether it did."""
     slots = rows.high[row]  # those that were ever in use
-    ones, deviation, gram, change, step = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
-    on, weights, gains = rows.on[row], rows.weights[row], rows.gains[row]
-    atoms, inverse, mean = rows.atoms[row], rows.inverse[row], rows.mean[row]
-    slot = -1
-    level = 0.0
+    on, weights, atoms, inverse = rows.on[row], rows.weights[row], rows.atoms[row], rows.inverse[row]
+    found, gram, change = scratch.found, scratch.gram, scratch.change
+    slot = slots
     for s in range(slots):
-        ones[s] = on[s]
-        deviation[s], gram[s] = 0.0, 0.0
-        if on[s]:
-            deviation[s] = dot(atoms[s], residual) + gains[s]
-            level += weights[s] * deviation[s]
-        elif slot < 0:
-            slot = s
-    if slot < 0 and slots < on.shape[0]:
-        slot = slots
-    spread = 0.0
-    for s in range(slots):
-        deviation[s] -= level * ones[s]
-        spread = max(spread, abs(deviation[s]))
-
-    drop = rows.dropping[row]
-    settled = drop < 0 and spread <= settled_at
-    gap = dot(residual, found) + gain - level
-    exhausted = False
-    if settled:
-        rows.gap[row] = max(gap, 0.0)
-        exhausted = gap <= enough
-        if exhausted and rows.exact[row]:
-            rows.converged[row] = True
-            return
-        rows.exact[row] = rows.exact[row] or exhausted
-    rows.iterations[row] += 1
-
-    added = False
-    if settled and not exhausted and slot >= 0:
-        size = dot(found, found)
-        for s in range(slots):
-            if on[s]:
-                gram[s] = dot(atoms[s], found) + 1.0
-        for s in range(slots):
-            change[s] = dot(inverse[s, :slots], gram[:slots]) if on[s] else 0.0
-        pivot = 1.0 + size - dot(gram[:slots], change[:slots])
-        least = limits.pivot_noise * (1.0 + size)
-        added = pivot > least
-        start = 0.0
-        if partly and not added:
+        gram[s] = dot(atoms[s], found) + 1.0 if on[s] else 0.0
+        if not on[s]:
+            slot = min(slot, s)
+    if slot == on.shape[0]:
+        return False
+    size, start = dot(found, found), 0.0
+    least = limits.pivot_noise * (1.0 + size)
+    combine(on[:slots], inverse, gram, change)
+    pivot = 1.0 + size - dot(gram[:slots], change[:slots])
+    if pivot <= least:
+        leaving = -1
+        if problem.rest.shape[0] > 0:
             leaving = make_way(limits.weight_noise, change[:slots], on[:slots], weights[:slots], inverse)
-            if leaving >= 0:
-                added = True
-                slot = leaving
-                start = weights[slot]
-                gram[slot] = 0.0
-                for s in range(slots):
-                    change[s] = dot(inverse[s, :slots], gram[:slots]) if on[s] else 0.0
-                pivot = max(1.0 + size - dot(gram[:slots], change[:slots]), least)
-        if added:
-            if slot == slots:
-                slots += 1
-                rows.high[row] = slots
-                for s in range(slots):
-                    inverse[s, slot], inverse[slot, s] = 0.0, 0.0
-            change[slot] = -1.0
-            for s in range(slots):
-                if change[s] != 0.0:
-                    add_scaled(inverse[s, :slots], change[s] / pivot, change[:slots])
-            for r in range(found.shape[0]):
-                atoms[slot, r] = found[r]
-            for d in range(vertex.shape[0]):
-                rows.vertices[row, slot, d] = vertex[d]
-            gains[slot] = gain
-            on[slot] = True
-            ones[slot] = 1.0
-            weights[slot] = start
-            deviation[slot] = gap
-    elif drop >= 0:
-        remove(drop, on[:slots], inverse)
-        ones[drop] = 0.0
-        deviation[drop] = 0.0
-    rows.stalled[row] = 0 if added or drop >= 0 or exhausted else rows.stalled[row] + 1
+        if leaving < 0:
+            return False
+        # What left had a share in the new atom, so that this is independent of those that stay, though maybe hardly so.
+        slot, start = leaving, weights[leaving]
+        gram[slot] = 0.0
+        combine(on[:slots], inverse, gram, change)
+        pivot = max(1.0 + size - dot(gram[:slots], change[:slots]), least)
+    if slot == slots:
+        slots += 1
+        rows.high[row] = slots
+        inverse[slot, :slots], inverse[:slots, slot] = 0.0, 0.0
+    change[slot] = -1.0
+    update(inverse, change[:slots], pivot)
+    for r in range(found.shape[0]):
+        atoms[slot, r] = found[r]
+    for d in range(vertex.shape[0]):
+        rows.vertices[row, slot, d] = vertex[d]
+    rows.gains[row, slot], weights[slot], on[slot] = gain, start, True
+    scratch.ones[slot], scratch.deviation[slot] = 1.0, gap
+    return True
 
-    newton_step(on[:slots], inverse, deviation[:slots], ones[:slots], step, change)
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
+    """The Newton step on the weights, as far as they stay nonnegative (paper eq. 15), and the mean there."""
+    slots = rows.high[row]
+    weights, step, mean = rows.weights[row, :slots], scratch.step, rows.mean[row]
+    newton_step(rows.on[row, :slots], rows.inverse[row], scratch.deviation[:slots], scratch.ones[:slots], step, scratch.change)
     reached = math.inf
     for s in range(slots):
         full = weights[s] + step[s]
@@ -310,10 +320,10 @@ def _step(
         if reached <= 1.0 and blocking < 0 and near:
             blocking = s
     rows.dropping[row] = blocking
-    mean[:] = 0.0
     for s in range(slots):
         weights[s] = 0.0 if s == blocking else max(weights[s] + min(reached, 1.0) * step[s], 0.0)
-    add_combination(mean, 1.0, weights[:slots], atoms)
+    mean[:] = 0.0
+    add_combination(mean, 1.0, weights, rows.atoms[row])
 
 
 @numba.njit(error_model="numpy", cache=True)
@@ -368,17 +378,10 @@ def write(span: Array, rows: Rows, problem: Problem, atoms: Array, probs: Array,
     for row in span:
         slots = rows.high[row]
         on, weights = rows.on[row, :slots], rows.weights[row, :slots]
-        residual, ones, deviation = problem.target[row].copy(), np.zeros(slots), np.zeros(slots)
-        step, level = np.zeros(slots), np.zeros(slots)
+        ones, deviation, step, level = np.zeros(slots), np.zeros(slots), np.zeros(slots), np.zeros(slots)
+        residual = problem.target[row].copy()
         add_combination(residual, -1.0, weights, rows.atoms[row])
-        mean = 0.0
-        for s in range(slots):
-            if on[s]:
-                ones[s] = 1.0
-                deviation[s] = dot(rows.atoms[row, s], residual) + rows.gains[row, s]
-                mean += weights[s] * deviation[s]
-        for s in range(slots):
-            deviation[s] -= mean * ones[s]
+        deviations(on, weights, rows.gains[row], rows.atoms[row], residual, ones, deviation)
         inverse = rows.inverse[row]
         across = newton_step(on, inverse, deviation, ones, step, level)
         feasible = True

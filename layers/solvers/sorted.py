@@ -10,7 +10,7 @@ from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsNested, S
 from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
-from .base import NestedSupport, Oracle, Solver, Support
+from .base import NestedSupport, Oracle, Solver, Support, used_first
 
 # Weights below this are rounding of a difference of two sorted coordinates that are equal on paper.
 WEIGHT_PRUNE = 1e-12
@@ -43,7 +43,9 @@ class SortedDecomposition(Solver):
                 raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
             atoms, probs = polytope.decompose(mean)
             probs, margin = _pruned(probs)
-            return Support(*_compact(atoms, probs), _certify(oracle, mean, margin))
+            if not cannot_branch(probs):  # the refit's cost is cubic in the number of slots
+                atoms, probs = used_first(atoms, probs)
+            return Support(atoms, probs, _certify(oracle, mean, margin))
 
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
         """The same support, for a polytope with `nested`, without writing the structures down."""
@@ -73,16 +75,6 @@ def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
     probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
     probs = probs / probs.sum(-1, keepdim=True)
     return probs, torch.where(probs > 0, probs, torch.inf).amin(-1)
-
-
-def _compact(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the slots that no row uses, once each row's used ones come first: the refit's cost is cubic in their number."""
-    used = probs > 0
-    if cannot_branch(probs) or used.all():
-        return atoms, probs
-    order = (~used).to(torch.int8).argsort(dim=-1, stable=True)[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
-    row = torch.arange(len(atoms), device=atoms.device)[:, None]
-    return atoms[row, order], probs[row, order]
 
 
 def _certify(oracle: Oracle, mean: Tensor, margin: Tensor) -> SolverStats:

@@ -15,14 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ...oracles import BernoulliCube, Budget, Polytope, Simplex
-from .base import Oracle
+from .base import Oracle, row_scale
+from .limits import Limits
 
 MOST_DIMENSIONS = 512
 MOST_SLOTS = 128
 # Slots that are read at a time.
 CHUNK = 16
-# Iterations without progress after which a row is given up; the plain method would factorise afresh.
-STALE = 4
+# Iterations without progress after which a row is given up; the others factorise afresh (`limits.STALE`).
+HOPELESS = 4
 
 CUBE, SIMPLEX, AT_MOST, EXACTLY = range(4)
 
@@ -57,13 +58,13 @@ def kind_of(polytope: Polytope) -> int | None:
     return {BernoulliCube: CUBE, Simplex: SIMPLEX}.get(type(polytope))
 
 
-def solve(oracle: Oracle, scale: Tensor, limits: tuple[float, float, float, float, int]) -> Solved | None:
+def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     """Runs the method on every row, or returns None where the kernel has no such oracle or some coordinates are forbidden.
 
     Args:
         oracle: of B rows.
-        scale: [B] of their scores.
-        limits: noise of weights and of pivots, spread of settled slopes, tolerance of the gap, and iterations at most.
+        max_iter: iterations at most.
+        tol: of the gap, see `ActiveSet`.
     """
     kind = kind_of(oracle.polytope)
     if kind is None or oracle.forbidden is not None or oracle.parts is not None:
@@ -82,7 +83,8 @@ def solve(oracle: Oracle, scale: Tensor, limits: tuple[float, float, float, floa
     if batch == 0:
         return found
     inverse = origin.new_zeros(batch, slots, slots)
-    constants = origin.new_tensor(limits[:4])
+    constants = origin.new_tensor(Limits(tol))
+    scale = row_scale(oracle.target)
     given = (oracle.target - origin, origin, oracle.ties.grid, oracle.ties.tie_break, scale, constants)
     left = (found.atoms, inverse, found.weights, found.gap, found.iterations, found.converged.view(torch.int8))
     with torch.cuda.device_of(origin):
@@ -91,9 +93,9 @@ def solve(oracle: Oracle, scale: Tensor, limits: tuple[float, float, float, floa
             *left,
             dim,
             getattr(oracle.polytope, "budget", 0),
-            limits[4],
+            max_iter,
             KIND=kind,
-            STALE=STALE,
+            HOPELESS=HOPELESS,
             DIMENSIONS=max(16, triton.next_power_of_2(dim)),
             SLOTS=slots,
             CHUNK=CHUNK,
@@ -103,27 +105,13 @@ def solve(oracle: Oracle, scale: Tensor, limits: tuple[float, float, float, floa
 
 
 @triton.jit
-def _products(atoms, left, right, high, dim, d, s, SLOTS: tl.constexpr, CHUNK: tl.constexpr):
-    """<a_s, x> of two vectors [D], for slots below `high`, chunk by chunk: [S] each."""
+def _products(matrix, left, right, high, width, column, s, stride, SLOTS: tl.constexpr, CHUNK: tl.constexpr):
+    """Products of the first `high` rows of a matrix [S, width], the atoms or H, with two vectors, chunk by chunk: [S] each."""
     one, two = tl.zeros([SLOTS], tl.float64), tl.zeros([SLOTS], tl.float64)
     for start in range(0, high, CHUNK):
         slot = start + tl.arange(0, CHUNK)
-        mask = (slot[:, None] < high) & (d[None, :] < dim)
-        tile = tl.load(atoms + slot[:, None] * dim + d[None, :], mask=mask, other=0).to(tl.float64)
-        here = slot[:, None] == s[None, :]
-        one += tl.sum(tl.where(here, tl.sum(tile * left[None, :], 1)[:, None], 0.0), 0)
-        two += tl.sum(tl.where(here, tl.sum(tile * right[None, :], 1)[:, None], 0.0), 0)
-    return one, two
-
-
-@triton.jit
-def _solved(inverse, left, right, high, s, SLOTS: tl.constexpr, CHUNK: tl.constexpr):
-    """H x of two vectors [S]."""
-    one, two = tl.zeros([SLOTS], tl.float64), tl.zeros([SLOTS], tl.float64)
-    for start in range(0, high, CHUNK):
-        slot = start + tl.arange(0, CHUNK)
-        mask = (slot[:, None] < high) & (s[None, :] < high)
-        tile = tl.load(inverse + slot[:, None] * SLOTS + s[None, :], mask=mask, other=0.0)
+        mask = (slot[:, None] < high) & (column[None, :] < width)
+        tile = tl.load(matrix + slot[:, None] * stride + column[None, :], mask=mask, other=0).to(tl.float64)
         here = slot[:, None] == s[None, :]
         one += tl.sum(tl.where(here, tl.sum(tile * left[None, :], 1)[:, None], 0.0), 0)
         two += tl.sum(tl.where(here, tl.sum(tile * right[None, :], 1)[:, None], 0.0), 0)
@@ -192,7 +180,7 @@ def _solve(
     budget,
     limit,
     KIND: tl.constexpr,
-    STALE: tl.constexpr,
+    HOPELESS: tl.constexpr,
     DIMENSIONS: tl.constexpr,
     SLOTS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -205,8 +193,8 @@ def _solve(
     steps = tl.load(grid + row * dim + d, mask=inside, other=1.0)
     ties = tl.load(tie_break + d, mask=inside, other=0.0)
     size_of_scores = tl.load(scale + row)
-    weight_noise, pivot_noise = tl.load(constants), tl.load(constants + 1)
-    settling, tol = tl.load(constants + 2), tl.load(constants + 3)
+    tol, weight_noise = tl.load(constants), tl.load(constants + 1)  # in the order of `Limits`
+    pivot_noise, settling = tl.load(constants + 2), tl.load(constants + 3)
     atoms += row * SLOTS * dim
     inverse += row * SLOTS * SLOTS
     tl.store(atoms + d, tl.zeros([DIMENSIONS], tl.int8), mask=inside)
@@ -228,7 +216,7 @@ def _solve(
         reach = tl.maximum(reach, tl.abs(found))
         noise = 8 * 2.220446049250313e-16 * tl.sum((tl.abs(goal) + reach) * reach, 0)
 
-        slopes, overlaps = _products(atoms, residual, found, high, dim, d, s, SLOTS, CHUNK)
+        slopes, overlaps = _products(atoms, residual, found, high, dim, d, s, dim, SLOTS, CHUNK)
         level = tl.sum(weights * tl.where(on, slopes, 0.0), 0)
         deviation = tl.where(on, slopes - level, 0.0)
         settled = (drop < 0) & (tl.max(tl.abs(deviation), 0) <= settling * size_of_scores + noise)
@@ -246,7 +234,7 @@ def _solve(
             moved = exhausted
             if settled & (not exhausted) & (slot < SLOTS):
                 gram = tl.where(on, overlaps + 1.0, 0.0)
-                combination, _ = _solved(inverse, gram, gram, high, s, SLOTS, CHUNK)
+                combination, _ = _products(inverse, gram, gram, high, high, s, s, SLOTS, SLOTS, CHUNK)
                 combination = tl.where(on, combination, 0.0)
                 size = tl.sum(found * found, 0)
                 pivot = 1.0 + size - tl.sum(gram * combination, 0)
@@ -270,7 +258,7 @@ def _solve(
             tl.debug_barrier()
 
             ones = tl.where(on, 1.0, 0.0).to(tl.float64)
-            along, across = _solved(inverse, deviation, ones, high, s, SLOTS, CHUNK)
+            along, across = _products(inverse, deviation, ones, high, high, s, s, SLOTS, SLOTS, CHUNK)
             along, across = tl.where(on, along, 0.0), tl.where(on, across, 0.0)
             step = along - tl.sum(along, 0) / tl.sum(across, 0) * across
             full = weights + step
@@ -281,7 +269,7 @@ def _solve(
             weights = tl.maximum(weights + tl.minimum(reached, 1.0) * step, 0.0)
             weights = tl.where(on & (s != drop), weights, 0.0)
             mean = _mean(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
-            going = (iterations < limit) & (stalled < STALE)
+            going = (iterations < limit) & (stalled < HOPELESS)
     tl.store(weights_out + row * SLOTS + s, weights)
     tl.store(gap_out + row, gap)
     tl.store(iterations_out + row, iterations)
