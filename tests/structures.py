@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 from sparsemarg.layers.functional import sparsemap
+from sparsemarg.layers.solvers.active_set import compiled_method
 from sparsemarg.oracles import Polytope, topk
 from torch import Tensor
 
@@ -11,6 +12,14 @@ from torch import Tensor
 def scores_of(polytope: Polytope, rows: int, seed: int = 0) -> Tensor:
     """N(0, 1) scores [rows, D] float64."""
     return torch.randn(rows, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_bits(one: Tensor, other: Tensor, in_tensors: float = 1e-14) -> None:
+    """Equal to the bit where rows are solved one by one; in tensor operations, whose sums depend on the batch, to so much."""
+    if compiled_method(one.device) is None:
+        torch.testing.assert_close(one, other, atol=in_tensors, rtol=0)
+    else:
+        assert torch.equal(one, other)
 
 
 def as_set(rows: Tensor) -> set[tuple[float, ...]]:

@@ -53,7 +53,9 @@ class ActiveSet(Solver):
     Tied scores are another matter, for both: coordinates of equal score share their atoms, hence their derivative, the mean
     of what each would have alone. An encoder that starts with all scores equal therefore cannot tell its bits apart.
 
-    All arithmetic is in float64 whatever the dtype of the layer, so float32 and float64 inputs choose the same atoms.
+    All arithmetic is in float64 whatever the dtype of the layer, so float32 and float64 inputs choose the same atoms. A row has
+    the same atoms in any batch; on the CPU with Numba installed also weights of the same bits, else up to the last digits,
+    as sums in tensor operations depend on the batch.
 
     Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged. On the CPU, with Numba
     installed, what is not the oracle runs as one compiled pass (`compiled_rows`), some five times as fast at D = 128. On a GPU
