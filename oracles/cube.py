@@ -39,8 +39,7 @@ class BernoulliCube(Polytope):
         width = min(k - 1, self.dim)
         table = _flip_table(k, width).to(device=scores.device, dtype=torch.float64)
         precise = scores.double()
-        cost, order = precise.abs().sort(dim=-1, stable=True)
-        cost, order = cost[..., :width], order[..., :width]
+        cost, order = _smallest(precise.abs(), width)
         blocked = (cost.isinf().double() @ table.T) > 0
         cost = torch.where(cost.isinf(), 0, cost)
         # Totals that are equal on paper differ by rounding; on a grid 2^-40 below the largest cost they tie exactly, and
@@ -52,8 +51,8 @@ class BernoulliCube(Polytope):
         totals, chosen = totals.sort(dim=-1, stable=True)
         found = totals[..., :count] < torch.inf
         # The best structure, with the few bits that can differ from it written anew.
-        vertices = scores.new_zeros(*scores.shape[:-1], k, self.dim)
-        vertices[..., :count, :] = self.maximize(scores)[..., None, :]
+        vertices = self.maximize(scores)[..., None, :].repeat_interleave(k, dim=-2)
+        vertices[..., count:, :] = 0
         flips = table.to(scores.dtype)[chosen[..., :count]]  # [B, count, width]
         order = order[..., None, :].expand_as(flips)
         vertices[..., :count, :].scatter_(-1, order, (vertices[..., :count, :].gather(-1, order) - flips).abs())
@@ -109,6 +108,19 @@ def bit_vectors(dim: int) -> Tensor:
         )
     codes = torch.arange(2**dim)[:, None]
     return (codes >> torch.arange(dim - 1, -1, -1)).bitwise_and(1).double()
+
+
+def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` smallest of each row in order, the first of equal ones first, and their indices: [*B, count] each."""
+    if 0 < 3 * count <= values.shape[-1] and not cannot_branch(values):
+        chosen = values.topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
+        found = values.gather(-1, chosen)
+        # Unless rows have others as small as the largest of these, there is no choice, and few are left to sort.
+        if bool(((values <= found.amax(-1, keepdim=True)).sum(-1) == count).all()):
+            found, place = found.sort(dim=-1, stable=True)
+            return found, chosen.gather(-1, place)
+    found, order = values.sort(dim=-1, stable=True)
+    return found[..., :count], order[..., :count]
 
 
 @lru_cache(maxsize=64)
