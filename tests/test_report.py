@@ -95,7 +95,15 @@ def test_options_tell_groups_apart(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "bit_vector_vae/sparsemap", 1)
     write_run(tmp_path / "b", "bit_vector_vae/sparsemap", 1, options="--model.init_args.learning_rate 0.1")
     labels = [one.label for one in group(find_runs([tmp_path]))]
-    assert labels == ["SparseMAP (no options)", "SparseMAP (learning_rate 0.1)"]
+    assert labels == ["SparseMAP (no further options)", "SparseMAP (learning_rate 0.1)"]
+
+
+def test_options_that_all_groups_have_do_not_tell_them_apart(tmp_path: Path) -> None:
+    for folder, epochs in (("a", 4), ("b", 8)):
+        options = f"--model.init_args.learning_rate 0.1 --trainer.max_epochs {epochs}"
+        write_run(tmp_path / folder, "bit_vector_vae/sparsemap", 1, options=options)
+    labels = [one.label for one in group(find_runs([tmp_path]))]
+    assert labels == ["SparseMAP (max_epochs 4)", "SparseMAP (max_epochs 8)"]
 
 
 def test_the_same_run_cannot_count_twice(tmp_path: Path) -> None:

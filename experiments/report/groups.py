@@ -40,11 +40,11 @@ class Group:
 
     Attributes:
         runs: at least one.
-        alone: whether no other group of the report has its configuration.
+        others: the options of the report's other groups of its configuration.
     """
 
     runs: tuple[Run, ...]
-    alone: bool = True
+    others: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     @property
     def config(self) -> str:
@@ -58,10 +58,11 @@ class Group:
     def label(self) -> str:
         """The method's name, with the options where they are what tells groups apart."""
         name = style(self.runs[0].method)["label"]
-        if self.alone:
+        if not self.others:
             return name
-        options = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.runs[0].options)
-        return f"{name} ({options or 'no options'})"
+        own = [option for option in self.runs[0].options if any(option not in other for other in self.others)]
+        options = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in own)
+        return f"{name} ({options or 'no further options'})"
 
     @property
     def colour(self) -> str:
@@ -133,7 +134,6 @@ def group(runs: list[Run]) -> list[Group]:
                     f"{dict(run.options)}, {run.seed}) and would count twice: give one of them"
                 )
         found.setdefault((run.config, run.options), []).append(run)
-    configs = [config for config, _ in found]
     order = list(constants()["methods"])
 
     def rank(key: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -141,7 +141,10 @@ def group(runs: list[Run]) -> list[Group]:
         return folder, order.index(method) if method in order else len(order), method, key[1]
 
     return [
-        Group(tuple(sorted(found[key], key=lambda run: run.seed)), configs.count(key[0]) == 1)
+        Group(
+            tuple(sorted(found[key], key=lambda run: run.seed)),
+            tuple(options for config, options in found if config == key[0] and options != key[1]),
+        )
         for key in sorted(found, key=rank)
     ]
 
