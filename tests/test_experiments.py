@@ -234,6 +234,26 @@ def test_every_semi_supervised_config_trains_and_tests(name: str) -> None:
     assert 0 <= test["accuracy"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("bit_vector_vae/digits/sparsemap", "train/negative_elbo"),
+        ("semi_supervised_vae/digits/sparsemax", "train/negative_elbo"),
+        ("signal_game/digits/sparsemax", "train/cost"),
+    ],
+)
+def test_mixed_precision_starts_from_the_loss_of_full_precision(name: str, loss: str) -> None:
+    cold = ["--model.init_args.warm_start", "null"] if "semi" in name else []
+    seen = {}
+    for precision in ("32-true", "bf16-mixed"):
+        fit("--folder", precision, "--trainer.precision", precision, "--trainer.log_every_n_steps", "1", *cold, config=name)
+        first, *_ = rows_of(Path(precision) / "metrics.csv")
+        seen[precision] = float(first[loss])
+        assert float(first["train/encoder_grad_norm"]) > 0
+    assert seen["bf16-mixed"] == pytest.approx(seen["32-true"], rel=0.02)  # bfloat16 has 8 bits
+    assert seen["bf16-mixed"] != seen["32-true"]
+
+
 @real_data
 @pytest.mark.parametrize("method", ["sparsemap", "sparsemap_budget", "sparsemap_sorted", "topk"])
 def test_published_configs_train_on_real_images(method: str) -> None:
