@@ -16,6 +16,7 @@ Panels = dict[str, list[Group]]
 """The groups of each folder of configurations."""
 
 _BINS = 60
+_LONG = 30  # letters of a legend's label, of which no four stand in a line
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -220,7 +221,9 @@ def _legend(figure: Figure, groups: list[Group]) -> None:
         Line2D([], [], color=g.colour, marker=g.marker, label=f"{label} ({_runs(counts[label])})")
         for label, g in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize="small", frameon=False)
+    long = any(len(str(handle.get_label())) > _LONG for handle in handles)
+    columns = min(3 if long else 4, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
 
 
 def _runs(counts: set[int]) -> str:
