@@ -34,7 +34,7 @@ class BernoulliCube(Polytope):
         few sets are tabulated once for each k: the batch is one matrix product and one sort.
 
         Cost: O(B (D log D + m n)) for the n sets of the table over m = min(k - 1, D) bits; n is 17 at k = 10 and 474
-        at k = 100.
+        at k = 100. On the CPU O(B (D + m n)) where m is at most D / 3 and no |t| ties with the m-th smallest.
         """
         width = min(k - 1, self.dim)
         table = _flip_table(k, width).to(device=scores.device, dtype=torch.float64)
@@ -111,12 +111,12 @@ def bit_vectors(dim: int) -> Tensor:
 
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` smallest of each row in order, the first of equal ones first, and their indices: [*B, count] each."""
-    if 0 < 3 * count <= values.shape[-1] and not cannot_branch(values):
+    """The `count` smallest of each row of values [*B, D] in order, the first of equal ones first, and where: [*B, count]."""
+    if 0 < 3 * count <= values.shape[-1] and values.device.type == "cpu" and not cannot_branch(values):
         chosen = values.topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
         found = values.gather(-1, chosen)
-        # Unless rows have others as small as the largest of these, there is no choice, and few are left to sort.
-        if bool(((values <= found.amax(-1, keepdim=True)).sum(-1) == count).all()):
+        # Where no others are as small as the largest of these, there is no choice, and few are left to sort.
+        if ((values <= found.amax(-1, keepdim=True)).sum(-1) == count).all():
             found, place = found.sort(dim=-1, stable=True)
             return found, chosen.gather(-1, place)
     found, order = values.sort(dim=-1, stable=True)

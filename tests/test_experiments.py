@@ -235,23 +235,39 @@ def test_every_semi_supervised_config_trains_and_tests(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "loss"),
+    ("name", "loss", "options"),
     [
-        ("bit_vector_vae/digits/sparsemap", "train/negative_elbo"),
-        ("semi_supervised_vae/digits/sparsemax", "train/negative_elbo"),
-        ("signal_game/digits/sparsemax", "train/cost"),
+        ("bit_vector_vae/digits/sparsemap", "train/negative_elbo", []),
+        ("semi_supervised_vae/digits/sparsemax", "train/negative_elbo", ["--model.init_args.warm_start", "null"]),
+        ("signal_game/digits/sparsemax", "train/cost", []),
     ],
 )
-def test_mixed_precision_starts_from_the_loss_of_full_precision(name: str, loss: str) -> None:
-    cold = ["--model.init_args.warm_start", "null"] if "semi" in name else []
+def test_mixed_precision_starts_from_the_loss_of_full_precision(name: str, loss: str, options: list[str]) -> None:
+    options = [*options, "--trainer.log_every_n_steps", "1"]
     seen = {}
     for precision in ("32-true", "bf16-mixed"):
-        fit("--folder", precision, "--trainer.precision", precision, "--trainer.log_every_n_steps", "1", *cold, config=name)
+        fit("--folder", precision, "--trainer.precision", precision, *options, config=name)
         first, *_ = rows_of(Path(precision) / "metrics.csv")
         seen[precision] = float(first[loss])
         assert float(first["train/encoder_grad_norm"]) > 0
     assert seen["bf16-mixed"] == pytest.approx(seen["32-true"], rel=0.02)  # bfloat16 has 8 bits
     assert seen["bf16-mixed"] != seen["32-true"]
+
+
+@real_data
+@pytest.mark.parametrize(
+    "name", [name for name in names_of("bit_vector_vae") + names_of("semi_supervised_vae") if "/digits/" not in name]
+)
+def test_every_config_trains_and_tests_on_real_images(name: str) -> None:
+    options = ["--data.init_args.root", os.environ["SPARSEMARG_DATA"], "--data.init_args.download", "false"]
+    options += ["--data.init_args.batch_size", "4", "--trainer.log_every_n_steps", "1"]
+    if name.startswith("semi_supervised_vae"):
+        options += ["--model.init_args.warm_start", "null"]
+    else:
+        options += ["--model.init_args.likelihood_images", "2"]
+    for _, value in two_steps(name, *options):
+        if "rate" in value:
+            assert value["negative_elbo"] == pytest.approx(value["distortion"] + value["rate"], rel=1e-6)
 
 
 @real_data

@@ -165,6 +165,18 @@ def test_decompose_a_point_just_outside() -> None:
     torch.testing.assert_close((probs[:, None] @ atoms)[:, 0], torch.tensor([[1.0, 0.0]]))
 
 
+@pytest.mark.parametrize("levels", [3, 100, 10**9])
+def test_the_cubes_topk_selects_as_it_sorts(levels: int) -> None:
+    """Where data cannot be seen all bits are sorted; else the few that may flip are selected, unless scores tie."""
+    cube = BernoulliCube(40)
+    scores = torch.randint(-levels, levels + 1, (200, 40), generator=torch.Generator().manual_seed(0)).double()
+    for k in (1, 2, 5, 10, 14, 15, 40):
+        vertices, valid = cube.topk(scores, k)
+        sorted_vertices, sorted_valid = torch.vmap(lambda row, k=k: cube.topk(row, k))(scores)
+        assert torch.equal(vertices, sorted_vertices)
+        assert torch.equal(valid, sorted_valid)
+
+
 def test_topk_of_a_product_for_large_k() -> None:
     polytope = Product(BernoulliCube(5), Budget(6, 3), Simplex(4))
     scores = scores_for(polytope, "normal", batch=3)

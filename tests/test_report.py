@@ -35,6 +35,7 @@ def write_run(folder: Path, config: str, seed: int, test: dict[str, float] | Non
             *(f"train/{name}" for name in ("decoder_calls", *(f"support_q{q}" for q in (10, 25, 50, 75, 90)))),
         ]
         held_out = ["val/support_mean", "val/bits_per_dim", "val/negative_elbo", "val/accuracy"]
+        held_out += ["val/success_expected", "val/success_argmax", "val/distinct_codes"]
         writer = csv.DictWriter(file, [*names, *held_out])
         writer.writeheader()
         for step in range(STEPS):
@@ -102,8 +103,9 @@ def test_options_that_all_groups_have_do_not_tell_them_apart(tmp_path: Path) -> 
     for folder, epochs in (("a", 4), ("b", 8)):
         options = f"--model.init_args.learning_rate 0.1 --trainer.max_epochs {epochs}"
         write_run(tmp_path / folder, "bit_vector_vae/sparsemap", 1, options=options)
-    labels = [one.label for one in group(find_runs([tmp_path]))]
-    assert labels == ["SparseMAP (max_epochs 4)", "SparseMAP (max_epochs 8)"]
+    groups = group(find_runs([tmp_path]))
+    assert [one.label for one in groups] == ["SparseMAP (max_epochs 4)", "SparseMAP (max_epochs 8)"]
+    assert [one.line for one in groups] == ["-", "--"]
 
 
 def test_the_same_run_cannot_count_twice(tmp_path: Path) -> None:

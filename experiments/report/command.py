@@ -9,9 +9,10 @@ from .groups import Group, group, title
 from .runs import find_runs, keep
 from .tables import origins, results
 
-DESCRIPTION = """Write RESULTS.md and the figures of Correia et al. 2020 (1 to 5; Table 1 is a table of RESULTS.md) from the
-folders of runs, with the published numbers beside. Runs of the same configuration and options with different seeds are one row:
-their mean and its standard error. Copy what is needed of the runs into a small folder with --keep, and report from it later."""
+DESCRIPTION = """Write RESULTS.md, the figures of Correia et al. 2020 (1 to 5; Table 1 is a table of RESULTS.md) and the game's
+learning curves from the folders of runs, with the published numbers beside. Runs of the same configuration and options with
+different seeds are one row: their mean and its standard error. Copy what is needed of the runs into a small folder with --keep,
+and report from it later."""
 
 INTRODUCTION = """# Results
 

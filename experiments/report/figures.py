@@ -1,8 +1,9 @@
-"""The paper's figures, from runs: learning curves, rate and distortion, decoder calls over training."""
+"""The paper's figures, and the game's learning curves, from runs."""
 
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from matplotlib import rcParams
 from matplotlib.axes import Axes
@@ -87,7 +88,7 @@ def bound_by_cost(panels: Panels) -> Figure:
             at, calls = group.calls()
             spent = [calls[at.index(epoch)] for epoch in epochs if epoch in at]
             if len(spent) == len(means) and spent and spent[0] > 0:
-                right.plot(spent, [m.value for m in means], color=group.colour, marker=group.marker, markersize=5)
+                right.plot(spent, [m.value for m in means], **_look(group))
         _finish(left, "negative ELBO (bits/dim)", "epoch")
         left.set_title(title(folder))
         _finish(right, "negative ELBO (bits/dim)", "decoder calls for each training image until then")
@@ -99,6 +100,24 @@ def bound_by_cost(panels: Panels) -> Figure:
     return figure
 
 
+def game_curves(panels: Panels) -> Figure:
+    """Not in the paper: the game's success by both measures, and the symbols in use, over epochs."""
+    columns = {
+        "val/success_expected": ("success, own messages (%)", 100),
+        "val/success_argmax": ("success, argmax message (%)", 100),
+        "val/distinct_codes": ("symbols in use", 1),
+    }
+    figure, axes = _grid(len(panels), len(columns), "Signal game, validation")
+    for (folder, groups), line in zip(panels.items(), axes, strict=True):
+        for axis, (column, (name, scale)) in zip(line, columns.items(), strict=True):
+            for group in groups:
+                _line(axis, group, column, scale)
+            _finish(axis, name, "epoch")
+        line[1].set_title(title(folder))
+    _legend(figure, [group for groups in panels.values() for group in groups])
+    return figure
+
+
 # File name -> first part of the configurations' names, and what draws it.
 FIGURES: dict[str, tuple[str, Callable[[Panels], Figure]]] = {
     "figure1_semi_supervised_vae": ("semi_supervised_vae", learning_curves),
@@ -106,6 +125,7 @@ FIGURES: dict[str, tuple[str, Callable[[Panels], Figure]]] = {
     "figure3_decoder_calls": ("bit_vector_vae", decoder_calls),
     "figure4_message_support": ("signal_game", message_support),
     "figure5_bound_by_cost": ("bit_vector_vae", bound_by_cost),
+    "signal_game_curves": ("signal_game", game_curves),
 }
 
 
@@ -140,11 +160,15 @@ def _line(axis: Axes, group: Group, column: str, scale: float = 1) -> None:
     """A curve over epochs; a band of one standard error where there are several runs."""
     epochs, means = group.curve(column)
     values = [m.value * scale for m in means]
-    axis.plot(epochs, values, color=group.colour, marker=group.marker, markersize=5, markevery=max(1, len(epochs) // 8))
+    axis.plot(epochs, values, **_look(group), markevery=max(1, len(epochs) // 8))
     if any(m.error for m in means):
         errors = [(m.error or 0) * scale for m in means]
         low, high = zip(*((v - e, v + e) for v, e in zip(values, errors, strict=True)), strict=True)
         axis.fill_between(epochs, low, high, color=group.colour, alpha=0.2, linewidth=0)
+
+
+def _look(group: Group) -> dict[str, Any]:
+    return {"color": group.colour, "marker": group.marker, "linestyle": group.line, "markersize": 5}
 
 
 def _close(axis: Axes, groups: list[Group], column: str, scale: float = 1, *, top: bool = False) -> None:
@@ -194,7 +218,7 @@ def _support(panels: Panels, heading: str, low: int, high: int) -> Figure:
             middle, lower, upper = (
                 [median(row[f"train/support_q{q}"] for row in part) for part in bins] for q in (50, low, high)
             )
-            axis.plot(at, middle, color=group.colour, marker=group.marker, markersize=5, markevery=max(1, len(at) // 8))
+            axis.plot(at, middle, **_look(group), markevery=max(1, len(at) // 8))
             axis.fill_between(at, lower, upper, color=group.colour, alpha=0.2, linewidth=0)
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(_PLAIN)
@@ -217,10 +241,7 @@ def _legend(figure: Figure, groups: list[Group]) -> None:
     for group in groups:
         counts.setdefault(group.label, set()).add(len(group.runs))
         styles.setdefault(group.label, group)
-    handles = [
-        Line2D([], [], color=g.colour, marker=g.marker, label=f"{label} ({_runs(counts[label])})")
-        for label, g in styles.items()
-    ]
+    handles = [Line2D([], [], **_look(g), label=f"{label} ({_runs(counts[label])})") for label, g in styles.items()]
     long = any(len(str(handle.get_label())) > _LONG for handle in handles)
     columns = min(3 if long else 4, len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)

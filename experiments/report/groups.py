@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,11 +41,13 @@ class Group:
 
     Attributes:
         runs: at least one.
-        others: the options of the report's other groups of its configuration.
+        apart: the options that not all groups of its configuration have; None where it is the only one.
+        place: how many groups of its configuration come before it.
     """
 
     runs: tuple[Run, ...]
-    others: tuple[tuple[tuple[str, str], ...], ...] = ()
+    apart: tuple[tuple[str, str], ...] | None = None
+    place: int = 0
 
     @property
     def config(self) -> str:
@@ -58,10 +61,9 @@ class Group:
     def label(self) -> str:
         """The method's name, with the options where they are what tells groups apart."""
         name = style(self.runs[0].method)["label"]
-        if not self.others:
+        if self.apart is None:
             return name
-        own = [option for option in self.runs[0].options if any(option not in other for other in self.others)]
-        options = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in own)
+        options = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in self.apart)
         return f"{name} ({options or 'no further options'})"
 
     @property
@@ -71,6 +73,11 @@ class Group:
     @property
     def marker(self) -> str:
         return style(self.runs[0].method)["marker"]
+
+    @property
+    def line(self) -> str:
+        """Matplotlib's name for the line's style: groups of one configuration have the same colour."""
+        return ("-", "--", ":", "-.")[self.place % 4]
 
     @property
     def drawn(self) -> bool:
@@ -140,13 +147,14 @@ def group(runs: list[Run]) -> list[Group]:
         folder, _, method = key[0].rpartition("/")
         return folder, order.index(method) if method in order else len(order), method, key[1]
 
-    return [
-        Group(
-            tuple(sorted(found[key], key=lambda run: run.seed)),
-            tuple(options for config, options in found if config == key[0] and options != key[1]),
-        )
-        for key in sorted(found, key=rank)
-    ]
+    groups = []
+    for config, keys in groupby(sorted(found, key=rank), key=lambda key: key[0]):
+        alike = [options for _, options in keys]
+        shared = set.intersection(*map(set, alike))
+        for place, options in enumerate(alike):
+            apart = None if len(alike) == 1 else tuple(option for option in options if option not in shared)
+            groups.append(Group(tuple(sorted(found[config, options], key=lambda run: run.seed)), apart, place))
+    return groups
 
 
 def title(folder: str) -> str:

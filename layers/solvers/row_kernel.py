@@ -4,7 +4,8 @@ In tensor operations an iteration is a hundred calls, each of which reads or wri
 stays in the processor's cache. This is the iteration of `active_set._Rows`, line by line, and tests hold the two together.
 A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
 module needs Numba; `active_set` does so only where it is installed. What is called with many arrays is inlined: a call copies
-their descriptions.
+their descriptions. All of it is in one file, as Numba compiles a function afresh when its own file changes, but not when that
+of another one which it calls does.
 """
 
 import math
