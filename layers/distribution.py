@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..oracles.checks import check_count
+from .packed_mean import packed_mean
 from .stats import Stats
 
 
@@ -117,7 +118,10 @@ class SparseDistribution:
 
     def mean(self) -> Tensor:
         """mu = sum_n probs[n] atoms[n], [*B, D]."""
-        return self._sum(self.probs[:, None] * self.atoms).reshape((*self.batch_shape, self.atoms.shape[1]))
+        means = packed_mean(self.probs, self.atoms, self._first)
+        if means is None:
+            means = self._sum(self.probs[:, None] * self.atoms)
+        return means.reshape((*self.batch_shape, self.atoms.shape[1]))
 
     def entropy(self) -> Tensor:
         """The Shannon entropy -sum p log p, nats, [*B]; computed in float32 for float16 and bfloat16."""

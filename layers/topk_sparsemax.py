@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..oracles import KBest, Polytope, Simplex
-from ..oracles.checks import check_dimension
+from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
+from ..oracles.checks import check_count, check_dimension, check_finite
 from ..oracles.simplex import project_simplex
 from .distribution import SparseDistribution
 from .stats import TopKStats
@@ -28,7 +28,8 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
     Raises:
         ValueError: NaN or +inf scores, a row that allows no structure, k below 1, a wrong last dimension.
 
-    Ties at the k-th place are broken by the polytope's rule, deterministically.
+    Ties at the k-th place are broken by the polytope's rule, deterministically. Where the polytope has `flips` (the cube), only
+    the structures that have mass are written down.
 
     >>> from sparsemarg.oracles import BernoulliCube
     >>> topk_sparsemax(torch.tensor([[0.2, -3.0]]), BernoulliCube(2), k=3).padded()
@@ -36,13 +37,16 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
              [0., 0.]]]), tensor([[0.6000, 0.4000]]))
     """
     check_dimension(scores, polytope)
+    if supports(polytope, SupportsFlips):
+        return _of_flips(scores, polytope, k, check)
     best = KBest(polytope, k, check)(scores.double())
     if check:
         _check_allowed(best.valid, polytope)
     probs = project_simplex(best.scores)
     support = (probs.detach() > 0) & best.valid
-    stats = TopKStats(exact=(support.sum(-1) < k) | ~best.valid.all(-1))
-    packed = SparseDistribution.pack(best.vertices.to(scores.dtype), probs.to(scores.dtype), support, stats)
+    packed = SparseDistribution.pack(
+        best.vertices.to(scores.dtype), probs.to(scores.dtype), support, _certificate(support, best.valid, k)
+    )
     if isinstance(polytope, Simplex):
         packed.index = packed.atoms.argmax(-1)
     return packed
@@ -71,7 +75,38 @@ class TopKSparsemax(nn.Module):
         return f"{self.polytope}, k={self.k}"
 
 
-def _check_allowed(valid: Tensor, polytope: Polytope) -> None:
+def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> SparseDistribution:
+    """The same where structures are told by what they flip: only the atoms that have mass are written down.
+
+    The scores s_z count from the best one's, which changes neither the projection nor its derivative.
+    """
+    k = check_count("k", k, 1)
+    if check:
+        check_finite(scores)
+    flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1])
+    found = polytope.flips(flat.detach(), k)
+    if check:
+        _check_allowed(found.valid, polytope)
+    change = 1 - 2 * found.best.gather(-1, found.order)
+    flipped = flat.gather(-1, found.order).double()
+    gain = change * torch.where(flipped.isneginf(), 0, flipped)
+    totals = (found.flips.double() @ gain[..., None])[..., 0]
+    probs = project_simplex(totals.masked_fill(~found.valid, -torch.inf))
+    support = (probs.detach() > 0) & found.valid
+    place = support.reshape(-1).nonzero()[:, 0]
+    row = place.div(support.shape[-1], rounding_mode="floor")
+    changes = (change[:, None] * found.flips).flatten(0, 1).index_select(0, place)
+    atoms = found.best.index_select(0, row).scatter_add_(1, found.order.index_select(0, row), changes)
+    stats = TopKStats(_certificate(support, found.valid, k).exact.reshape(scores.shape[:-1]))
+    return SparseDistribution(atoms, probs.reshape(-1)[place].to(scores.dtype), row, scores.shape[:-1], stats=stats)
+
+
+def _certificate(support: Tensor, valid: Tensor, k: int) -> TopKStats:
+    """For the structures found, [*B, n] bool: whether they have mass, and whether they are structures at all."""
+    return TopKStats((support.sum(-1) < k) | ~valid.all(-1))
+
+
+def _check_allowed(valid: Tensor, polytope: object) -> None:
     nothing = ~valid[..., 0]
     if nothing.any():
         row = tuple(torch.nonzero(nothing)[0].tolist())

@@ -1,10 +1,12 @@
 """Polytopes: what a set of structures is, and what can be done with it. Knows nothing of gradients or solvers."""
 
 from .arborescence import Arborescence as Arborescence
+from .base import Flips as Flips
 from .base import GibbsDistribution as GibbsDistribution
 from .base import Halfspaces as Halfspaces
 from .base import Polytope as Polytope
 from .base import SupportsDecomposition as SupportsDecomposition
+from .base import SupportsFlips as SupportsFlips
 from .base import SupportsGibbs as SupportsGibbs
 from .base import SupportsHalfspaces as SupportsHalfspaces
 from .base import SupportsNested as SupportsNested

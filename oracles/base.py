@@ -71,6 +71,31 @@ class SupportsTopk(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Flips:
+    """The k best of structures of bits, each told by how it differs from the best one.
+
+    Attributes:
+        best: [*B, D] a structure of maximal score.
+        order: [*B, m] int64, m <= D different bits: the only ones on which the structures differ.
+        flips: [*B, n, m] 0 or 1, n <= k: structure j is `best` with the bits order[flips_j = 1] flipped; best first.
+        valid: [*B, n] bool, false beyond the number of structures.
+    """
+
+    best: Tensor
+    order: Tensor
+    flips: Tensor
+    valid: Tensor
+
+
+class SupportsFlips(Protocol):
+    """The k best structures, which need not be written down to be compared."""
+
+    def flips(self, scores: Tensor, k: int) -> Flips:
+        """`SupportsTopk.topk` in brief, for scores [*B, D]."""
+        ...
+
+
 class SupportsProjection(Protocol):
     """The Euclidean projection in closed form."""
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .base import MAX_ENUMERATED, Halfspaces, Polytope
+from .base import MAX_ENUMERATED, Flips, Halfspaces, Polytope
 from .checks import cannot_branch, check_count, check_dimension
 from .gibbs import BernoulliGibbs
 
@@ -26,6 +26,19 @@ class BernoulliCube(Polytope):
         return (scores > 0).to(scores.dtype)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best bit vectors: `flips`, written down."""
+        found = self.flips(scores, k)
+        count = found.flips.shape[-2]
+        vertices = found.best[..., None, :].repeat_interleave(k, dim=-2)
+        order = found.order[..., None, :].expand_as(found.flips)
+        vertices[..., :count, :].scatter_(-1, order, (vertices[..., :count, :].gather(-1, order) - found.flips).abs())
+        valid = scores.new_zeros(*scores.shape[:-1], k, dtype=torch.bool)
+        valid[..., :count] = found.valid
+        if cannot_branch(valid) or not valid.all():
+            vertices *= valid[..., None]
+        return vertices, valid
+
+    def flips(self, scores: Tensor, k: int) -> Flips:
         """The k best bit vectors, from a table of the flips that can matter.
 
         A structure is the best one with a set F of bits flipped, at a cost sum_{i in F} |t_i|. Number the bits by
@@ -38,8 +51,8 @@ class BernoulliCube(Polytope):
         """
         width = min(k - 1, self.dim)
         table = _flip_table(k, width).to(device=scores.device, dtype=torch.float64)
-        precise = scores.double()
-        cost, order = _smallest(precise.abs(), width)
+        cost, order = _smallest(scores.abs(), width)
+        cost = cost.double()
         blocked = (cost.isinf().double() @ table.T) > 0
         cost = torch.where(cost.isinf(), 0, cost)
         # Totals that are equal on paper differ by rounding; on a grid 2^-40 below the largest cost they tie exactly, and
@@ -47,20 +60,10 @@ class BernoulliCube(Polytope):
         largest = cost.sum(-1, keepdim=True)
         grid = torch.ldexp(torch.ones_like(largest), torch.frexp(largest)[1] - 40)
         totals = torch.where(blocked, torch.inf, ((cost @ table.T) / grid).round())
-        count = min(k, table.shape[0])
         totals, chosen = totals.sort(dim=-1, stable=True)
-        found = totals[..., :count] < torch.inf
-        # The best structure, with the few bits that can differ from it written anew.
-        vertices = self.maximize(scores)[..., None, :].repeat_interleave(k, dim=-2)
-        vertices[..., count:, :] = 0
-        flips = table.to(scores.dtype)[chosen[..., :count]]  # [B, count, width]
-        order = order[..., None, :].expand_as(flips)
-        vertices[..., :count, :].scatter_(-1, order, (vertices[..., :count, :].gather(-1, order) - flips).abs())
-        valid = scores.new_zeros(*scores.shape[:-1], k, dtype=torch.bool)
-        valid[..., :count] = found
-        if cannot_branch(found) or not found.all():
-            vertices[..., :count, :] *= found[..., None]
-        return vertices, valid
+        count = min(k, table.shape[0])
+        flips = table.to(scores.dtype)[chosen[..., :count]]  # [*B, count, width]
+        return Flips(self.maximize(scores), order, flips, totals[..., :count] < torch.inf)
 
     def project(self, scores: Tensor) -> Tensor:
         """clip(scores, 0, 1): paper eq. 4 on {0, 1}^D; O(D)."""

@@ -50,6 +50,35 @@ def test_expectation_equals_the_dense_sum(found: SparseDistribution, event: tupl
     torch.testing.assert_close(result.reshape(12, *event), dense(found, f(found.atoms, found.row)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_the_mean_and_its_derivatives(switch: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against padded tensors, in two threads, with the kernel and without; a row of one atom and rows of many."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    scores = scores_for(BernoulliCube(6), "small", batch=12).to(dtype)
+    scores[5] = 10
+    given = sparsemap(scores, BernoulliCube(6))
+    padded, _ = given.padded()
+    weights = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def derivatives(mean_of) -> list[Tensor]:
+        probs = given.probs.detach().clone().requires_grad_()
+        mean = mean_of(SparseDistribution(given.atoms, probs, given.row, (12,)))
+        (first,) = torch.autograd.grad((mean.square() * weights).sum(), probs, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), probs)
+        return [mean.detach(), first.detach(), second]
+
+    ours = derivatives(SparseDistribution.mean)
+    theirs = derivatives(lambda found: (found.padded()[1][..., None] * padded).sum(1))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other)
+    probs = given.probs.detach().requires_grad_()
+    tangents = torch.func.jvp(lambda p: SparseDistribution(given.atoms, p, given.row, (12,)).mean(), (probs,), (probs,))
+    torch.testing.assert_close(tangents[1], ours[0])
+
+
 def test_f_is_called_once_a_chunk_on_exactly_the_support(found: SparseDistribution) -> None:
     support = int(found.support_size().sum())
     decoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()

@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, scores_for
-from sparsemarg.layers import SparseMAP, Sparsemax, TopKSparsemax
+from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, scores_for
+from sparsemarg.layers import SparseDistribution, SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
 from sparsemarg.layers.kernels import compiled
 from sparsemarg.layers.solvers import SortedDecomposition
@@ -241,6 +241,39 @@ def test_topk_is_exact_when_it_says_so() -> None:
         assert same[found.stats.exact].all()  # pyright: ignore
         seen.update(found.stats.exact.tolist())  # pyright: ignore
     assert seen == {False, True}
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 600])
+@pytest.mark.parametrize("kind", KINDS)
+def test_topk_of_flips_is_topk_of_what_they_flip(k: int, kind: str) -> None:
+    """The cube's top-k with and without writing its structures down; ties, masks and large scores among them."""
+    polytope = BernoulliCube(9)
+
+    class Written(Polytope):
+        dim, takes_forbidden, topk = 9, True, staticmethod(polytope.topk)
+
+        def maximize(self, scores: Tensor) -> Tensor:
+            return polytope.maximize(scores)
+
+    scores = scores_for(polytope, kind, batch=30)
+    scores[3, 0] = -torch.inf
+    scores[4] *= 1e6
+    weights = scores_for(polytope, "normal", batch=30, seed=1)
+
+    def results(polytope: Polytope) -> tuple[SparseDistribution, list[Tensor]]:
+        leaf = scores.clone().requires_grad_()
+        found = topk_sparsemax(leaf, polytope, k)
+        value = (found.mean() * weights).sum() + found.entropy().sum() + found.probs[::2].square().sum()
+        (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+        (second,) = torch.autograd.grad((first * weights).sum(), leaf)
+        return found, [found.probs.detach(), first.detach(), second]
+
+    (in_brief, ours), (written, theirs) = results(polytope), results(Written())
+    assert torch.equal(in_brief.atoms, written.atoms)
+    assert torch.equal(in_brief.row, written.row)
+    assert torch.equal(in_brief.stats.exact, written.stats.exact)  # pyright: ignore
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
