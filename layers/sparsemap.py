@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from ..oracles import Parts, Polytope, Simplex, SupportsNested, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite
 from .convergence import warn_unconverged
+from .cuts import in_one_pass
 from .distribution import SparseDistribution
 from .nested import nested_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
 from .solvers.base import FindsNested, Oracle, Solver
+from .solvers.sorted import SortedDecomposition
 
 Coding = Literal["bits", "pairs"]
 
@@ -72,6 +74,13 @@ def sparsemap(
     target = _target(scores, polytope, coding, check)
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     shape = scores.shape[:-1]
+    if isinstance(solver, SortedDecomposition):
+        found = in_one_pass(flat, polytope, shape, scores.dtype)
+        if found is not None:
+            distribution, stats = found
+            if check:
+                warn_unconverged(stats, solver)
+            return distribution
     if supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
         if check:

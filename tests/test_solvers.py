@@ -9,10 +9,12 @@ import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated, projection, ring_vertices, scores_for
 from sparsemarg.layers import ConvergenceWarning, SparseDistribution, SparseMAP
+from sparsemarg.layers.cuts import in_one_pass
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.refit import refit
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
 from sparsemarg.layers.solvers.active_set import compiled_method
+from sparsemarg.layers.stats import SolverStats
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex, SupportsProjection, supports
 from structures import assert_same_bits
 from torch import Tensor
@@ -299,25 +301,84 @@ def test_nested_structures_give_what_the_dense_refit_gives(dim: int, kind: str, 
     scores = scores_for(BernoulliCube(dim), kind, batch=30)
     scores[3, 0] = -torch.inf
     scores[4] *= 1e6
-    weights = scores_for(BernoulliCube(dim), "normal", batch=30, seed=1)
-
-    def results() -> tuple[SparseDistribution, list[Tensor]]:
-        leaf = scores.clone().requires_grad_()
-        found = sparsemap(leaf, BernoulliCube(dim), solver=SortedDecomposition())
-        value = (found.mean() * weights).sum() + found.entropy().sum() + found.probs[::2].square().sum()
-        (first,) = torch.autograd.grad(value, leaf, create_graph=True)
-        (second,) = torch.autograd.grad((first * weights).sum(), leaf)
-        return found, [found.probs.detach(), first.detach(), second]
-
-    nested, ours = results()
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    nested, ours = by_sorting(scores, BernoulliCube(dim))
     in_brief = BernoulliCube.nested
     monkeypatch.setattr(BernoulliCube, "decompose", lambda self, mean: _written(in_brief(self, mean)))
     monkeypatch.delattr(BernoulliCube, "nested")
-    dense, theirs = results()
+    dense, theirs = by_sorting(scores, BernoulliCube(dim))
     assert torch.equal(nested.atoms, dense.atoms)
     assert torch.equal(nested.row, dense.row)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def by_sorting(scores: Tensor, polytope: Polytope) -> tuple[SparseDistribution, list[Tensor]]:
+    """The sorted decomposition; its weights, and first and second derivatives of a function of them."""
+    leaf, weights = scores.clone().requires_grad_(), scores_for(polytope, "normal", batch=len(scores), seed=1)
+    found = sparsemap(leaf, polytope, solver=SortedDecomposition())
+    value = (found.mean() * weights).sum() + found.entropy().sum() + found.probs[::2].square().sum()
+    (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (second,) = torch.autograd.grad((first * weights).sum(), leaf)
+    return found, [found.probs.detach(), first.detach(), second]
+
+
+SORTED = [
+    *(BernoulliCube(dim) for dim in (1, 6, 40)),
+    *(Budget(dim, budget) for dim, budget in ((1, 1), (5, 0), (6, 3), (6, 6), (40, 20), (40, 37))),
+    *(Budget(dim, budget, exactly=True) for dim, budget in ((6, 3), (6, 6), (40, 2))),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("polytope", SORTED, ids=repr)
+def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atoms to the bit, in two threads; ties, masks on the cube, and large scores among them."""
+    scores = scores_for(polytope, kind, batch=30)
+    scores[4] *= 1e6
+    if isinstance(polytope, BernoulliCube):
+        scores[3, 0] = -torch.inf
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    used = in_one_pass(scores, polytope, torch.Size((30,)), scores.dtype) is not None
+    assert used or kind in ("integer", "equal", "zero"), "cuts coincide where scores tie, and only there"
+    fast, ours = by_sorting(scores, polytope)
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert in_one_pass(scores, polytope, torch.Size((30,)), scores.dtype) is None
+    plain, theirs = by_sorting(scores, polytope)
+    assert torch.equal(fast.atoms, plain.atoms)
+    assert torch.equal(fast.row, plain.row)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    stats, wanted = fast.stats, plain.stats
+    assert isinstance(stats, SolverStats)
+    assert isinstance(wanted, SolverStats)
+    assert torch.equal(stats.converged, wanted.converged)
+    assert stats.converged.all()
+    torch.testing.assert_close(stats.margin, wanted.margin, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(9), Budget(9, 4), Budget(9, 4, exactly=True)], ids=repr)
+def test_derivatives_of_the_compiled_decomposition(polytope: Polytope) -> None:
+    """Against central differences of the weights themselves; the fast path is taken."""
+    scores = scores_for(polytope, "small", batch=6)
+    assert in_one_pass(scores, polytope, torch.Size((6,)), scores.dtype) is not None
+
+    def weights(leaf: Tensor) -> Tensor:
+        return sparsemap(leaf, polytope, solver=SortedDecomposition()).probs
+
+    leaf = scores.requires_grad_()
+    assert torch.autograd.gradcheck(weights, leaf, eps=1e-7)
+    assert torch.autograd.gradgradcheck(lambda leaf: weights(leaf).square(), leaf, eps=1e-7)
+
+
+def test_where_cuts_coincide_the_plain_decomposition_runs() -> None:
+    """Two halves and two halves on three bits: the grid passes two ends at once, and one structure less has mass."""
+    scores = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.35, 0.7]], dtype=torch.float64)
+    assert in_one_pass(scores, Budget(4, 3), torch.Size((2,)), scores.dtype) is None
+    assert in_one_pass(scores[1:], Budget(4, 3), torch.Size((1,)), scores.dtype) is not None
+    found = sparsemap(scores, Budget(4, 3), solver=SortedDecomposition())
+    torch.testing.assert_close(found.mean(), scores)
+    assert found.support_size().tolist() == [2, 5]
 
 
 def _written(nested: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The numbers that decide in the active set method, the same in all its implementations."""
+"""The numbers that decide in a method, the same in all its implementations."""
 
 from typing import NamedTuple
 
@@ -14,6 +14,10 @@ WEIGHT_PRUNE = 0.1
 PIVOT_NOISE = 1e-12
 # Weights are optimal on their atoms once the slopes agree to this (at scale 1): far below any gap that still counts.
 SETTLED = 1e-12
+# Weights of a sorted decomposition below this are rounding of a difference of two sorted coordinates that are equal on paper.
+SORTED_PRUNE = 1e-12
+# The gap of a closed form is zero if it is below this and the rounding noise of its terms.
+CLOSED = 1e-10
 # Steps without progress after which a row's factorisation is computed afresh. A sound one needs one to settle.
 STALE = 3
 

@@ -11,9 +11,7 @@ from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
 from .base import NestedSupport, Oracle, Solver, Support, used_first
-
-# Weights below this are rounding of a difference of two sorted coordinates that are equal on paper.
-WEIGHT_PRUNE = 1e-12
+from .limits import CLOSED, SORTED_PRUNE
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class SortedDecomposition(Solver):
     span the whole face, so all derivatives are exact in any dimension.
 
     Cost: O(B D^2) to write the atoms down, and one oracle call for the certificate. Where structures are nested (the cube),
-    only those that have mass are written down, and their weights are differences: O(B D log D) besides the atoms.
+    only those that have mass are written down, and their weights are differences: O(B D log D) besides the atoms. So it is on
+    the CPU with Numba installed, for the budget polytope too, in one compiled pass: see `cuts`.
     """
 
     advice: ClassVar[str] = "its closed form is inexact there (scores of very different size?); use ActiveSet()"
@@ -72,7 +71,7 @@ def _projected(scores: Tensor, polytope: Polytope) -> tuple[Oracle, Tensor]:
 
 def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
     """The weights [B, S] without rounding noise, summing to 1, and the smallest of each row [B]."""
-    probs = torch.where(probs > WEIGHT_PRUNE, probs, 0)
+    probs = torch.where(probs > SORTED_PRUNE, probs, 0)
     probs = probs / probs.sum(-1, keepdim=True)
     return probs, torch.where(probs > 0, probs, torch.inf).amin(-1)
 
@@ -83,6 +82,6 @@ def _certify(oracle: Oracle, mean: Tensor, margin: Tensor) -> SolverStats:
     gap = (residual * (best - mean)).sum(-1)
     # The gap of an exact projection is rounding noise, of the size of the terms that cancel in it.
     eps = torch.finfo(mean.dtype).eps
-    noise = 1e-10 + 64 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
+    noise = CLOSED + 64 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
     iterations = torch.zeros(len(mean), dtype=torch.int64, device=mean.device)
     return SolverStats(iterations, gap.clamp(min=0), gap <= noise, margin)

@@ -1,0 +1,172 @@
+"""Sorted decompositions in one compiled pass: structures told by where they change, and weights by what lies between.
+
+Let each coordinate be an interval of a line, of length mu_i, and lay a grid of unit steps over it, moved by u in [0, 1). The
+coordinates that the grid hits are a structure, and for u at random each is hit with probability mu_i. From u = 0 to 1 the
+structure changes at cuts only, where the grid passes the end of an interval; the weight of a structure is the length between
+two cuts. On the cube all intervals begin at one place, and the structures are nested (counted from the other end of the line);
+on the budget polytope they lie end to end, so that the structures have the same size (systematic sampling; Madow 1949).
+
+A cut is a sum of means, and a mean is t_i, or t_i less the mean of all that lie between 0 and 1 where the budget binds. So the
+weights' derivative in the scores is a difference of sums of differences, and nothing has to be solved: on such a support it is
+that of the KKT system (paper eq. 17), because the structures span the face of the solution.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..oracles import BernoulliCube, Budget, Polytope
+from ..oracles.checks import cannot_branch
+from .distribution import SparseDistribution
+from .kernels import compiled, in_threads
+from .stats import SolverStats
+
+
+def in_one_pass(
+    scores: Tensor, polytope: Polytope, shape: torch.Size, dtype: torch.dtype
+) -> tuple[SparseDistribution, SolverStats] | None:
+    """What `SortedDecomposition` and `refit` find on the cube and the budget polytope, with its gradient; None: not so.
+
+    There is no kernel for a class derived from theirs, for a budget on which cuts coincide (some sum of the means is an
+    integer, or two differ by one: the structures do not span the face) or with forbidden coordinates, where there is no Numba,
+    and inside of `torch.func` transforms.
+
+    Args:
+        scores: t, [B, D] float64, finite or `-inf`; carries the gradient.
+        polytope: which.
+        shape: the batch's, of B rows.
+        dtype: of the result.
+
+    Cost: O(B D log D) besides the N D entries of the packed atoms, O(B D) backward.
+    """
+    if type(polytope) not in (BernoulliCube, Budget) or cannot_branch(scores):
+        return None
+    if forward_ad.unpack_dual(scores).tangent is not None or _kernel("write", scores) is None:
+        return None
+    cuts = _Cuts.of(scores.detach(), polytope)
+    if cuts is None:
+        return None
+    atoms, weights, row = cuts.written(dtype)
+    probs: Any = _Weights.apply(scores, weights, cuts)
+    stats = cuts.stats().reshape(shape)
+    return SparseDistribution(atoms, probs.to(dtype), row, shape, stats=stats), stats
+
+
+def _kernel(function: str, tensor: Tensor) -> Any:
+    return compiled(".solvers.cut_rows", __package__, function, tensor.device)
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """The structures of a batch.
+
+    Attributes:
+        rows: `cut_rows.Rows`.
+        chained: whether intervals lie end to end.
+        first: [B + 1] int64 array: where the structures of each row begin in what is packed.
+    """
+
+    rows: Any
+    chained: bool
+    first: np.ndarray
+
+    @staticmethod
+    def of(scores: Tensor, polytope: Polytope) -> "_Cuts | None":
+        target, chained = scores.contiguous().numpy(), isinstance(polytope, Budget)
+        if chained and np.isneginf(target).any():
+            return None
+        batch, dim = target.shape
+        lines, numbers = np.empty((3, batch, dim), np.int32), np.empty((2, batch))
+        counts, flags = np.zeros((2, batch), np.int64), np.empty((2, batch), bool)
+        start, weights = np.empty((batch, dim), bool), np.empty((batch, dim + 1))
+        rows = _kernel("Rows", scores)(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
+        given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
+        find = _kernel("find_chained" if chained else "find_nested", scores)
+        in_threads(lambda part: find(target[part], *given, _part(rows, part)), batch)
+        if not rows.number.all():
+            return None
+        first = np.zeros(batch + 1, np.int64)
+        np.cumsum(rows.number, out=first[1:])
+        return _Cuts(rows, chained, first)
+
+    def written(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The structures [N, D] in this dtype, their weights [N] float64 and rows [N] int64."""
+        batch, count, dim = len(self.rows.number), int(self.first[-1]), self.rows.start.shape[1]
+        # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
+        direct = dtype in (torch.float32, torch.float64)
+        atoms = torch.empty(count, dim, dtype=dtype if direct else torch.float32)
+        probs = torch.empty(count, dtype=torch.float64)
+        write, array, weights = _kernel("write", probs), atoms.numpy(), probs.numpy()
+        in_threads(lambda part: write(*self._rows(part), array, weights), batch)
+        row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
+        return atoms if direct else atoms.to(dtype), probs, row
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """From the weights [N] to the scores [B, D], linearly."""
+        result = torch.empty(self.rows.start.shape, dtype=torch.float64)
+        pull, given, array = _kernel("pull", gradient), gradient.contiguous().numpy(), result.numpy()
+        in_threads(lambda part: pull(*self._rows(part), given, array[part]), len(array))
+        return result
+
+    def push(self, change: Tensor) -> Tensor:
+        """From the scores [B, D] to the weights [N]: the transpose of `pull`."""
+        result = torch.empty(int(self.first[-1]), dtype=torch.float64)
+        push, given, array = _kernel("push", change), change.contiguous().numpy(), result.numpy()
+        in_threads(lambda part: push(*self._rows(part), given[part], array), len(given))
+        return result
+
+    def stats(self) -> SolverStats:
+        """How the solve went: rows [B]."""
+        found = (self.rows.gap, self.rows.converged, self.rows.margin)
+        return SolverStats(torch.zeros(len(self.rows.number), dtype=torch.int64), *map(torch.from_numpy, found))
+
+    def _rows(self, part: slice) -> tuple[Any, bool, np.ndarray]:
+        return _part(self.rows, part), self.chained, self.first[part.start : part.stop + 1]
+
+
+def _part(rows: Any, part: slice) -> Any:
+    """The rows of a slice."""
+    return type(rows)(*(field[part] for field in rows))
+
+
+class _Weights(torch.autograd.Function):
+    """Weights that were found, as a function of the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, probs: Tensor, cuts: _Cuts) -> Tensor:
+        ctx.cuts = cuts
+        return probs.view_as(probs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
+        return _Pull.apply(*gradients, ctx.cuts), None, None
+
+
+class _Pull(torch.autograd.Function):
+    """`_Cuts.pull`, whose derivative is `_Push`."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, cuts: _Cuts) -> Tensor:
+        ctx.cuts = cuts
+        return cuts.pull(gradient.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
+        return _Push.apply(*gradients, ctx.cuts), None
+
+
+class _Push(torch.autograd.Function):
+    """`_Cuts.push`, whose derivative is `_Pull`."""
+
+    @staticmethod
+    def forward(ctx: Any, change: Tensor, cuts: _Cuts) -> Tensor:
+        ctx.cuts = cuts
+        return cuts.push(change.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
+        return _Pull.apply(*gradients, ctx.cuts), None

@@ -1,0 +1,339 @@
+"""Sorted decompositions row by row, compiled for the CPU: see `cuts`, whose fields these are.
+
+Rows are independent. Nothing of the size of the atoms is written but the atoms themselves.
+"""
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from ..kernels.vectors import Array
+from .limits import CLOSED, SORTED_PRUNE
+
+# The step to the multiplier is that of Newton, or half of the bracket; ten would do.
+MOST_STEPS = 200
+
+
+class Rows(NamedTuple):
+    """Where the structures of each row change, and what the change depends on; `cuts.Cuts` says more.
+
+    Attributes:
+        coordinate: [B, D] int32, the fractional coordinates along the line, as many as `between` says.
+        slot: [B, D] int32, of these: which cut lies at the end of each, from 1; 0 for none.
+        turn: [B, D] int32, by position of the cut: which of these end there.
+        between: [B] int64, the number of fractional coordinates.
+        start: [B, D] bool, the first structure.
+        number: [B] int64, of structures; 0 where this form of the answer does not hold.
+        binding: [B] bool, whether the sum is held fixed, so that only differences of scores count.
+        weights: [B, D + 1] float64, of the structures.
+        gap, margin: [B] float64, as in `SolverStats`.
+        converged: [B] bool.
+    """
+
+    coordinate: Array
+    slot: Array
+    turn: Array
+    between: Array
+    start: Array
+    number: Array
+    binding: Array
+    weights: Array
+    gap: Array
+    margin: Array
+    converged: Array
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def find_nested(target: Array, rows: Rows) -> None:
+    """The cube: mu = clip(t, 0, 1), one interval [0, mu_i) a coordinate, of points [B, D]; `-inf` is off."""
+    dim = target.shape[1]
+    level = np.empty(dim)
+    for row in range(target.shape[0]):
+        coordinate = rows.coordinate[row]
+        between, outside, size = 0, 0.0, 0.0
+        for place in range(dim):
+            value = target[row, place]
+            mean = min(max(value, 0.0), 1.0)
+            rows.start[row, place] = mean == 1.0
+            if 0.0 < mean < 1.0:
+                level[between], coordinate[between] = mean, place
+                between += 1
+            elif value > -math.inf:
+                # The gap is 0 here and there, up to what cancels in it.
+                residual = value - mean
+                outside += max(residual, 0.0) - residual * mean
+                size += abs(residual) * ((1.0 if residual > 0.0 else 0.0) + mean)
+        _sort(level, coordinate, rows.turn[row], between)
+        _nest(row, level, target[row], between, rows)
+        rows.binding[row] = False
+        _certify(row, outside, size, rows)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _nest(row: int, level: Array, target: Array, between: int, rows: Rows) -> None:
+    """The nested sets of the sorted levels and their weights: differences of means of the scores over blocks."""
+    coordinate, slot, weights = rows.coordinate[row], rows.slot[row], rows.weights[row]
+    count, total, margin = 0, 0.0, math.inf
+    above = 1.0
+    for place in range(between + 1):
+        below = level[place] if place < between else 0.0
+        if above - below > SORTED_PRUNE:
+            count += 1
+            total += above - below
+            margin = min(margin, above - below)
+        if place < between:
+            slot[place] = count
+        above = below
+    # What every structure has on, or none, does not count: it is not between.
+    first, last = 0, between
+    while first < between and slot[first] == 0:
+        rows.start[row, coordinate[first]] = True
+        first += 1
+    while last > first and slot[last - 1] == count:
+        last -= 1
+    for place in range(first, last):
+        slot[place - first], coordinate[place - first] = slot[place], coordinate[place]
+    rows.between[row], rows.number[row], rows.margin[row] = last - first, count, margin / total
+    place, upper = 0, 1.0
+    for block in range(1, count):
+        mean, size = 0.0, 0
+        while place < last - first and slot[place] == block:
+            mean += target[coordinate[place]]
+            size += 1
+            place += 1
+        mean /= size
+        weights[block - 1] = upper - mean
+        upper = mean
+    weights[count - 1] = upper
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
+    """The budget polytope: intervals end to end, of points [B, D], finite. Without coincidences only: count 0 says where."""
+    dim = target.shape[1]
+    level, ends, work = np.empty(dim), np.empty(dim), np.empty(dim)
+    for row in range(target.shape[0]):
+        values, coordinate = target[row], rows.coordinate[row]
+        free = 0.0
+        for place in range(dim):
+            free += min(max(values[place], 0.0), 1.0)
+        binding = exactly or free > budget
+        origin, shift = 0.0, 0.0
+        if budget > 0 and binding:
+            for place in range(dim):
+                work[place] = values[place]
+            origin = float(np.partition(work, dim - budget)[dim - budget])
+            shift = _multiplier(values, origin, budget)
+            if shift != shift:
+                rows.number[row] = 0
+                continue
+        between = 0
+        outside, size = 0.0, 0.0
+        for place in range(dim):
+            mean = 0.0
+            if budget > 0:
+                relative = values[place] - origin
+                mean = min(max((min(max(relative, -2.0), 2.0) if binding else relative) - shift, 0.0), 1.0)
+            rows.start[row, place] = mean == 1.0
+            if 0.0 < mean < 1.0:
+                level[between], coordinate[between] = mean, place
+                between += 1
+            work[place] = values[place] - mean
+            outside -= work[place] * mean
+            size += abs(work[place]) * mean
+        best, largest = _best(work, budget, exactly)
+        outside += best
+        size += largest
+        rows.between[row], rows.binding[row] = between, binding
+        _sort(level, coordinate, rows.turn[row], between)
+        _chain(row, level, ends, between, rows)
+        _certify(row, outside, size, rows)
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _multiplier(values: Array, origin: float, budget: int) -> float:
+    """The lambda in [-1, 0] with sum clip(v - origin - lambda, 0, 1) = budget, where origin is the budget-th largest value.
+
+    Newton's method on a decreasing, piecewise linear function, kept in a bracket. NaN if it does not end.
+    """
+    low, high, shift, ones_before, between_before = -1.5, 0.5, -0.5, -1, -1
+    for _ in range(MOST_STEPS):
+        ones, between, total = 0, 0, 0.0
+        for place in range(values.shape[0]):
+            relative = min(max(values[place] - origin, -2.0), 2.0)
+            is_one, is_above = relative - shift >= 1.0, relative - shift > 0.0
+            ones += is_one
+            between += is_above and not is_one
+            total += relative if is_above and not is_one else 0.0
+        if ones == ones_before and between == between_before:
+            return shift
+        excess = ones + total - shift * between - budget
+        if excess > 0.0:
+            low = shift
+        elif excess < 0.0:
+            high = shift
+        else:
+            return shift
+        step = (total + ones - budget) / between if between > 0 else math.nan
+        ones_before, between_before = -1, -1
+        if low < step < high:  # at either end the excess is not 0
+            ones_before, between_before = ones, between
+            shift = step
+        else:
+            shift = low + (high - low) / 2
+    return math.nan
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _best(residual: Array, budget: int, exactly: bool) -> tuple[float, float]:
+    """max <r, v> over the structures v, and sum |r_i| over what is on there, for the residual r, whose order is lost."""
+    dim = residual.shape[0]
+    best, size = 0.0, 0.0
+    if budget > 0:
+        ordered = np.partition(residual, dim - budget)
+        for place in range(dim - budget, dim):
+            if exactly or ordered[place] > 0.0:
+                best += ordered[place]
+                size += abs(ordered[place])
+    return best, size
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _chain(row: int, level: Array, ends: Array, between: int, rows: Rows) -> None:
+    """Where a grid of unit steps passes the ends of the intervals, and the structures that it hits meanwhile."""
+    coordinate, slot, turn, weights = rows.coordinate[row], rows.slot[row], rows.turn[row], rows.weights[row]
+    end, cuts = 0.0, 0
+    rows.number[row] = 0
+    for place in range(between):
+        begin = end
+        end += level[place]
+        whole = round(end)
+        if place == between - 1 and rows.binding[row] and abs(end - whole) < CLOSED:
+            end = whole  # no cut: there the line begins anew
+            slot[place] = 0
+        else:
+            ends[cuts] = end - math.floor(end)
+            turn[cuts] = place
+            cuts += 1
+        rows.start[row, coordinate[place]] = math.ceil(begin) < end
+    order = np.argsort(ends[:cuts])
+    placed = turn[:cuts].copy()
+    before, margin = 0.0, math.inf
+    for cut in range(cuts + 1):
+        position = ends[order[cut]] if cut < cuts else 1.0
+        weights[cut] = position - before
+        # Of cuts that coincide the structures between have no mass: they are not to be used, so that this form does not hold.
+        if not weights[cut] > SORTED_PRUNE:
+            return
+        margin = min(margin, weights[cut])
+        if cut < cuts:
+            turn[cut] = placed[order[cut]]
+            slot[turn[cut]] = cut + 1
+        before = position
+    rows.margin[row] = margin
+    rows.number[row] = cuts + 1
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _sort(level: Array, coordinate: Array, scratch: Array, count: int) -> None:
+    """Both by falling level, of equal ones the first first."""
+    for place in range(count):
+        level[place] = -level[place]
+        scratch[place] = coordinate[place]
+    order = np.argsort(level[:count], kind="mergesort")
+    ordered = level[:count][order]
+    for place in range(count):
+        level[place] = -ordered[place]
+        coordinate[place] = scratch[order[place]]
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _certify(row: int, gap: float, size: float, rows: Rows) -> None:
+    """As `sorted._certify`: the gap of an exact projection is rounding noise, of the size of what cancels in it."""
+    rows.gap[row] = max(gap, 0.0)
+    rows.converged[row] = gap <= CLOSED + 64 * np.finfo(np.float64).eps * size
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def write(rows: Rows, chained: bool, first: Array, atoms: Array, probs: Array) -> None:
+    """The structures [N, D] and their weights [N]; those of row b from first[b] on."""
+    for row in range(rows.number.shape[0]):
+        coordinate, slot, between, base = rows.coordinate[row], rows.slot[row], rows.between[row], first[row]
+        for place in range(atoms.shape[1]):
+            atoms[base, place] = rows.start[row, place]
+        place = 0
+        for structure in range(rows.number[row]):
+            n = base + structure
+            probs[n] = rows.weights[row, structure]
+            if structure > 0:
+                atoms[n] = atoms[n - 1]
+                if chained:
+                    leaving = rows.turn[row, structure - 1]
+                    atoms[n, coordinate[leaving]] = 0
+                    if leaving + 1 < between:
+                        atoms[n, coordinate[leaving + 1]] = 1
+                while not chained and place < between and slot[place] == structure:
+                    atoms[n, coordinate[place]] = 1
+                    place += 1
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def pull(rows: Rows, chained: bool, first: Array, gradient: Array, result: Array) -> None:
+    """The scores' gradient [B, D] from that of the weights [N]: `push` transposed."""
+    for row in range(result.shape[0]):
+        coordinate, slot, between, base = rows.coordinate[row], rows.slot[row], rows.between[row], first[row]
+        result[row] = 0
+        if chained:
+            total, sum_of_all = 0.0, 0.0
+            for place in range(between - 1, -1, -1):
+                cut = slot[place]
+                if cut > 0:
+                    total += gradient[base + cut - 1] - gradient[base + cut]
+                result[row, coordinate[place]] = total
+                sum_of_all += total
+            if rows.binding[row]:
+                for place in range(between):
+                    result[row, coordinate[place]] -= sum_of_all / between
+        else:
+            begin = 0
+            while begin < between:
+                cut, end = slot[begin], begin
+                while end < between and slot[end] == cut:
+                    end += 1
+                for place in range(begin, end):
+                    result[row, coordinate[place]] = (gradient[base + cut] - gradient[base + cut - 1]) / (end - begin)
+                begin = end
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def push(rows: Rows, chained: bool, first: Array, change: Array, result: Array) -> None:
+    """The change of the weights [N] with the scores [B, D]: of the ends of the intervals, less that of the ends before."""
+    for row in range(change.shape[0]):
+        coordinate, slot, between, base = rows.coordinate[row], rows.slot[row], rows.between[row], first[row]
+        for n in range(base, base + rows.number[row]):
+            result[n] = 0
+        if chained:
+            mean, end = 0.0, 0.0
+            if rows.binding[row]:
+                for place in range(between):
+                    mean += change[row, coordinate[place]] / between
+            for place in range(between):
+                end += change[row, coordinate[place]] - mean
+                cut = slot[place]
+                if cut > 0:
+                    result[base + cut - 1] += end
+                    result[base + cut] -= end
+        else:
+            begin = 0
+            while begin < between:
+                cut, end = slot[begin], begin
+                mean = 0.0
+                while end < between and slot[end] == cut:
+                    mean += change[row, coordinate[end]]
+                    end += 1
+                mean /= end - begin
+                result[base + cut - 1] -= mean
+                result[base + cut] += mean
+                begin = end
