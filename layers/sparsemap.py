@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from ..oracles import Parts, Polytope, Simplex, SupportsNested, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite
 from .convergence import warn_unconverged
-from .cuts import in_one_pass
 from .distribution import SparseDistribution
 from .nested import nested_distribution
+from .packed_weights import packed_distribution, takes_packed
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import FindsNested, Oracle, Solver
-from .solvers.sorted import SortedDecomposition
+from .solvers.base import FindsNested, FindsPacked, Oracle, Solver
 
 Coding = Literal["bits", "pairs"]
 
@@ -74,13 +73,12 @@ def sparsemap(
     target = _target(scores, polytope, coding, check)
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     shape = scores.shape[:-1]
-    if isinstance(solver, SortedDecomposition):
-        found = in_one_pass(flat, polytope, shape, scores.dtype)
-        if found is not None:
-            distribution, stats = found
+    if supports(solver, FindsPacked) and takes_packed(flat):
+        packed = solver.solve_packed(flat.detach(), polytope, scores.dtype)
+        if packed is not None:
             if check:
-                warn_unconverged(stats, solver)
-            return distribution
+                warn_unconverged(packed.stats, solver)
+            return _indexed(packed_distribution(flat, packed, shape), polytope)
     if supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
         if check:
@@ -96,9 +94,7 @@ def sparsemap(
         support.probs.reshape(*shape, probs.shape[-1]) > 0,
         support.stats.reshape(shape),
     )
-    if isinstance(polytope, Simplex):
-        packed.index = packed.atoms.argmax(-1)
-    return packed
+    return _indexed(packed, polytope)
 
 
 def sparsemap_marginals(
@@ -163,6 +159,13 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     parts = Parts.of(polytope, scores.device)
     ones = torch.ones_like(scores)
     return ((ones if parts is None else parts.penalized(ones)) + scores) / 2
+
+
+def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistribution:
+    """With the categories of its atoms, if that is what they are."""
+    if isinstance(polytope, Simplex):
+        found.index = found.atoms.argmax(-1)
+    return found
 
 
 def _target(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> Tensor:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated, projection, ring_vertices, scores_for
 from sparsemarg.layers import ConvergenceWarning, SparseDistribution, SparseMAP
-from sparsemarg.layers.cuts import in_one_pass
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.refit import refit
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
 from sparsemarg.layers.solvers.active_set import compiled_method
+from sparsemarg.layers.solvers.cuts import in_one_pass
 from sparsemarg.layers.stats import SolverStats
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex, SupportsProjection, supports
 from structures import assert_same_bits
@@ -339,11 +339,11 @@ def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: s
     if isinstance(polytope, BernoulliCube):
         scores[3, 0] = -torch.inf
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    used = in_one_pass(scores, polytope, torch.Size((30,)), scores.dtype) is not None
+    used = in_one_pass(scores, polytope, scores.dtype) is not None
     assert used or kind in ("integer", "equal", "zero"), "cuts coincide where scores tie, and only there"
     fast, ours = by_sorting(scores, polytope)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    assert in_one_pass(scores, polytope, torch.Size((30,)), scores.dtype) is None
+    assert in_one_pass(scores, polytope, scores.dtype) is None
     plain, theirs = by_sorting(scores, polytope)
     assert torch.equal(fast.atoms, plain.atoms)
     assert torch.equal(fast.row, plain.row)
@@ -361,7 +361,7 @@ def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: s
 def test_derivatives_of_the_compiled_decomposition(polytope: Polytope) -> None:
     """Against central differences of the weights themselves; the fast path is taken."""
     scores = scores_for(polytope, "small", batch=6)
-    assert in_one_pass(scores, polytope, torch.Size((6,)), scores.dtype) is not None
+    assert in_one_pass(scores, polytope, scores.dtype) is not None
 
     def weights(leaf: Tensor) -> Tensor:
         return sparsemap(leaf, polytope, solver=SortedDecomposition()).probs
@@ -374,8 +374,8 @@ def test_derivatives_of_the_compiled_decomposition(polytope: Polytope) -> None:
 def test_where_cuts_coincide_the_plain_decomposition_runs() -> None:
     """Two halves and two halves on three bits: the grid passes two ends at once, and one structure less has mass."""
     scores = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.35, 0.7]], dtype=torch.float64)
-    assert in_one_pass(scores, Budget(4, 3), torch.Size((2,)), scores.dtype) is None
-    assert in_one_pass(scores[1:], Budget(4, 3), torch.Size((1,)), scores.dtype) is not None
+    assert in_one_pass(scores, Budget(4, 3), scores.dtype) is None
+    assert in_one_pass(scores[1:], Budget(4, 3), scores.dtype) is not None
     found = sparsemap(scores, Budget(4, 3), solver=SortedDecomposition())
     torch.testing.assert_close(found.mean(), scores)
     assert found.support_size().tolist() == [2, 5]

@@ -48,6 +48,37 @@ class NestedSupport:
     stats: SolverStats
 
 
+class Jacobian(Protocol):
+    """How the weights of packed atoms depend on the scores while the support lasts: dp = J dt."""
+
+    def push(self, change: Tensor) -> Tensor:
+        """J dt: [B, D] float64 -> [N] float64."""
+        ...
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """J' g: [N] float64 -> [B, D] float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackedSupport:
+    """The support that a solver found, packed, with all that there is to know of its weights.
+
+    Attributes:
+        atoms: [N, D], the used structures, in the dtype that was asked for.
+        probs: [N] float64, positive, optimal on the atoms to the last digits.
+        row: [N] int64, sorted: whose they are.
+        stats: rows [B].
+        jacobian: of the weights, that of the KKT system (paper eq. 17).
+    """
+
+    atoms: Tensor
+    probs: Tensor
+    row: Tensor
+    stats: SolverStats
+    jacobian: Jacobian
+
+
 def used_first(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
     """Atoms [B, S, D] and probs [B, S] with each row's used slots first, and without those that no row uses: S only shrinks."""
     used = probs > 0
@@ -62,6 +93,14 @@ class FindsNested(Protocol):
 
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
         """As `Solver.solve`, for a polytope that has `nested`."""
+        ...
+
+
+class FindsPacked(Protocol):
+    """Solvers that may leave the support packed."""
+
+    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
+        """As `Solver.solve`, with atoms in `dtype`; None where only `solve` can. Data can be looked at."""
         ...
 
 

@@ -6,19 +6,26 @@ import torch
 from ..kernels import in_threads
 from ..kernels.workspace import borrow, give_back
 from ..stats import SolverStats
-from . import row_kernel
-from .base import BatchOracle, Support, row_scale
+from . import row_kernel, row_results
+from .base import BatchOracle, Oracle, Support, row_scale
+from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
-from .row_kernel import Array, Problem, Rows
+from .row_kernel import Array, Asks, Problem, Rows
 
-# Slots to begin with; doubled whenever a row has used them all.
+# Slots to begin with; doubled whenever a row has used them all. Where rows run one after the other only what they use of their
+# factorisation is ever touched: as many as there can be, up to so many bytes.
 SLOTS = 32
+BYTES = 2**27
 
 
 def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     """`active_set.active_set` on the CPU, for at least one row."""
-    state = _CompiledRows(oracle, Limits(tol))
+    asks = _asks(oracle)
+    state = _CompiledRows(oracle, Limits(tol), asks is not None)
     live = np.arange(len(oracle.target))
+    if asks is not None:
+        state.run(live, asks, max_iter)
+        return state.support()
     for iteration in range(max_iter):
         going = ~state.rows.converged[live]
         count = int(going.sum())
@@ -32,15 +39,26 @@ def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     return state.support()
 
 
+def _asks(oracle: BatchOracle) -> Asks | None:
+    """The oracle as compiled, if it is."""
+    if not isinstance(oracle, Oracle) or oracle.forbidden is not None or oracle.parts is not None:
+        return None
+    kind, ties = kind_of(oracle.polytope), oracle.ties
+    if kind is None:
+        return None
+    return Asks(kind, getattr(oracle.polytope, "budget", 0), ties.grid.contiguous().numpy(), ties.tie_break.numpy())
+
+
 class _CompiledRows:
     """The twin of `active_set._Rows`, for all rows of a batch from beginning to end.
 
     Args:
         oracle: of all rows.
         limits: of the method.
+        in_turn: whether rows are to run one after the other.
     """
 
-    def __init__(self, oracle: BatchOracle, limits: Limits) -> None:
+    def __init__(self, oracle: BatchOracle, limits: Limits, in_turn: bool) -> None:
         self.limits = limits
         origin = oracle.start()
         largest = origin.abs().amax(-1)
@@ -52,7 +70,9 @@ class _CompiledRows:
         fixed = (relative[:, regularized], target[:, rest], origin, unit, row_scale(target), regularized, rest)
         self.problem = Problem(*(tensor.contiguous().numpy() for tensor in fixed))
         batch, dim, width = *origin.shape, len(regularized)
-        slots = min(SLOTS, width + 2)
+        slots = width + 2
+        if not in_turn or batch * slots * slots * np.dtype(np.float64).itemsize > BYTES:
+            slots = min(SLOTS, slots)
         kind = np.int8 if row_kernel.are_signs(self.problem.origin) else np.float64
         self.rows = Rows(
             atoms=borrow((batch, slots, width), kind),
@@ -74,6 +94,20 @@ class _CompiledRows:
         )
         self.rows.atoms[:, 0], self.rows.vertices[:, 0] = 0, self.problem.origin
         self.rows.on[:, 0], self.rows.inverse[:, 0, 0], self.rows.weights[:, 0] = True, 1, 1
+
+    def run(self, live: Array, asks: Asks, most: int) -> None:
+        """All iterations of the rows `live` [n], `most` at most, with this oracle."""
+
+        def run(part: slice) -> None:
+            row_kernel.run(live[part], asks, most, self.limits, self.problem, self.rows)
+
+        while len(live):
+            in_threads(run, len(live))
+            live = live[~self.rows.converged[live] & (self.rows.iterations[live] < most)]
+            stale = self.rows.stalled[live] >= STALE
+            self.renew(live[stale])
+            if not stale.all():
+                self._move(self.rows.atoms.dtype.type)
 
     def iterate(self, live: Array, oracle: BatchOracle) -> None:
         """One iteration of the rows `live` [n], whose oracle this is."""
@@ -102,11 +136,11 @@ class _CompiledRows:
         rows, problem = self.rows, self.problem
         batch, least = len(rows.high), WEIGHT_PRUNE * self.limits.tol
         margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
-        in_threads(lambda part: row_kernel.prune(every[part], least, rows, problem, margin, count), batch)
+        in_threads(lambda part: row_results.prune(every[part], least, rows, problem, margin, count), batch)
         width = max(1, count.max(initial=0))
         atoms = np.zeros((batch, width, problem.origin.shape[1]))
         probs, sensitivity = np.zeros((batch, width)), np.zeros((batch, width, width))
-        in_threads(lambda part: row_kernel.write(every[part], rows, problem, atoms, probs, sensitivity), batch)
+        in_threads(lambda part: row_results.write(every[part], rows, problem, atoms, probs, sensitivity), batch)
         for array in (rows.atoms, rows.vertices, rows.inverse):
             give_back(array)
         stats = SolverStats(*map(torch.from_numpy, (rows.iterations, rows.gap * problem.unit**2, rows.converged, margin)))

@@ -4,8 +4,8 @@ In tensor operations an iteration is a hundred calls, each of which reads or wri
 stays in the processor's cache. This is the iteration of `active_set._Rows`, line by line, and tests hold the two together.
 A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
 module needs Numba; `active_set` does so only where it is installed. What is called with many arrays is inlined: a call copies
-their descriptions. All of it is in one file, as Numba compiles a function afresh when its own file changes, but not when that
-of another one which it calls does.
+their descriptions. Numba keeps what it has compiled until the file changes in which it stands: after a change here,
+`row_results` has to be compiled again, too (delete its `__pycache__`).
 """
 
 import math
@@ -15,7 +15,8 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import Array
-from .limits import Limits
+from .kinds import AT_MOST, CUBE, SIMPLEX
+from .limits import POLL, STALE, Limits
 
 
 class Problem(NamedTuple):
@@ -53,6 +54,15 @@ class Rows(NamedTuple):
     gap: Array  # [B]
     exact: Array  # [B] bool
     converged: Array  # [B] bool
+
+
+class Asks(NamedTuple):
+    """What is asked of an oracle that is compiled: `kinds`, and `base.Ties`."""
+
+    kind: int
+    budget: int
+    grid: Array  # [B, D]
+    tie_break: Array  # [D]
 
 
 class Scratch(NamedTuple):
@@ -191,6 +201,62 @@ def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: 
     for place in range(live.shape[0]):
         if not rows.converged[live[place]]:
             _iterate(live[place], vertex[place], limits, problem, rows, scratch)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def run(live: Array, asks: Asks, most: int, limits: Limits, problem: Problem, rows: Rows) -> None:
+    """Every iteration of the rows `live` [n], one row after the other, with the oracle of the kind asked.
+
+    A row is left where it has converged, has done `most` iterations, is to be factorised afresh, or has no free slot but could
+    have one.
+    """
+    width, slots, dim = problem.regularized.shape[0], rows.on.shape[1], problem.origin.shape[1]
+    by_slot = np.zeros((5, slots))
+    scratch = Scratch(np.empty(width), np.empty(width), by_slot[0], by_slot[1], by_slot[2], by_slot[3], by_slot[4])
+    asked, vertex, work = np.empty(dim), np.empty(dim), np.empty(dim)
+    for row in live:
+        while not rows.converged[row] and rows.iterations[row] < most:
+            if rows.high[row] == slots and slots < width + 2:
+                break
+            if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
+                break
+            share = 0.0 if rows.exact[row] else 1.0
+            for d in range(dim):
+                size = asks.grid[row, d]
+                residual = (problem.target[row, d] - rows.mean[row, d]) * problem.unit[row]
+                asked[d] = (np.rint(residual / size) + share * asks.tie_break[d]) * size
+            _maximize(asks.kind, asks.budget, asked, work, vertex)
+            _iterate(row, vertex, limits, problem, rows, scratch)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True)
+def _maximize(kind: int, budget: int, scores: Array, work: Array, vertex: Array) -> None:
+    """`maximize` of the polytopes in `kinds`, ties and all: into `vertex` [D]."""
+    dim = scores.shape[0]
+    if kind == SIMPLEX:
+        vertex[:] = 0.0
+        vertex[np.argmax(scores)] = 1.0
+        return
+    positive = 0
+    for d in range(dim):
+        vertex[d] = 1.0 if scores[d] > 0.0 else 0.0
+        positive += scores[d] > 0.0
+        work[d] = scores[d]
+    if kind == CUBE or (kind == AT_MOST and positive <= budget):
+        return
+    vertex[:] = 0.0
+    if budget == 0:
+        return
+    last = np.partition(work, dim - budget)[dim - budget]
+    left = budget
+    for d in range(dim):
+        if scores[d] > last:
+            vertex[d] = 1.0
+            left -= 1
+    for d in range(dim):  # of those that tie at the last place, the first
+        if left > 0 and scores[d] == last:
+            vertex[d] = 1.0
+            left -= 1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -342,62 +408,3 @@ def newton_step(on: Array, inverse: Array, deviation: Array, ones: Array, step: 
     for s in range(slots):
         step[s] -= along / across * level[s]
     return across
-
-
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def prune(span: Array, least: float, rows: Rows, problem: Problem, margin: Array, count: Array) -> None:
-    """Takes out atoms of less mass than `least` (at scale 1), of the rows `span` [n].
-
-    The smallest mass there was goes into margin [B], and the number of atoms that stay into count [B].
-    """
-    for row in span:
-        slots = rows.high[row]
-        on, weights = rows.on[row, :slots], rows.weights[row, :slots]
-        heaviest, margin[row] = 0.0, math.inf
-        for s in range(slots):
-            heaviest = max(heaviest, weights[s])
-            if weights[s] > 0.0:
-                margin[row] = min(margin[row], weights[s])
-        total, left = 0.0, 0
-        for s in range(slots):
-            if on[s] and weights[s] <= least * problem.scale[row] and weights[s] < heaviest:
-                remove(s, on, rows.inverse[row])
-                weights[s] = 0.0
-            total += weights[s]
-            left += on[s]
-        for s in range(slots):
-            weights[s] /= total
-        count[row] = left
-
-
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def write(span: Array, rows: Rows, problem: Problem, atoms: Array, probs: Array, sensitivity: Array) -> None:
-    """The supports of the rows `span` [n], used slots first: the fields of `Support`, zero beforehand.
-
-    The weights are those of one more Newton step, where it is feasible.
-    """
-    for row in span:
-        slots = rows.high[row]
-        on, weights = rows.on[row, :slots], rows.weights[row, :slots]
-        ones, deviation, step, level = np.zeros(slots), np.zeros(slots), np.zeros(slots), np.zeros(slots)
-        residual = problem.target[row].copy()
-        add_combination(residual, -1.0, weights, rows.atoms[row])
-        deviations(on, weights, rows.gains[row], rows.atoms[row], residual, ones, deviation)
-        inverse = rows.inverse[row]
-        across = newton_step(on, inverse, deviation, ones, step, level)
-        feasible = True
-        for s in range(slots):
-            feasible = feasible and not weights[s] + step[s] < 0.0
-        place = 0
-        size = problem.unit[row] * problem.unit[row]
-        for s in range(slots):
-            if on[s]:
-                probs[row, place] = weights[s] + step[s] if feasible else weights[s]
-                for d in range(atoms.shape[2]):
-                    atoms[row, place, d] = rows.vertices[row, s, d]
-                other = 0
-                for k in range(slots):
-                    if on[k]:
-                        sensitivity[row, place, other] = (inverse[s, k] - level[s] * level[k] / across) / size
-                        other += 1
-                place += 1

@@ -10,7 +10,8 @@ from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsNested, S
 from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
-from .base import NestedSupport, Oracle, Solver, Support, used_first
+from .base import NestedSupport, Oracle, PackedSupport, Solver, Support, used_first
+from .cuts import in_one_pass
 from .limits import CLOSED, SORTED_PRUNE
 
 
@@ -45,6 +46,10 @@ class SortedDecomposition(Solver):
             if not cannot_branch(probs):  # the refit's cost is cubic in the number of slots
                 atoms, probs = used_first(atoms, probs)
             return Support(atoms, probs, _certify(oracle, mean, margin))
+
+    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
+        """See `FindsPacked`."""
+        return in_one_pass(scores, polytope, dtype)
 
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
         """The same support, for a polytope with `nested`, without writing the structures down."""

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...oracles import BernoulliCube, Budget, Polytope, Simplex
 from .base import Oracle, row_scale
+from .kinds import kind_of
 from .limits import Limits
 
 MOST_DIMENSIONS = 512
@@ -24,8 +24,6 @@ MOST_SLOTS = 128
 CHUNK = 16
 # Iterations without progress after which a row is given up; the others factorise afresh (`limits.STALE`).
 HOPELESS = 4
-
-CUBE, SIMPLEX, AT_MOST, EXACTLY = range(4)
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,6 @@ class Solved:
     converged: Tensor
 
 
-def kind_of(polytope: Polytope) -> int | None:
-    """Which oracle of the kernel is that of the polytope, exactly its class; None: another one, or in too many dimensions."""
-    if polytope.dim > MOST_DIMENSIONS:
-        return None
-    if type(polytope) is Budget:
-        return EXACTLY if polytope.exactly else AT_MOST
-    return {BernoulliCube: CUBE, Simplex: SIMPLEX}.get(type(polytope))
-
-
 def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     """Runs the method on every row, or returns None where the kernel has no such oracle or some coordinates are forbidden.
 
@@ -67,7 +56,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
         tol: of the gap, see `ActiveSet`.
     """
     kind = kind_of(oracle.polytope)
-    if kind is None or oracle.forbidden is not None or oracle.parts is not None:
+    if kind is None or oracle.polytope.dim > MOST_DIMENSIONS or oracle.forbidden is not None or oracle.parts is not None:
         return None
     origin = oracle.start().contiguous()
     batch, dim = origin.shape

@@ -17,47 +17,34 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..oracles import BernoulliCube, Budget, Polytope
-from ..oracles.checks import cannot_branch
-from .distribution import SparseDistribution
-from .kernels import compiled, in_threads
-from .stats import SolverStats
+from ...oracles import BernoulliCube, Budget, Polytope
+from ..kernels import compiled, in_threads
+from ..stats import SolverStats
+from .base import PackedSupport
 
 
-def in_one_pass(
-    scores: Tensor, polytope: Polytope, shape: torch.Size, dtype: torch.dtype
-) -> tuple[SparseDistribution, SolverStats] | None:
-    """What `SortedDecomposition` and `refit` find on the cube and the budget polytope, with its gradient; None: not so.
+def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
+    """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
 
-    There is no kernel for a class derived from theirs, for a budget on which cuts coincide (some sum of the means is an
-    integer, or two differ by one: the structures do not span the face) or with forbidden coordinates, where there is no Numba,
-    and inside of `torch.func` transforms.
+    There is no kernel for a class derived from theirs, for a budget with forbidden coordinates or on which cuts coincide (some
+    sum of the means is an integer, or two differ by one: the structures do not span the face), nor where there is no Numba.
 
     Args:
-        scores: t, [B, D] float64, finite or `-inf`; carries the gradient.
+        scores: t, [B, D] float64, finite or `-inf`.
         polytope: which.
-        shape: the batch's, of B rows.
-        dtype: of the result.
+        dtype: of the atoms.
 
-    Cost: O(B D log D) besides the N D entries of the packed atoms, O(B D) backward.
+    Cost: O(B D log D) besides the N D entries of the packed atoms; O(B D) for the derivative.
     """
-    if type(polytope) not in (BernoulliCube, Budget) or cannot_branch(scores):
+    if type(polytope) not in (BernoulliCube, Budget) or _kernel("write", scores) is None:
         return None
-    if forward_ad.unpack_dual(scores).tangent is not None or _kernel("write", scores) is None:
-        return None
-    cuts = _Cuts.of(scores.detach(), polytope)
-    if cuts is None:
-        return None
-    atoms, weights, row = cuts.written(dtype)
-    probs: Any = _Weights.apply(scores, weights, cuts)
-    stats = cuts.stats().reshape(shape)
-    return SparseDistribution(atoms, probs.to(dtype), row, shape, stats=stats), stats
+    cuts = _Cuts.of(scores, polytope)
+    return None if cuts is None else cuts.support(dtype)
 
 
 def _kernel(function: str, tensor: Tensor) -> Any:
-    return compiled(".solvers.cut_rows", __package__, function, tensor.device)
+    return compiled(".cut_rows", __package__, function, tensor.device)
 
 
 @dataclass(frozen=True)
@@ -93,8 +80,8 @@ class _Cuts:
         np.cumsum(rows.number, out=first[1:])
         return _Cuts(rows, chained, first)
 
-    def written(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """The structures [N, D] in this dtype, their weights [N] float64 and rows [N] int64."""
+    def support(self, dtype: torch.dtype) -> PackedSupport:
+        """The structures in this dtype."""
         batch, count, dim = len(self.rows.number), int(self.first[-1]), self.rows.start.shape[1]
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
         direct = dtype in (torch.float32, torch.float64)
@@ -103,26 +90,23 @@ class _Cuts:
         write, array, weights = _kernel("write", probs), atoms.numpy(), probs.numpy()
         in_threads(lambda part: write(*self._rows(part), array, weights), batch)
         row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
-        return atoms if direct else atoms.to(dtype), probs, row
+        found = (self.rows.gap, self.rows.converged, self.rows.margin)
+        stats = SolverStats(torch.zeros(batch, dtype=torch.int64), *map(torch.from_numpy, found))
+        return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, stats, self)
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """From the weights [N] to the scores [B, D], linearly."""
+        """See `Jacobian`."""
         result = torch.empty(self.rows.start.shape, dtype=torch.float64)
         pull, given, array = _kernel("pull", gradient), gradient.contiguous().numpy(), result.numpy()
         in_threads(lambda part: pull(*self._rows(part), given, array[part]), len(array))
         return result
 
     def push(self, change: Tensor) -> Tensor:
-        """From the scores [B, D] to the weights [N]: the transpose of `pull`."""
+        """See `Jacobian`."""
         result = torch.empty(int(self.first[-1]), dtype=torch.float64)
         push, given, array = _kernel("push", change), change.contiguous().numpy(), result.numpy()
         in_threads(lambda part: push(*self._rows(part), given[part], array), len(given))
         return result
-
-    def stats(self) -> SolverStats:
-        """How the solve went: rows [B]."""
-        found = (self.rows.gap, self.rows.converged, self.rows.margin)
-        return SolverStats(torch.zeros(len(self.rows.number), dtype=torch.int64), *map(torch.from_numpy, found))
 
     def _rows(self, part: slice) -> tuple[Any, bool, np.ndarray]:
         return _part(self.rows, part), self.chained, self.first[part.start : part.stop + 1]
@@ -131,42 +115,3 @@ class _Cuts:
 def _part(rows: Any, part: slice) -> Any:
     """The rows of a slice."""
     return type(rows)(*(field[part] for field in rows))
-
-
-class _Weights(torch.autograd.Function):
-    """Weights that were found, as a function of the scores."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, probs: Tensor, cuts: _Cuts) -> Tensor:
-        ctx.cuts = cuts
-        return probs.view_as(probs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
-        return _Pull.apply(*gradients, ctx.cuts), None, None
-
-
-class _Pull(torch.autograd.Function):
-    """`_Cuts.pull`, whose derivative is `_Push`."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, cuts: _Cuts) -> Tensor:
-        ctx.cuts = cuts
-        return cuts.pull(gradient.detach())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
-        return _Push.apply(*gradients, ctx.cuts), None
-
-
-class _Push(torch.autograd.Function):
-    """`_Cuts.push`, whose derivative is `_Pull`."""
-
-    @staticmethod
-    def forward(ctx: Any, change: Tensor, cuts: _Cuts) -> Tensor:
-        ctx.cuts = cuts
-        return cuts.push(change.detach())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
-        return _Pull.apply(*gradients, ctx.cuts), None
