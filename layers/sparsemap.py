@@ -13,7 +13,7 @@ from .nested import nested_distribution
 from .packed_weights import packed_distribution, takes_packed
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import FindsNested, FindsPacked, Oracle, Solver
+from .solvers.base import FindsNested, FindsPacked, Oracle, PackedSupport, Solver
 
 Coding = Literal["bits", "pairs"]
 
@@ -73,18 +73,19 @@ def sparsemap(
     target = _target(scores, polytope, coding, check)
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     shape = scores.shape[:-1]
+    support = None
     if supports(solver, FindsPacked) and takes_packed(flat):
-        packed = solver.solve_packed(flat.detach(), polytope, scores.dtype)
-        if packed is not None:
-            if check:
-                warn_unconverged(packed.stats, solver)
-            return _indexed(packed_distribution(flat, packed, shape), polytope)
-    if supports(solver, FindsNested) and supports(polytope, SupportsNested):
+        support = solver.solve_packed(flat.detach(), polytope, scores.dtype)
+    if isinstance(support, PackedSupport):
+        if check:
+            warn_unconverged(support.stats, solver)
+        return _indexed(packed_distribution(flat, support, shape), polytope)
+    if support is None and supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
         if check:
             warn_unconverged(nested.stats, solver)
         return nested_distribution(flat, nested, shape, scores.dtype)
-    support = solver.solve(flat.detach(), polytope)
+    support = support or solver.solve(flat.detach(), polytope)
     probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device), support.sensitivity)
     if check:
         warn_unconverged(support.stats, solver)

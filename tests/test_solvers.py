@@ -11,7 +11,7 @@ from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, Ring, enumerated,
 from sparsemarg.layers import ConvergenceWarning, SparseDistribution, SparseMAP
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sparsemax
 from sparsemarg.layers.refit import refit
-from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
+from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, Solver, SortedDecomposition
 from sparsemarg.layers.solvers.active_set import compiled_method
 from sparsemarg.layers.solvers.cuts import in_one_pass
 from sparsemarg.layers.stats import SolverStats
@@ -182,6 +182,45 @@ def test_the_compiled_method_is_the_plain_one(polytope: Polytope, kind: str, mon
     assert torch.equal(fast.stats.converged, plain.stats.converged)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("polytope", kernel_cases, ids=repr)
+def test_packed_weights_are_those_of_the_refit(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atoms to the bit, weights, first and second derivatives, in two threads; large scores among them."""
+    scores = scores_for(polytope, kind, batch=30)
+    scores[4] *= 1e3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    packed, ours = with_derivatives(scores, polytope, ActiveSet())
+    monkeypatch.delattr(ActiveSet, "solve_packed")
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    padded, theirs = with_derivatives(scores, polytope, ActiveSet())
+    assert torch.equal(packed.atoms, padded.atoms)
+    assert torch.equal(packed.row, padded.row)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-11)
+    for one, other in zip(ours[1:], theirs[1:], strict=True):  # an updated factorisation against a fresh one
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("polytope", [BernoulliCube(40), Budget(40, 20), Budget(9, 4, exactly=True), Simplex(9)], ids=repr)
+def test_rows_in_turn_are_rows_in_step(polytope: Polytope, kind: str) -> None:
+    """Where the oracle is compiled each row runs to its end; a class of the user's with the same oracle runs in step."""
+
+    class Own(Polytope):
+        dim = polytope.dim
+
+        def maximize(self, scores: Tensor) -> Tensor:
+            return polytope.maximize(scores)
+
+    scores = scores_for(polytope, kind, batch=30)
+    ours, theirs = ActiveSet().solve(scores, polytope), ActiveSet().solve(scores, Own())
+    assert torch.equal(ours.atoms, theirs.atoms)
+    assert torch.equal(ours.probs, theirs.probs)
+    assert torch.equal(ours.stats.iterations, theirs.stats.iterations)
+    short, shorter = ActiveSet(max_iter=3).solve(scores, polytope), ActiveSet(max_iter=3).solve(scores, Own())
+    assert torch.equal(short.probs, shorter.probs)
+    assert torch.equal(short.stats.converged, shorter.stats.converged)
+
+
 @pytest.mark.parametrize("polytope", kernel_cases, ids=repr)
 def test_the_sensitivity_is_that_of_the_kkt_system(polytope: Polytope) -> None:
     """P is the block of [[A'A, 1], [1', 0]]^-1 that belongs to the weights (paper eq. 17)."""
@@ -302,22 +341,22 @@ def test_nested_structures_give_what_the_dense_refit_gives(dim: int, kind: str, 
     scores[3, 0] = -torch.inf
     scores[4] *= 1e6
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    nested, ours = by_sorting(scores, BernoulliCube(dim))
+    nested, ours = with_derivatives(scores, BernoulliCube(dim), SortedDecomposition())
     in_brief = BernoulliCube.nested
     monkeypatch.setattr(BernoulliCube, "decompose", lambda self, mean: _written(in_brief(self, mean)))
     monkeypatch.delattr(BernoulliCube, "nested")
-    dense, theirs = by_sorting(scores, BernoulliCube(dim))
+    dense, theirs = with_derivatives(scores, BernoulliCube(dim), SortedDecomposition())
     assert torch.equal(nested.atoms, dense.atoms)
     assert torch.equal(nested.row, dense.row)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
-def by_sorting(scores: Tensor, polytope: Polytope) -> tuple[SparseDistribution, list[Tensor]]:
-    """The sorted decomposition; its weights, and first and second derivatives of a function of them."""
+def with_derivatives(scores: Tensor, polytope: Polytope, solver: Solver) -> tuple[SparseDistribution, list[Tensor]]:
+    """SparseMAP; its weights, and first and second derivatives of a function of them."""
     leaf, weights = scores.clone().requires_grad_(), scores_for(polytope, "normal", batch=len(scores), seed=1)
-    found = sparsemap(leaf, polytope, solver=SortedDecomposition())
-    value = (found.mean() * weights).sum() + found.entropy().sum() + found.probs[::2].square().sum()
+    found = sparsemap(leaf, polytope, solver=solver)
+    value = (found.mean() * weights).sum() + found.probs[::2].square().sum() + (found.probs.detach() * found.probs).cos().sum()
     (first,) = torch.autograd.grad(value, leaf, create_graph=True)
     (second,) = torch.autograd.grad((first * weights).sum(), leaf)
     return found, [found.probs.detach(), first.detach(), second]
@@ -341,10 +380,10 @@ def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: s
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     used = in_one_pass(scores, polytope, scores.dtype) is not None
     assert used or kind in ("integer", "equal", "zero"), "cuts coincide where scores tie, and only there"
-    fast, ours = by_sorting(scores, polytope)
+    fast, ours = with_derivatives(scores, polytope, SortedDecomposition())
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
     assert in_one_pass(scores, polytope, scores.dtype) is None
-    plain, theirs = by_sorting(scores, polytope)
+    plain, theirs = with_derivatives(scores, polytope, SortedDecomposition())
     assert torch.equal(fast.atoms, plain.atoms)
     assert torch.equal(fast.row, plain.row)
     for one, other in zip(ours, theirs, strict=True):

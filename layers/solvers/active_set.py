@@ -11,7 +11,7 @@ from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
 from ..kernels import compiled, in_triton
 from ..stats import SolverStats
-from .base import BatchOracle, Oracle, Solver, Support, row_scale, used_first
+from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, row_scale, used_first
 from .limits import PIVOT_NOISE, POLL, SETTLED, STALE, WEIGHT_NOISE, WEIGHT_PRUNE
 from .working_set import WorkingSet
 
@@ -81,9 +81,28 @@ class ActiveSet(Solver):
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`."""
-        limit = 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
-        oracle = Oracle.of(polytope, scores)
+        limit, oracle = self._limit(scores), Oracle.of(polytope, scores)
         return _certified(oracle, _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol))
+
+    @torch.no_grad()
+    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | Support | None:
+        """See `FindsPacked`: where the method is compiled and structures are 0/1; real-valued ones come back as a `Support`."""
+        whole = compiled(".compiled_rows", __package__, "solve_packed", scores.device)
+        if (
+            whole is None
+            or len(scores) == 0
+            or in_triton(".triton_active_set", __package__, "solve", scores.device) is not None
+        ):
+            return None
+        oracle = Oracle.of(polytope, scores)
+        found = whole(oracle, self._limit(scores), self.tol, dtype)
+        if isinstance(found, Support):
+            return _certified(oracle, found)
+        support = found.support
+        return replace(support, stats=_certified_stats(oracle, support.stats, found.lightest, found.mean))
+
+    def _limit(self, scores: Tensor) -> int:
+        return 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
 
 
 def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
@@ -322,13 +341,19 @@ def _pruned(vertices: Tensor, weights: Tensor, scale: Tensor, tol: float, state:
 
 def _certified(oracle: Oracle, support: Support) -> Support:
     """The support with the gap of what is left of it, where atoms have been dropped."""
-    if not (support.stats.margin < support.probs.where(support.probs > 0, 1).amin(-1)).any():
-        return support
+    lightest = support.probs.where(support.probs > 0, 1).amin(-1)
     mean = (support.probs[:, None] @ support.atoms)[:, 0]
+    return replace(support, stats=_certified_stats(oracle, support.stats, lightest, mean))
+
+
+def _certified_stats(oracle: Oracle, stats: SolverStats, lightest: Tensor, mean: Tensor) -> SolverStats:
+    """The stats with the gap of the mean [B, D], if the lightest weights [B] are not those that there were."""
+    if not (stats.margin < lightest).any():
+        return stats
     residual = oracle.residual(mean)
-    best = oracle(residual, torch.ones_like(support.stats.converged))
+    best = oracle(residual, torch.ones_like(stats.converged))
     gap = (residual * (best - mean)).sum(-1)
-    return replace(support, stats=replace(support.stats, gap=torch.maximum(support.stats.gap, gap)))
+    return replace(stats, gap=torch.maximum(stats.gap, gap))
 
 
 def _gather(parts: list[tuple[Tensor, Support]], batch: int) -> Support:

@@ -99,8 +99,8 @@ class FindsNested(Protocol):
 class FindsPacked(Protocol):
     """Solvers that may leave the support packed."""
 
-    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
-        """As `Solver.solve`, with atoms in `dtype`; None where only `solve` can. Data can be looked at."""
+    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | Support | None:
+        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. Data can be looked at."""
         ...
 
 

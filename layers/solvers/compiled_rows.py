@@ -1,16 +1,21 @@
 """The active set method on the CPU: all rows in arrays that are never moved, advanced by the compiled iteration."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..kernels import in_threads
 from ..kernels.workspace import borrow, give_back
 from ..stats import SolverStats
 from . import row_kernel, row_results
-from .base import BatchOracle, Oracle, Support, row_scale
+from .base import BatchOracle, Oracle, PackedSupport, Support, row_scale
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from .row_kernel import Array, Asks, Problem, Rows
+from .row_results import Places
 
 # Slots to begin with; doubled whenever a row has used them all. Where rows run one after the other only what they use of their
 # factorisation is ever touched: as many as there can be, up to so many bytes.
@@ -18,14 +23,32 @@ SLOTS = 32
 BYTES = 2**27
 
 
+class Packed(NamedTuple):
+    """A packed support, the means [B, D] float64 and the smallest weight of each row [B]."""
+
+    support: PackedSupport
+    mean: Tensor
+    lightest: Tensor
+
+
 def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     """`active_set.active_set` on the CPU, for at least one row."""
+    return _solved(oracle, max_iter, tol).support()
+
+
+def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dtype) -> Packed | Support:
+    """The same, packed, with atoms in `dtype`; a `Support` where structures are real-valued."""
+    state = _solved(oracle, max_iter, tol)
+    return state.packed(dtype) if state.rows.atoms.dtype == np.int8 else state.support()
+
+
+def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
     asks = _asks(oracle)
     state = _CompiledRows(oracle, Limits(tol), asks is not None)
     live = np.arange(len(oracle.target))
     if asks is not None:
         state.run(live, asks, max_iter)
-        return state.support()
+        return state
     for iteration in range(max_iter):
         going = ~state.rows.converged[live]
         count = int(going.sum())
@@ -36,7 +59,7 @@ def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
         if iteration % POLL == 0:
             state.renew(live[state.rows.stalled[live] >= STALE])
         state.iterate(live, oracle)
-    return state.support()
+    return state
 
 
 def _asks(oracle: BatchOracle) -> Asks | None:
@@ -133,20 +156,59 @@ class _CompiledRows:
 
     def support(self) -> Support:
         """As it stands, without the lightest atoms. Its memory is given back: this is the end."""
-        rows, problem = self.rows, self.problem
-        batch, least = len(rows.high), WEIGHT_PRUNE * self.limits.tol
-        margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
-        in_threads(lambda part: row_results.prune(every[part], least, rows, problem, margin, count), batch)
-        width = max(1, count.max(initial=0))
-        atoms = np.zeros((batch, width, problem.origin.shape[1]))
-        probs, sensitivity = np.zeros((batch, width)), np.zeros((batch, width, width))
-        in_threads(lambda part: row_results.write(every[part], rows, problem, atoms, probs, sensitivity), batch)
-        for array in (rows.atoms, rows.vertices, rows.inverse):
-            give_back(array)
-        stats = SolverStats(*map(torch.from_numpy, (rows.iterations, rows.gap * problem.unit**2, rows.converged, margin)))
+        count, margin = self._pruned()
+        batch, width, dim = len(count), max(1, count.max(initial=0)), self.problem.origin.shape[1]
+        every = np.arange(batch)
+        atoms, probs, sensitivity = np.zeros((batch, width, dim)), np.zeros((batch, width)), np.zeros((batch, width, width))
+        places = Places(every * width, every * width**2, np.full(batch, width))
+        self._write(places, atoms.reshape(-1, dim), probs.reshape(-1), sensitivity.reshape(-1))
         # Real-valued atoms may be close to dependent, and what updates have left of their factorisation inexact.
-        kept = torch.from_numpy(sensitivity) if rows.atoms.dtype == np.int8 else None
-        return Support(torch.from_numpy(atoms), torch.from_numpy(probs), stats, kept)
+        kept = torch.from_numpy(sensitivity) if self.rows.atoms.dtype == np.int8 else None
+        return Support(torch.from_numpy(atoms), torch.from_numpy(probs), self._stats(margin), kept)
+
+    def packed(self, dtype: torch.dtype) -> Packed:
+        """The same, packed, for structures of small integers."""
+        count, margin = self._pruned()
+        first, block = np.zeros(len(count) + 1, np.int64), np.zeros(len(count) + 1, np.int64)
+        np.cumsum(count, out=first[1:])
+        np.cumsum(count**2, out=block[1:])
+        # Arrays have no bfloat16.
+        direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        atoms = torch.empty(int(first[-1]), self.problem.origin.shape[1], dtype=direct)
+        probs, sensitivity = torch.empty(len(atoms), dtype=torch.float64), np.empty(block[-1])
+        means = self._write(Places(first[:-1], block[:-1], count), atoms.numpy(), probs.numpy(), sensitivity)
+        row = torch.from_numpy(np.repeat(np.arange(len(count)), count))
+        jacobian = PackedJacobian(first, block, atoms, sensitivity)
+        lightest = np.minimum.reduceat(probs.numpy(), first[:-1])
+        support = PackedSupport(atoms.to(dtype), probs, row, self._stats(margin), jacobian)
+        return Packed(support, torch.from_numpy(means), torch.from_numpy(lightest))
+
+    def _pruned(self) -> tuple[Array, Array]:
+        """Takes out the lightest atoms; how many are left [B], and the smallest weight before [B]."""
+        batch, least = len(self.rows.high), WEIGHT_PRUNE * self.limits.tol
+        margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
+
+        def prune(part: slice) -> None:
+            row_results.prune(every[part], least, self.rows, self.problem, margin, count)
+
+        in_threads(prune, batch)
+        return count, margin
+
+    def _write(self, places: Places, atoms: Array, probs: Array, sensitivity: Array) -> Array:
+        """Writes what is given, and returns the means. The memory is given back."""
+        every, means = np.arange(len(self.rows.high)), np.empty_like(self.problem.origin)
+
+        def write(part: slice) -> None:
+            row_results.write(every[part], self.rows, self.problem, places, atoms, probs, sensitivity, means)
+
+        in_threads(write, len(every))
+        for array in (self.rows.atoms, self.rows.vertices, self.rows.inverse):
+            give_back(array)
+        return means
+
+    def _stats(self, margin: Array) -> SolverStats:
+        rows, unit = self.rows, self.problem.unit
+        return SolverStats(*map(torch.from_numpy, (rows.iterations, rows.gap * unit**2, rows.converged, margin)))
 
     def _move(self, kind: type[np.generic]) -> None:
         """Makes room for twice as many atoms, of this dtype."""
@@ -172,3 +234,37 @@ class _CompiledRows:
             weights=padded(rows.weights),
             gains=padded(rows.gains),
         )
+
+
+@dataclass(frozen=True)
+class PackedJacobian:
+    """P A' row by row, for packed atoms: paper eq. 17.
+
+    Attributes:
+        first, block: [B + 1] int64 arrays, where the atoms and the sensitivity of each row begin.
+        atoms: [N, D] float32 or float64.
+        sensitivity: P of each row, [S, S], flat.
+    """
+
+    first: Array
+    block: Array
+    atoms: Tensor
+    sensitivity: Array
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """See `Jacobian`."""
+        result = torch.empty(len(self.first) - 1, self.atoms.shape[1], dtype=torch.float64)
+        given, out = gradient.contiguous().numpy(), result.numpy()
+        in_threads(lambda part: row_results.pull(*self._part(part), given, out[part]), len(out))
+        return result
+
+    def push(self, change: Tensor) -> Tensor:
+        """See `Jacobian`."""
+        result = torch.empty(len(self.atoms), dtype=torch.float64)
+        given, out = change.contiguous().numpy(), result.numpy()
+        in_threads(lambda part: row_results.push(*self._part(part), given[part], out), len(given))
+        return result
+
+    def _part(self, part: slice) -> tuple[Array, Array, Array, Array]:
+        rows = slice(part.start, part.stop + 1)
+        return self.first[rows], self.block[rows], self.atoms.numpy(), self.sensitivity
