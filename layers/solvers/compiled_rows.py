@@ -14,7 +14,7 @@ from . import row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, row_scale
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
-from .row_kernel import Array, Asks, Problem, Rows
+from .row_kernel import BLOCK, Array, Asks, Problem, Rows, Scratch
 from .row_results import Places
 
 # Slots to begin with; doubled whenever a row has used them all. Where rows run one after the other only what they use of their
@@ -72,6 +72,11 @@ def _asks(oracle: BatchOracle) -> Asks | None:
     return Asks(kind, getattr(oracle.polytope, "budget", 0), ties.grid.contiguous().numpy(), ties.tie_break.numpy())
 
 
+def _most_slots(width: int) -> int:
+    """For structures of so many coordinates that are regularised: one more than there can be atoms, in whole blocks."""
+    return -(-(width + 2) // BLOCK) * BLOCK
+
+
 class _CompiledRows:
     """The twin of `active_set._Rows`, for all rows of a batch from beginning to end.
 
@@ -93,7 +98,7 @@ class _CompiledRows:
         fixed = (relative[:, regularized], target[:, rest], origin, unit, row_scale(target), regularized, rest)
         self.problem = Problem(*(tensor.contiguous().numpy() for tensor in fixed))
         batch, dim, width = *origin.shape, len(regularized)
-        slots = width + 2
+        slots = _most_slots(width)
         if not in_turn or batch * slots * slots * np.dtype(np.float64).itemsize > BYTES:
             slots = min(SLOTS, slots)
         kind = np.int8 if row_kernel.are_signs(self.problem.origin) else np.float64
@@ -101,10 +106,12 @@ class _CompiledRows:
             atoms=borrow((batch, slots, width), kind),
             vertices=borrow((batch, slots, dim), kind),
             inverse=borrow((batch, slots, slots), np.float64),
+            gram=borrow((batch, slots, slots) if kind is np.int8 else (batch, 0, 0), np.float32),
             on=np.zeros((batch, slots), bool),
             weights=np.zeros((batch, slots)),
             gains=np.zeros((batch, slots)),
-            high=np.ones(batch, np.int64),
+            aims=np.zeros((batch, slots)),
+            high=np.full(batch, BLOCK),
             mean=np.zeros((batch, width)),
             reach=np.zeros((batch, width)),
             reach_of_rest=np.zeros((batch, dim - width)),
@@ -116,13 +123,15 @@ class _CompiledRows:
             converged=np.zeros(batch, bool),
         )
         self.rows.atoms[:, 0], self.rows.vertices[:, 0] = 0, self.problem.origin
+        self.rows.inverse[:, :BLOCK, :BLOCK], self.rows.gram[:, :BLOCK, :BLOCK] = 0, 0
         self.rows.on[:, 0], self.rows.inverse[:, 0, 0], self.rows.weights[:, 0] = True, 1, 1
 
     def run(self, live: Array, asks: Asks, most: int) -> None:
         """All iterations of the rows `live` [n], `most` at most, with this oracle."""
 
         def run(part: slice) -> None:
-            row_kernel.run(live[part], asks, most, self.limits, self.problem, self.rows)
+            work = np.empty((3, self.problem.origin.shape[1]))
+            row_kernel.run(live[part], asks, work, most, self.limits, self.problem, self.rows, self._scratch())
 
         while len(live):
             in_threads(run, len(live))
@@ -139,9 +148,18 @@ class _CompiledRows:
         in_threads(lambda part: row_kernel.residuals(live[part], problem, self.rows, asked[part]), len(live))
         vertex = oracle(torch.from_numpy(asked), torch.from_numpy(self.rows.exact[live])).contiguous().numpy()
         exactly = self.rows.atoms.dtype == np.float64 or row_kernel.are_signs(vertex)
-        if not exactly or self.rows.high[live].max() == self.rows.on.shape[1]:
+        if not exactly or self.rows.on[live].all(1).any():
             self._move(self.rows.atoms.dtype.type if exactly else np.float64)
-        in_threads(lambda part: row_kernel.advance(live[part], vertex[part], limits, problem, self.rows), len(live))
+
+        def advance(part: slice) -> None:
+            row_kernel.advance(live[part], vertex[part], limits, problem, self.rows, self._scratch())
+
+        in_threads(advance, len(live))
+
+    def _scratch(self) -> Scratch:
+        """Room for what is computed of one row at a time."""
+        width, slots = self.rows.mean.shape[1], self.rows.on.shape[1]
+        return Scratch(np.empty(width), np.empty(width, self.rows.atoms.dtype), *np.zeros((5, slots)))
 
     def renew(self, stale: Array) -> None:
         """Computes the factorisations of the rows `stale` [n] afresh."""
@@ -202,7 +220,7 @@ class _CompiledRows:
             row_results.write(every[part], self.rows, self.problem, places, atoms, probs, sensitivity, means)
 
         in_threads(write, len(every))
-        for array in (self.rows.atoms, self.rows.vertices, self.rows.inverse):
+        for array in (self.rows.atoms, self.rows.vertices, self.rows.inverse, self.rows.gram):
             give_back(array)
         return means
 
@@ -214,7 +232,7 @@ class _CompiledRows:
         """Makes room for twice as many atoms, of this dtype."""
         rows = self.rows
         slots = rows.on.shape[1]
-        wider = min(2 * slots, rows.mean.shape[1] + 2)
+        wider = min(2 * slots, _most_slots(rows.mean.shape[1]))
 
         def moved(old: Array, dtype: type[np.generic], *axes: int) -> Array:
             shape = tuple(wider if axis in axes else size for axis, size in enumerate(old.shape))
@@ -230,9 +248,11 @@ class _CompiledRows:
             atoms=moved(rows.atoms, kind, 1),
             vertices=moved(rows.vertices, kind, 1),
             inverse=moved(rows.inverse, np.float64, 1, 2),
+            gram=moved(rows.gram, np.float32, 1, 2) if kind is np.int8 else np.empty((len(rows.on), 0, 0), np.float32),
             on=padded(rows.on),
             weights=padded(rows.weights),
             gains=padded(rows.gains),
+            aims=padded(rows.aims),
         )
 
 

@@ -9,12 +9,13 @@ their descriptions. Numba keeps what it has compiled until the file changes in w
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba.core.options import DefaultOptions
 
-from ..kernels.vectors import Array
+from ..kernels.vectors import Array, maximum
 from .kinds import AT_MOST, CUBE, SIMPLEX
 from .limits import POLL, STALE, Limits
 
@@ -34,16 +35,20 @@ class Problem(NamedTuple):
 class Rows(NamedTuple):
     """The state of every row, updated in place; S slots, of which a row has used no more than the first `high`.
 
-    Atoms are int8 where that is exact, as for 0/1 structures: an eighth of the memory to go through in every iteration.
+    Atoms are int8 where that is exact, as for 0/1 structures: an eighth of the memory to go through in every iteration. Their
+    inner products are then exact too, and kept, so that slopes need only these: A't - (A'A) p. Slots come into use BLOCK at a
+    time, so that loops over them are a whole number of vector instructions long.
     """
 
-    # These three hold anything in slots that were never used.
+    # These hold anything in slots beyond `high`.
     atoms: Array  # [B, S, R] the atoms where they are regularised, relative to the origin and in units
     vertices: Array  # [B, S, D] the atoms as the oracle gave them
     inverse: Array  # [B, S, S], see `WorkingSet`
+    gram: Array  # [B, S, S] float32, A'A, anything where one of the two is not in use; [B, 0, 0] unless atoms are int8
     on: Array  # [B, S] bool
     weights: Array  # [B, S]
-    gains: Array  # [B, S]
+    gains: Array  # [B, S] <a_s, t> where they are not regularised
+    aims: Array  # [B, S] <a_s, t> where they are regularised
     high: Array  # [B] int64
     mean: Array  # [B, R]
     reach: Array  # [B, R]
@@ -66,10 +71,10 @@ class Asks(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What is computed of one row; by slot, zero where a slot is not in use, so that products with H need no index."""
+    """What is computed of one row; by slot, zero to begin with and where it is not in use: products need no index."""
 
     residual: Array  # [R] t - A p
-    found: Array  # [R] the oracle's answer, relative to the origin and in units
+    found: Array  # [R] the oracle's answer, relative to the origin and in units, in the dtype of the atoms
     ones: Array  # [S] 1 where a slot is in use
     deviation: Array  # [S] how far each slope is from the others
     gram: Array  # [S] <(a_s, 1), (found, 1)>
@@ -77,82 +82,105 @@ class Scratch(NamedTuple):
     step: Array  # [S] of the weights
 
 
+# Slots that come into use at a time.
+BLOCK = 16
+
+
+# Numba counts references to arrays, at every call, slice and field of a tuple: a quarter of the time here, for nothing, as no
+# function in this file owns an array. So the count is turned off for them (and they cannot allocate any), where Numba lets us.
+UNCOUNTED: dict[str, Any] = {"_nrt": False} if hasattr(DefaultOptions, "_nrt") else {}
+
+
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True)
-def dot(left: Array, right: Array) -> float:
-    """<left, right>."""
+@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
+def dot(left: Array, right: Array, size: int) -> float:
+    """<left, right> of the first `size` entries."""
     total = 0.0
-    for place in range(left.shape[0]):
+    for place in range(size):
         total += left[place] * right[place]
     return total
 
 
-@numba.njit(cache=True)
-def add_scaled(into: Array, scale: float, values: Array) -> None:
-    """into += scale values."""
-    for place in range(into.shape[0]):
-        into[place] += scale * values[place]
+@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
+def products(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> None:
+    """out[s] = <matrix[s], vector> of the first `size` entries, for s in use; 0 for others."""
+    for s in range(on.shape[0]):
+        total = 0.0
+        if on[s]:
+            for place in range(size):
+                total += matrix[s, place] * vector[place]
+        out[s] = total
 
 
-@numba.njit(cache=True)
+@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
+def products_of_signs(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> None:
+    """The same for small integers, exactly."""
+    for s in range(on.shape[0]):
+        total = np.float32(0.0)
+        if on[s]:
+            for place in range(size):
+                total += np.float32(matrix[s, place]) * np.float32(vector[place])
+        out[s] = total
+
+
+@numba.njit(cache=True, **UNCOUNTED)
 def add_combination(into: Array, scale: float, weights: Array, atoms: Array) -> None:
     """into += scale sum_s w_s a_s over the positive weights, four atoms at a time."""
-    chosen = np.empty(weights.shape[0], np.int64)
-    count = 0
+    i, j, k, count = 0, 0, 0, 0
     for s in range(weights.shape[0]):
         if weights[s] > 0.0:
-            chosen[count] = s
-            count += 1
-    for start in range(0, count - 3, 4):
-        i, j, k, m = chosen[start], chosen[start + 1], chosen[start + 2], chosen[start + 3]
-        p, q, u, v = scale * weights[i], scale * weights[j], scale * weights[k], scale * weights[m]
-        one, two, three, four = atoms[i], atoms[j], atoms[k], atoms[m]
+            if count == 3:
+                p, q, u, v = scale * weights[i], scale * weights[j], scale * weights[k], scale * weights[s]
+                for r in range(into.shape[0]):
+                    into[r] += p * atoms[i, r] + q * atoms[j, r] + u * atoms[k, r] + v * atoms[s, r]
+                count = 0
+            else:
+                i, j, k = j, k, s
+                count += 1
+    # The last of i, j, k are those that are left.
+    for left in range(count):
+        s = k if left == count - 1 else (j if left == count - 2 else i)
+        share = scale * weights[s]
         for r in range(into.shape[0]):
-            into[r] += p * one[r] + q * two[r] + u * three[r] + v * four[r]
-    for place in range(count - count % 4, count):
-        add_scaled(into, float(scale * weights[chosen[place]]), atoms[chosen[place]])
+            into[r] += share * atoms[s, r]
 
 
-@numba.njit(cache=True)
-def update(inverse: Array, change: Array, pivot: float) -> None:
-    """H += y y' / pivot for the change y, in the slots that y has."""
-    slots = change.shape[0]
+@numba.njit(cache=True, **UNCOUNTED)
+def update(inverse: Array, change: Array, pivot: float, slots: int) -> None:
+    """H += y y' / pivot for the change y [slots]."""
     for s in range(slots):
         if change[s] != 0.0:
-            add_scaled(inverse[s, :slots], change[s] / pivot, change)
+            share = change[s] / pivot
+            for k in range(slots):
+                inverse[s, k] += share * change[k]
 
 
-@numba.njit(cache=True)
-def remove(slot: int, on: Array, inverse: Array) -> None:
-    """Takes the atom of a slot out of H: `WorkingSet.removal`."""
-    update(inverse, inverse[slot, : on.shape[0]].copy(), -inverse[slot, slot])
+@numba.njit(cache=True, **UNCOUNTED)
+def remove(slot: int, on: Array, inverse: Array, work: Array) -> None:
+    """Takes the atom of a slot out of H: `WorkingSet.removal`. What is in `work` [S] is lost."""
+    for k in range(on.shape[0]):
+        work[k] = inverse[slot, k]
+    update(inverse, work, -inverse[slot, slot], on.shape[0])
     on[slot] = False
 
 
-@numba.njit(inline="always", cache=True)
-def combine(on: Array, inverse: Array, gram: Array, combination: Array) -> None:
-    """`WorkingSet.combination`: H g into `combination`, [S]."""
-    slots = on.shape[0]
-    for s in range(slots):
-        combination[s] = dot(inverse[s, :slots], gram[:slots]) if on[s] else 0.0
-
-
-@numba.njit(inline="always", cache=True)
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
 def deviations(on: Array, weights: Array, gains: Array, atoms: Array, residual: Array, ones: Array, deviation: Array) -> float:
     """Into `deviation` [S] the slopes <a_s, t - A p>, less their mean under the weights, which is returned; `ones` [S] too."""
     level = 0.0
+    products(atoms, on, residual, residual.shape[0], deviation)
     for s in range(on.shape[0]):
-        ones[s], deviation[s] = on[s], 0.0
+        ones[s] = on[s]
         if on[s]:
-            deviation[s] = dot(atoms[s], residual) + gains[s]
+            deviation[s] += gains[s]
             level += weights[s] * deviation[s]
     for s in range(on.shape[0]):
         deviation[s] -= level * ones[s]
     return level
 
 
-@numba.njit(cache=True)
-def make_way(weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array) -> int:
+@numba.njit(cache=True, **UNCOUNTED)
+def make_way(weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array, work: Array) -> int:
     """`active_set._Rows._make_way` for one row; the slot that is free now, -1 for none."""
     slots = on.shape[0]
     reached = math.inf
@@ -172,11 +200,11 @@ def make_way(weight_noise: float, combination: Array, on: Array, weights: Array,
         total += weights[s]
     for s in range(slots):
         weights[s] /= total
-    remove(leaving, on, inverse)
+    remove(leaving, on, inverse, work)
     return leaving
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def residuals(live: Array, problem: Problem, rows: Rows, out: Array) -> None:
     """The gradients of the objective at the means of the rows `live` [n], as the oracle takes them: into out [n, D]."""
     for place in range(live.shape[0]):
@@ -188,48 +216,48 @@ def residuals(live: Array, problem: Problem, rows: Rows, out: Array) -> None:
             out[place, problem.rest[r]] = problem.prices[row, r] * unit
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: Rows) -> None:
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch) -> None:
     """One iteration of the rows `live` [n], after the oracle's answers, vertex [n, D].
 
     Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible. Every row needs a
     free slot, and answers that the dtype of the atoms holds.
     """
-    width, slots = problem.regularized.shape[0], rows.on.shape[1]
-    by_slot = np.zeros((5, slots))
-    scratch = Scratch(np.empty(width), np.empty(width), by_slot[0], by_slot[1], by_slot[2], by_slot[3], by_slot[4])
     for place in range(live.shape[0]):
         if not rows.converged[live[place]]:
             _iterate(live[place], vertex[place], limits, problem, rows, scratch)
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def run(live: Array, asks: Asks, most: int, limits: Limits, problem: Problem, rows: Rows) -> None:
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def run(
+    live: Array, asks: Asks, work: Array, most: int, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch
+) -> None:
     """Every iteration of the rows `live` [n], one row after the other, with the oracle of the kind asked.
 
     A row is left where it has converged, has done `most` iterations, is to be factorised afresh, or has no free slot but could
-    have one.
+    have one. `work` is [3, D].
     """
-    width, slots, dim = problem.regularized.shape[0], rows.on.shape[1], problem.origin.shape[1]
-    by_slot = np.zeros((5, slots))
-    scratch = Scratch(np.empty(width), np.empty(width), by_slot[0], by_slot[1], by_slot[2], by_slot[3], by_slot[4])
-    asked, vertex, work = np.empty(dim), np.empty(dim), np.empty(dim)
+    slots, dim = rows.on.shape[1], problem.origin.shape[1]
+    asked, vertex, ordered = work[0], work[1], work[2]
+    grid, tie_break = asks.grid, asks.tie_break
+    target, mean = problem.target, rows.mean
     for row in live:
+        unit = problem.unit[row]
         while not rows.converged[row] and rows.iterations[row] < most:
-            if rows.high[row] == slots and slots < width + 2:
+            if slots < dim + 2 and rows.high[row] == slots and _used(rows.on[row]) == slots:
                 break
             if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
                 break
             share = 0.0 if rows.exact[row] else 1.0
             for d in range(dim):
-                size = asks.grid[row, d]
-                residual = (problem.target[row, d] - rows.mean[row, d]) * problem.unit[row]
-                asked[d] = (np.rint(residual / size) + share * asks.tie_break[d]) * size
-            _maximize(asks.kind, asks.budget, asked, work, vertex)
+                size = grid[row, d]
+                residual = (target[row, d] - mean[row, d]) * unit
+                asked[d] = (np.rint(residual / size) + share * tie_break[d]) * size
+            _maximize(asks.kind, asks.budget, asked, ordered, vertex)
             _iterate(row, vertex, limits, problem, rows, scratch)
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _maximize(kind: int, budget: int, scores: Array, work: Array, vertex: Array) -> None:
     """`maximize` of the polytopes in `kinds`, ties and all: into `vertex` [D]."""
     dim = scores.shape[0]
@@ -247,7 +275,7 @@ def _maximize(kind: int, budget: int, scores: Array, work: Array, vertex: Array)
     vertex[:] = 0.0
     if budget == 0:
         return
-    last = np.partition(work, dim - budget)[dim - budget]
+    last = nth_largest(work, budget)
     left = budget
     for d in range(dim):
         if scores[d] > last:
@@ -259,7 +287,39 @@ def _maximize(kind: int, budget: int, scores: Array, work: Array, vertex: Array)
             left -= 1
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(cache=True, **UNCOUNTED)
+def nth_largest(values: Array, n: int) -> float:
+    """The n-th largest, n from 1, of values whose order is lost: Hoare's selection, the middle as the pivot."""
+    place, left, right = values.shape[0] - n, 0, values.shape[0] - 1
+    while left < right:
+        pivot, low, high = values[(left + right) // 2], left, right
+        while low <= high:
+            while values[low] < pivot:
+                low += 1
+            while pivot < values[high]:
+                high -= 1
+            if low <= high:
+                values[low], values[high] = values[high], values[low]
+                low += 1
+                high -= 1
+        if place <= high:
+            right = high
+        elif place >= low:
+            left = low
+        else:
+            break
+    return float(values[place])
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _used(on: Array) -> int:
+    total = 0
+    for s in range(on.shape[0]):
+        total += on[s]
+    return total
+
+
+@numba.njit(nogil=True, cache=True, **UNCOUNTED)
 def are_signs(values: Array) -> bool:
     """Whether all values [n, D] are -1, 0 or 1."""
     others = 0
@@ -270,17 +330,20 @@ def are_signs(values: Array) -> bool:
     return others == 0
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _iterate(row: int, vertex: Array, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch) -> None:
     gain, terms = _relate(row, vertex, problem, rows, scratch)
     noise = 8 * np.finfo(np.float64).eps * terms
     on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
-    level = deviations(on, rows.weights[row], rows.gains[row], rows.atoms[row], scratch.residual, scratch.ones, deviation)
+    if rows.gram.shape[1] > 0:
+        level = _exact_deviations(row, rows, scratch)
+    else:
+        level = deviations(on, rows.weights[row], rows.gains[row], rows.atoms[row], scratch.residual, scratch.ones, deviation)
     spread = 0.0
     for s in range(on.shape[0]):
         spread = max(spread, abs(deviation[s]))
     settled = drop < 0 and spread <= limits.settled * problem.scale[row] + noise
-    gap = dot(scratch.residual, scratch.found) + gain - level
+    gap = dot(scratch.residual, scratch.found, scratch.found.shape[0]) + gain - level
     exhausted = False
     if settled:
         rows.gap[row] = max(gap, 0.0)
@@ -293,7 +356,7 @@ def _iterate(row: int, vertex: Array, limits: Limits, problem: Problem, rows: Ro
 
     moved = exhausted or drop >= 0
     if drop >= 0:
-        remove(drop, on, rows.inverse[row])
+        remove(drop, on, rows.inverse[row], scratch.change)
         scratch.ones[drop], deviation[drop] = 0.0, 0.0
     elif settled and not exhausted:
         moved = _add(row, vertex, gain, gap, limits, problem, rows, scratch)
@@ -301,12 +364,16 @@ def _iterate(row: int, vertex: Array, limits: Limits, problem: Problem, rows: Ro
     _move(row, limits, rows, scratch)
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _relate(row: int, vertex: Array, problem: Problem, rows: Rows, scratch: Scratch) -> tuple[float, float]:
     """Fills in `residual` and `found`.
 
     Returns what the vertex gains in the coordinates that are not regularised, and the size of the terms in its products.
     """
+    if problem.rest.shape[0] == 0:
+        one = 1.0 / problem.unit[row]  # exact, as units are powers of two
+        origin, target, mean = problem.origin[row], problem.target[row], rows.mean[row]
+        return 0.0, relate_all(vertex, origin, one, target, mean, rows.reach[row], scratch.residual, scratch.found)
     unit = problem.unit[row]
     gain, terms = 0.0, 0.0
     for r in range(problem.regularized.shape[0]):
@@ -324,52 +391,101 @@ def _relate(row: int, vertex: Array, problem: Problem, rows: Rows, scratch: Scra
     return gain, terms
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=True, **UNCOUNTED)
+def relate_all(
+    vertex: Array, origin: Array, per_unit: float, target: Array, mean: Array, reach: Array, residual: Array, found: Array
+) -> float:
+    """`_relate` where all coordinates are regularised; the size of the terms."""
+    terms = 0.0
+    for r in range(vertex.shape[0]):
+        value = (vertex[r] - origin[r]) * per_unit
+        found[r] = value
+        residual[r] = target[r] - mean[r]
+        reach[r] = maximum(reach[r], abs(value))  # pyright: ignore[reportCallIssue]
+        terms += (abs(target[r]) + reach[r]) * reach[r]
+    return terms
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _exact_deviations(row: int, rows: Rows, scratch: Scratch) -> float:
+    """`deviations`, from inner products."""
+    high = rows.high[row]
+    on, weights, ones, deviation = rows.on[row], rows.weights[row], scratch.ones, scratch.deviation
+    gram, aims, gains, level = rows.gram[row], rows.aims[row], rows.gains[row], 0.0
+    products(gram, on[:high], weights, high, deviation)
+    for s in range(high):
+        ones[s] = on[s]
+        if on[s]:
+            deviation[s] = aims[s] + gains[s] - deviation[s]
+            level += weights[s] * deviation[s]
+    for s in range(high):
+        deviation[s] -= level * ones[s]
+    return level
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _add(
     row: int, vertex: Array, gain: float, gap: float, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch
 ) -> bool:
     """Adds what the oracle found to the atoms, if it is not an affine combination of them; whether it did."""
-    slots = rows.high[row]  # those that were ever in use
+    slots, width = rows.high[row], scratch.found.shape[0]
     on, weights, atoms, inverse = rows.on[row], rows.weights[row], rows.atoms[row], rows.inverse[row]
-    found, gram, change = scratch.found, scratch.gram, scratch.change
+    found, gram, change, signs = scratch.found, scratch.gram, scratch.change, rows.gram.shape[1] > 0
+    if signs:
+        products_of_signs(atoms, on[:slots], found, width, gram)
+    else:
+        products(atoms, on[:slots], found, width, gram)
     slot = slots
     for s in range(slots):
-        gram[s] = dot(atoms[s], found) + 1.0 if on[s] else 0.0
-        if not on[s]:
+        if on[s]:
+            gram[s] += 1.0
+        else:
             slot = min(slot, s)
     if slot == on.shape[0]:
         return False
-    size, start = dot(found, found), 0.0
+    size, start = dot(found, found, width), 0.0
     least = limits.pivot_noise * (1.0 + size)
-    combine(on[:slots], inverse, gram, change)
-    pivot = 1.0 + size - dot(gram[:slots], change[:slots])
+    products(inverse, on[:slots], gram, slots, change)
+    pivot = 1.0 + size - dot(gram, change, slots)
     if pivot <= least:
         leaving = -1
         if problem.rest.shape[0] > 0:
-            leaving = make_way(limits.weight_noise, change[:slots], on[:slots], weights[:slots], inverse)
+            leaving = make_way(limits.weight_noise, change, on[:slots], weights, inverse, scratch.step)
         if leaving < 0:
             return False
         # What left had a share in the new atom, so that this is independent of those that stay, though maybe hardly so.
         slot, start = leaving, weights[leaving]
         gram[slot] = 0.0
-        combine(on[:slots], inverse, gram, change)
-        pivot = max(1.0 + size - dot(gram[:slots], change[:slots]), least)
+        products(inverse, on[:slots], gram, slots, change)
+        pivot = max(1.0 + size - dot(gram, change, slots), least)
     if slot == slots:
-        slots += 1
+        slots = min(slots + BLOCK, on.shape[0])
         rows.high[row] = slots
-        inverse[slot, :slots], inverse[:slots, slot] = 0.0, 0.0
+        inverse[slot:slots, :slots], inverse[:slot, slot:slots] = 0.0, 0.0
+        gram[slot:slots], change[slot:slots] = 0.0, 0.0
+        scratch.ones[slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
+        if signs:
+            rows.gram[row, slot:slots, :slots], rows.gram[row, :slot, slot:slots] = 0.0, 0.0
+    if signs:
+        kept = rows.gram[row]
+        for s in range(slots):
+            product = gram[s] - 1.0 if on[s] else 0.0
+            kept[slot, s], kept[s, slot] = product, product
+        kept[slot, slot] = size
+    rows.aims[row, slot] = dot(found, problem.target[row], width)
     change[slot] = -1.0
-    update(inverse, change[:slots], pivot)
+    update(inverse, change, pivot, slots)
     for r in range(found.shape[0]):
         atoms[slot, r] = found[r]
+    vertices = rows.vertices[row]
     for d in range(vertex.shape[0]):
-        rows.vertices[row, slot, d] = vertex[d]
+        vertices[slot, d] = vertex[d]
     rows.gains[row, slot], weights[slot], on[slot] = gain, start, True
     scratch.ones[slot], scratch.deviation[slot] = 1.0, gap
     return True
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     """The Newton step on the weights, as far as they stay nonnegative (paper eq. 15), and the mean there."""
     slots = rows.high[row]
@@ -393,18 +509,21 @@ def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     add_combination(mean, 1.0, weights, rows.atoms[row])
 
 
-@numba.njit(error_model="numpy", cache=True)
+@numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy", cache=True, **UNCOUNTED)
 def newton_step(on: Array, inverse: Array, deviation: Array, ones: Array, step: Array, level: Array) -> float:
     """`WorkingSet.step`: into `step`; also H 1 into `level` [S], and 1'H 1 as the result."""
     slots = on.shape[0]
     along, across = 0.0, 0.0
     for s in range(slots):
-        step[s], level[s] = 0.0, 0.0
+        one, two = 0.0, 0.0
         if on[s]:
-            step[s] = dot(inverse[s, :slots], deviation)
-            level[s] = dot(inverse[s, :slots], ones)
-            along += step[s]
-            across += level[s]
+            for k in range(slots):
+                one += inverse[s, k] * deviation[k]
+                two += inverse[s, k] * ones[k]
+        step[s], level[s] = one, two
+        along += one
+        across += two
+    share = along / across
     for s in range(slots):
-        step[s] -= along / across * level[s]
+        step[s] -= share * level[s]
     return across

@@ -20,6 +20,7 @@ def prune(span: Array, least: float, rows: Rows, problem: Problem, margin: Array
         slots = rows.high[row]
         on, weights = rows.on[row, :slots], rows.weights[row, :slots]
         heaviest, margin[row] = 0.0, math.inf
+        work = np.empty(slots)
         for s in range(slots):
             heaviest = max(heaviest, weights[s])
             if weights[s] > 0.0:
@@ -27,7 +28,7 @@ def prune(span: Array, least: float, rows: Rows, problem: Problem, margin: Array
         total, left = 0.0, 0
         for s in range(slots):
             if on[s] and weights[s] <= least * problem.scale[row] and weights[s] < heaviest:
-                remove(s, on, rows.inverse[row])
+                remove(s, on, rows.inverse[row], work)
                 weights[s] = 0.0
             total += weights[s]
             left += on[s]
@@ -102,7 +103,7 @@ def pull(first: Array, block: Array, atoms: Array, sensitivity: Array, gradient:
         base, given = atoms[start], gradient[start : start + count]
         for place in range(count):
             begin = block[row] + place * count
-            share = dot(sensitivity[begin : begin + count], given)
+            share = dot(sensitivity[begin : begin + count], given, count)
             atom = atoms[start + place]
             for d in range(base.shape[0]):
                 result[row, d] += share * (atom[d] - base[d])
@@ -121,4 +122,4 @@ def push(first: Array, block: Array, atoms: Array, sensitivity: Array, change: A
             slopes[place] = slope
         for place in range(count):
             begin = block[row] + place * count
-            result[start + place] = dot(sensitivity[begin : begin + count], slopes)
+            result[start + place] = dot(sensitivity[begin : begin + count], slopes, count)
