@@ -251,7 +251,10 @@ class Oracle:
 
     def __call__(self, residual: Tensor, exact: Tensor) -> Tensor:
         """See `BatchOracle`."""
-        scores = self.ties.broken(residual, exact)
+        return self.answer(self.ties.broken(residual, exact))
+
+    def answer(self, scores: Tensor) -> Tensor:
+        """A structure of maximal score for residuals whose ties are broken, [B, D] -> [B, D]."""
         if self.forbidden is not None:
             # A structure with a forbidden coordinate loses to any without: P exceeds every total of 0/1 structures.
             finite = not getattr(self.polytope, "takes_forbidden", False)

@@ -11,7 +11,7 @@ from ..kernels import in_threads
 from ..kernels.workspace import borrow, give_back
 from ..stats import SolverStats
 from . import row_kernel, row_results
-from .base import BatchOracle, Oracle, PackedSupport, Support, row_scale
+from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from .row_kernel import BLOCK, Array, Asks, Problem, Rows, Scratch
@@ -88,6 +88,9 @@ class _CompiledRows:
 
     def __init__(self, oracle: BatchOracle, limits: Limits, in_turn: bool) -> None:
         self.limits = limits
+        # Those of all rows: an oracle of some of them is asked with ties that are broken already.
+        ties = oracle.ties if isinstance(oracle, Oracle) else Ties(oracle.target[:0], oracle.target.new_empty(0))
+        self.grid, self.tie_break = ties.grid.contiguous().numpy(), ties.tie_break.numpy()
         origin = oracle.start()
         largest = origin.abs().amax(-1)
         unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
@@ -145,8 +148,16 @@ class _CompiledRows:
         """One iteration of the rows `live` [n], whose oracle this is."""
         problem, limits = self.problem, self.limits
         asked = np.empty((len(live), problem.origin.shape[1]))
-        in_threads(lambda part: row_kernel.residuals(live[part], problem, self.rows, asked[part]), len(live))
-        vertex = oracle(torch.from_numpy(asked), torch.from_numpy(self.rows.exact[live])).contiguous().numpy()
+
+        def ask(part: slice) -> None:
+            row_kernel.residuals(live[part], self.grid, self.tie_break, problem, self.rows, asked[part])
+
+        in_threads(ask, len(live))
+        if isinstance(oracle, Oracle):
+            answer = oracle.answer(torch.from_numpy(asked))
+        else:
+            answer = oracle(torch.from_numpy(asked), torch.from_numpy(self.rows.exact[live]))
+        vertex = answer.contiguous().numpy()
         exactly = self.rows.atoms.dtype == np.float64 or row_kernel.are_signs(vertex)
         if not exactly or self.rows.on[live].all(1).any():
             self._move(self.rows.atoms.dtype.type if exactly else np.float64)

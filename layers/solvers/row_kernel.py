@@ -205,15 +205,24 @@ def make_way(weight_noise: float, combination: Array, on: Array, weights: Array,
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
-def residuals(live: Array, problem: Problem, rows: Rows, out: Array) -> None:
-    """The gradients of the objective at the means of the rows `live` [n], as the oracle takes them: into out [n, D]."""
+def residuals(live: Array, grid: Array, tie_break: Array, problem: Problem, rows: Rows, out: Array) -> None:
+    """What the rows `live` [n] ask an oracle, into out [n, D]: the gradients of the objective at their means.
+
+    On the grid [B, D] and with the tie-break [D] of `base.Ties`; a grid of no rows is none.
+    """
+    target, mean, prices, regularized, rest = problem.target, rows.mean, problem.prices, problem.regularized, problem.rest
     for place in range(live.shape[0]):
         row = live[place]
         unit = problem.unit[row]
-        for r in range(problem.regularized.shape[0]):
-            out[place, problem.regularized[r]] = (problem.target[row, r] - rows.mean[row, r]) * unit
-        for r in range(problem.rest.shape[0]):
-            out[place, problem.rest[r]] = problem.prices[row, r] * unit
+        for r in range(regularized.shape[0]):
+            out[place, regularized[r]] = (target[row, r] - mean[row, r]) * unit
+        for r in range(rest.shape[0]):
+            out[place, rest[r]] = prices[row, r] * unit
+        if grid.shape[0] > 0:
+            share = 0.0 if rows.exact[row] else 1.0
+            for d in range(out.shape[1]):
+                size = grid[row, d]
+                out[place, d] = (np.rint(out[place, d] / size) + share * tie_break[d]) * size
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
