@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.kernels import compiled, in_threads, in_triton
+from ..oracles.checks import all_finite
 
 # Logits held at a time when the caller sets no bound. CPU: 1 MB in float32, one image of 784 pixels and 256 levels, which
 # stays in a core's cache. Elsewhere: 256 MB, enough to keep a device busy.
@@ -124,7 +125,7 @@ def _compiled(
     if kernel is not None and features.shape[-1] < 16 and len(bias) <= 1024:
         return kernel(*(tensor.detach().contiguous() for tensor in (features, weight, bias, images)), wanted)
     kernel = compiled(".kernels.pixels", __package__, "pixel_costs", device)
-    if kernel is None or not all(tensor.isfinite().all() for tensor in (features, weight, bias)):
+    if kernel is None or not all(map(all_finite, (features, weight, bias))):
         return None
     count, pixels, rank = features.shape
     costs = features.new_empty(count)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layers.kernels import compiled, in_threads
-from ..oracles.checks import cannot_branch
+from ..oracles.checks import all_finite, cannot_branch
 
 
 def filtered(entries: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def filtered(entries: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
     """
     single = all(tensor.dtype == torch.float32 for tensor in (entries, inner, outer))
     kernel = compiled(".kernels.filters", __package__, "filter_values", entries.device) if single else None
-    if kernel is None or cannot_branch(entries) or not all(tensor.isfinite().all() for tensor in (entries, inner, outer)):
+    if kernel is None or cannot_branch(entries) or not all(map(all_finite, (entries, inner, outer))):
         return plain(entries, inner, outer)
     return _Filtered.apply(entries, inner, outer)  # pyright: ignore[reportReturnType]  # untyped in torch
 

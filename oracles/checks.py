@@ -95,6 +95,14 @@ def check_structures(polytope: Polytope, vertices: Tensor) -> None:
         )
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in one pass; `isfinite` takes four. A host synchronisation."""
+    if tensor.numel() == 0:
+        return True
+    low, high = tensor.detach().aminmax()  # NaN spreads
+    return bool((low > -torch.inf) & (high < torch.inf))
+
+
 def cannot_branch(tensor: Tensor) -> bool:
     """Whether the values of the tensor are out of reach: being compiled, or inside a `torch.func` transform."""
     if torch.compiler.is_compiling():

@@ -10,6 +10,7 @@ from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsem
 from sparsemarg.layers.kernels import compiled
 from sparsemarg.layers.solvers import SortedDecomposition
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
+from sparsemarg.oracles.checks import all_finite
 from torch import Tensor
 
 OPERATORS = {
@@ -382,3 +383,15 @@ def test_the_compiled_sparsemax_passes_on_what_it_was_told_not_to_look_for(bad: 
     assert slope.isnan().all(-1).tolist() == [True, False, True]
     assert found.isnan().all(-1).tolist() == [True, False, True]
     assert found[1].tolist() == [0.75, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_pass_finds_what_is_not_finite(dtype: torch.dtype) -> None:
+    values = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert all_finite(values)
+    assert all_finite(values[:0])
+    for odd in (torch.nan, torch.inf, -torch.inf):
+        spoilt = values.clone()
+        spoilt[31, 4] = odd
+        assert not all_finite(spoilt)
+        assert not all_finite(spoilt.requires_grad_())
