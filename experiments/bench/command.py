@@ -123,7 +123,7 @@ def _machine(device: torch.device, threads: int) -> dict[str, str]:
     found = {"processor": _processor(), "threads": str(threads), "device": str(device), "python": platform.python_version()}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
-    for package in ("sparsemarg", "torch", "numba", "entmax", "cvxpylayers"):
+    for package in ("sparsemarg", "torch", "numba", "entmax", "cvxpylayers", "pyepo"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -10,7 +10,7 @@ from ...layers.functional import sparsemap, sparsemax, topk_sparsemax
 from ...layers.solvers import ActiveSet, SortedDecomposition
 from ...oracles import BernoulliCube, Budget, Polytope
 from .case import Candidates, Case
-from .peers import entmax_sparsemax
+from .peers import entmax_sparsemax, pyepo_projection
 from .waits import host_waits
 
 OFFICIAL = "official lp-sparsemap, MAP start"
@@ -99,11 +99,17 @@ def _sparsemap(
     def layer(t: Tensor) -> SparseDistribution:
         return sparsemap(t, polytope, coding="pairs", solver=solver)
 
+    def candidates() -> Candidates:
+        # PyEPO is timed where it converges in a second: not at D = 128, nor on the budget.
+        compared = isinstance(solver, ActiveSet) and polytope == BernoulliCube(32) and device.type == "cpu"
+        others = pyepo_projection(polytope, (1 + scores) / 2) if compared else {}
+        return {"ours": gradient_of(scores, layer), **others}
+
     return Case(
         "SparseMAP",
         operation,
         {"B": batch, "D": polytope.dim},
-        lambda: {"ours": gradient_of(scores, layer)},
+        candidates,
         (OFFICIAL, official),
         quick=polytope.dim == 32,
         describe=statistics_of(scores, layer),

@@ -44,3 +44,32 @@ def cvxpylayers_projection(polytope: Polytope, scores: Tensor) -> dict[str, Call
     leaf = scores.detach().double().cpu().requires_grad_()
     weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
     return {"cvxpylayers": lambda: torch.autograd.grad((layer(leaf)[0] * weights).sum(), leaf)}
+
+
+def pyepo_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[], object]]:
+    """PyEPO's away-step Frank-Wolfe layer with our oracle, forward and backward, at its default tolerance.
+
+    It asks its models for one structure at a time.
+    """
+    if find_spec("pyepo") is None:
+        return {}
+    from pyepo import EPO  # pyright: ignore[reportMissingImports]
+    from pyepo.func import regularizedFrankWolfeOpt  # pyright: ignore[reportMissingImports]
+    from pyepo.model.opt import optModel  # pyright: ignore[reportMissingImports]
+
+    class Asked(optModel):
+        def _getModel(self) -> tuple[None, range]:
+            self.modelSense = EPO.MAXIMIZE
+            return None, range(polytope.dim)
+
+        def setObj(self, c: object) -> None:
+            self.scores = torch.as_tensor(c)
+
+        def solve(self) -> tuple[Tensor, float]:
+            best = polytope.maximize(self.scores[None])[0]
+            return best, float(best @ self.scores)
+
+    layer = regularizedFrankWolfeOpt(Asked())
+    leaf = scores.detach().cpu().requires_grad_()
+    weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
+    return {"PyEPO": lambda: torch.autograd.grad((layer(leaf) * weights).sum(), leaf)}
