@@ -23,8 +23,8 @@ from .timing import interleave
 SUITES = ("sparsemax", "top-k", "SparseMAP", "structured", "decoder", "training step", "memory", "scaling")
 
 DESCRIPTION = """Time the layers, the decoder's cost and whole training steps, forward and backward, in turn with other
-libraries where they are installed (entmax, cvxpylayers, PyEPO). What the published code took on another machine stands beside: a
-ratio to it compares two machines as well. Nothing else should run meanwhile; quote medians and ratios."""
+libraries where they are installed (entmax, cvxpylayers, PyEPO). What the published code took on another machine stands
+beside: a ratio to it compares two machines as well. Nothing else should run meanwhile; quote medians and ratios."""
 
 
 def run(arguments: list[str]) -> None:
