@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..oracles.checks import cannot_branch
-from .kernels import compiled, in_threads
+from .kernels import compiled, in_threads, readable
 
 
 def packed_mean(probs: Tensor, atoms: Tensor, first: Tensor) -> Tensor | None:
@@ -27,9 +25,7 @@ def packed_mean(probs: Tensor, atoms: Tensor, first: Tensor) -> Tensor | None:
 
 
 def _kernel(values: Tensor, function: str) -> Callable[..., None] | None:
-    if values.dtype not in (torch.float32, torch.float64) or cannot_branch(values):
-        return None
-    if forward_ad.unpack_dual(values).tangent is not None:
+    if values.dtype not in (torch.float32, torch.float64) or not readable(values):
         return None
     return compiled(".kernels.packed", __package__, function, values.device)
 

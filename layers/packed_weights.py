@@ -1,28 +1,22 @@
 """Step two where the solver knows how its weights depend on the scores: nothing has to be computed again.
 
 On a fixed support the weights are linear in the scores (paper eq. 13), so that a solver's Jacobian and its transpose are all
-derivatives of every order.
+derivatives of every order: by its kernels where these can be used, else, as inside of `torch.func` transforms, as a matrix.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..oracles.checks import cannot_branch
 from .distribution import SparseDistribution
-from .solvers.base import Jacobian, PackedSupport
-
-
-def takes_packed(scores: Tensor) -> bool:
-    """Whether `packed_distribution` differentiates for such scores: not in forward mode, nor in `torch.func` or compiled."""
-    return not cannot_branch(scores) and forward_ad.unpack_dual(scores).tangent is None
+from .kernels import readable
+from .solvers.base import PackedSupport
 
 
 def packed_distribution(scores: Tensor, support: PackedSupport, shape: torch.Size) -> SparseDistribution:
     """The distribution on a support, as a function of the scores t, [B, D] float64; `shape` is the batch's, of B rows."""
-    probs: Any = _Weights.apply(scores, support.probs, support.jacobian)
+    probs: Any = _Weights.apply(scores, support.probs, support)
     stats = support.stats.reshape(shape)
     return SparseDistribution(support.atoms, probs.to(support.atoms.dtype), support.row, shape, stats=stats)
 
@@ -31,36 +25,62 @@ class _Weights(torch.autograd.Function):
     """Weights that were found, as a function of the scores."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, probs: Tensor, jacobian: Jacobian) -> Tensor:
-        ctx.jacobian = jacobian
-        return probs.view_as(probs)
+    def forward(ctx: Any, scores: Tensor, probs: Tensor, support: PackedSupport) -> Tensor:
+        ctx.support = support
+        return probs.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
-        return _Pull.apply(*gradients, ctx.jacobian), None, None
+        return _pull(gradients[0], ctx.support), None, None
 
 
 class _Pull(torch.autograd.Function):
-    """`Jacobian.pull`, whose derivative is `_Push`."""
+    """`Jacobian.pull`, whose derivative is `Jacobian.push`."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, jacobian: Jacobian) -> Tensor:
-        ctx.jacobian = jacobian
-        return jacobian.pull(gradient.detach())
+    def forward(ctx: Any, gradient: Tensor, support: PackedSupport) -> Tensor:
+        ctx.support = support
+        return support.jacobian.pull(gradient.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
-        return _Push.apply(*gradients, ctx.jacobian), None
+        return _push(gradients[0], ctx.support), None
 
 
 class _Push(torch.autograd.Function):
-    """`Jacobian.push`, whose derivative is `_Pull`."""
+    """`Jacobian.push`, whose derivative is `Jacobian.pull`."""
 
     @staticmethod
-    def forward(ctx: Any, change: Tensor, jacobian: Jacobian) -> Tensor:
-        ctx.jacobian = jacobian
-        return jacobian.push(change.detach())
+    def forward(ctx: Any, change: Tensor, support: PackedSupport) -> Tensor:
+        ctx.support = support
+        return support.jacobian.push(change.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
-        return _Pull.apply(*gradients, ctx.jacobian), None
+        return _pull(gradients[0], ctx.support), None
+
+
+def _pull(gradient: Tensor, support: PackedSupport) -> Any:
+    """From the weights [N] to the scores [B, D]."""
+    if readable(gradient):
+        return _Pull.apply(gradient, support)
+    matrix, batch = _matrix(support), len(support.stats.gap)
+    return matrix.new_zeros(batch, matrix.shape[1]).index_add(0, support.row, gradient[:, None] * matrix)
+
+
+def _push(change: Tensor, support: PackedSupport) -> Any:
+    """From the scores [B, D] to the weights [N]."""
+    if readable(change):
+        return _Push.apply(change, support)
+    return (_matrix(support) * change[support.row]).sum(-1)
+
+
+def _matrix(support: PackedSupport) -> Tensor:
+    """The derivative of each weight in the scores of its row, [N, D]: a call of `pull` for each place in a row."""
+    rows = torch.arange(len(support.stats.gap))
+    place = torch.arange(len(support.row)) - torch.searchsorted(support.row, rows)[support.row]
+    matrix = torch.empty(support.atoms.shape, dtype=torch.float64)
+    for number in range(int(place.amax()) + 1 if len(place) else 0):
+        here = place == number
+        matrix[here] = support.jacobian.pull(here.double())[support.row[here]]
+    return matrix

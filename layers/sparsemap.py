@@ -9,8 +9,9 @@ from ..oracles import Parts, Polytope, Simplex, SupportsNested, SupportsProjecti
 from ..oracles.checks import check_dimension, check_finite
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
+from .kernels import readable
 from .nested import nested_distribution
-from .packed_weights import packed_distribution, takes_packed
+from .packed_weights import packed_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
 from .solvers.base import FindsNested, FindsPacked, Oracle, PackedSupport, Solver
@@ -74,7 +75,7 @@ def sparsemap(
     flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
     shape = scores.shape[:-1]
     support = None
-    if supports(solver, FindsPacked) and takes_packed(flat):
+    if supports(solver, FindsPacked) and readable(flat):
         support = solver.solve_packed(flat.detach(), polytope, scores.dtype)
     if isinstance(support, PackedSupport):
         if check:

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from ..oracles.checks import cannot_branch, check_finite
+from ..oracles.checks import check_finite
 from ..oracles.simplex import project_simplex
-from .kernels import compiled, in_threads, in_triton
+from .kernels import compiled, in_threads, in_triton, readable
 
 
 def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
@@ -74,9 +73,7 @@ class Sparsemax(nn.Module):
 
 def _kernel(scores: Tensor, function: str) -> Callable[..., None] | None:
     """The compiled kernel for such scores, which writes the last tensor that it is given; None: for tensor operations."""
-    if scores.dtype not in (torch.float32, torch.float64) or cannot_branch(scores):
-        return None
-    if forward_ad.unpack_dual(scores).tangent is not None:
+    if scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
         return None
     kernel = in_triton(".kernels.triton_simplex", __package__, function, scores.device)
     if kernel is not None:

@@ -194,3 +194,59 @@ def test_compile_without_graph_breaks() -> None:
             result.sum().backward()
             value(plain).sum().backward()
             torch.testing.assert_close(traced.grad, plain.grad)
+
+
+@pytest.mark.parametrize("solver", [ActiveSet(), SortedDecomposition()], ids=["active set", "sorted"])
+@pytest.mark.parametrize("polytope", [BernoulliCube(6), Budget(6, 3)], ids=repr)
+def test_transforms_that_begin_after_the_forward_pass(polytope: Polytope, solver: Solver) -> None:
+    """Kernels cannot take part in these, and give way: batched gradients, `vmap` of a backward pass, forward over reverse."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(4, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    mean = sparsemap(scores, polytope, solver=solver).mean()
+
+    def pulled(gradient: Tensor, **options: bool) -> Tensor:
+        return torch.autograd.grad(mean, scores, gradient, retain_graph=True, **options)[0]
+
+    units = torch.eye(24, dtype=torch.float64).view(24, 4, 6)
+    jacobian = torch.stack([pulled(unit) for unit in units])
+    torch.testing.assert_close(pulled(units, is_grads_batched=True), jacobian)
+    torch.testing.assert_close(torch.func.vmap(pulled)(units), jacobian)
+    with torch.autograd.forward_ad.dual_level():
+        pair = torch.autograd.forward_ad.make_dual(units[0], units[1])
+        found = torch.autograd.forward_ad.unpack_dual(pulled(pair))
+        torch.testing.assert_close(found.primal, jacobian[0])
+        assert found.tangent is not None
+        torch.testing.assert_close(found.tangent, jacobian[1])
+    whole = torch.func.jacrev(lambda t: sparsemap(t, polytope, solver=solver).mean())(scores.detach())
+    torch.testing.assert_close(whole.view(24, 4, 6), jacobian)
+    # The distribution from outside of the transform, what is transformed from inside.
+    fixed, weights = sparsemap(scores.detach(), polytope, solver=solver), torch.rand(3, 6, generator=generator).double()
+    values = torch.func.vmap(lambda w: fixed.expectation(lambda atoms, row: atoms @ w))(weights)
+    torch.testing.assert_close(values, weights @ fixed.mean().T)
+    torch.testing.assert_close(torch.func.grad(lambda w: (fixed.mean() @ w).sum())(weights[0]), fixed.mean().sum(0))
+
+
+def test_batched_gradients_of_topk_and_sparsemax() -> None:
+    scores = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    units = torch.eye(24, dtype=torch.float64).view(24, 4, 6)
+    for value in (topk_sparsemax(scores, BernoulliCube(6), 4).mean(), sparsemax(scores)):
+        wanted = [torch.autograd.grad(value, scores, unit, retain_graph=True)[0] for unit in units]
+        found = torch.autograd.grad(value, scores, units, is_grads_batched=True)[0]
+        torch.testing.assert_close(found, torch.stack(wanted))
+
+
+@pytest.mark.parametrize("solver", [ActiveSet(), SortedDecomposition()], ids=["active set", "sorted"])
+@pytest.mark.parametrize("polytope", [BernoulliCube(6), Budget(6, 3)], ids=repr)
+def test_the_derivative_is_settled_in_the_forward_pass(
+    polytope: Polytope, solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is done to the atoms and weights, and to the switch of the kernels, between forward and backward."""
+    scores = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    found = sparsemap(scores, polytope, solver=solver)
+    weights = torch.arange(1.0, len(found.probs) + 1, dtype=torch.float64)
+    value = (found.probs * weights).sum()
+    (wanted,) = torch.autograd.grad(value, scores, retain_graph=True)
+    found.atoms.mul_(2).sub_(1)
+    found.probs.mul_(2)
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert torch.equal(torch.autograd.grad(value, scores)[0], wanted)

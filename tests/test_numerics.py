@@ -8,7 +8,8 @@ from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, proje
 from sparsemarg.layers import SparseDistribution, SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
 from sparsemarg.layers.kernels import compiled
-from sparsemarg.layers.solvers import SortedDecomposition
+from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
+from sparsemarg.layers.stats import SolverStats
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
 from sparsemarg.oracles.checks import all_finite
 from torch import Tensor
@@ -395,3 +396,13 @@ def test_one_pass_finds_what_is_not_finite(dtype: torch.dtype) -> None:
         spoilt[31, 4] = odd
         assert not all_finite(spoilt)
         assert not all_finite(spoilt.requires_grad_())
+
+
+@pytest.mark.parametrize("solver", [ActiveSet(max_iter=50), SortedDecomposition()], ids=["active set", "sorted"])
+@pytest.mark.parametrize("polytope", SHAPES[:4], ids=repr)
+def test_nan_that_nobody_checked_for_is_not_converged(polytope: Polytope, solver: Solver) -> None:
+    scores = scores_for(polytope, "normal", batch=3)
+    scores[1, 2] = torch.nan
+    found = sparsemap(scores, polytope, solver=solver, check=False).stats
+    assert isinstance(found, SolverStats)
+    assert found.converged.tolist() == [True, False, True]

@@ -10,6 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def compiled(module: str, package: str | None, function: str, device: torch.device) -> Callable[..., Any] | None:
@@ -39,6 +41,19 @@ def in_triton(module: str, package: str | None, function: str, device: torch.dev
     if not interpreted and not (device.type == "cuda" and _triton_runs()):
         return None
     return _loaded(module, package, function)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a kernel may read a tensor and stand in for tensor operations on it.
+
+    Not while code is compiled or a `torch.func` transform is active, be the tensor part of it or not; not in forward mode; and
+    not if the tensor stands for many, as the gradients in `torch.autograd.grad(..., is_grads_batched=True)` do.
+    """
+    # torch has no public way to ask for the second and the fourth; both are in every torch that we support.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not torch._C._has_storage(tensor):
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is None
 
 
 @cache

@@ -118,7 +118,8 @@ def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
 def compiled_method(device: torch.device) -> Callable[..., Any] | None:
     """The method as compiled for tensors on `device`; None, for `_in_tensors`, where there is none or none is wanted.
 
-    See `kernels.compiled`. Both choose the same atoms, with weights that agree but for their last bits.
+    See `kernels.compiled`. Both choose the same atoms, with weights that agree but for their last bits; where scores are below
+    about 1e-4, the tie-break of 1e-9 of their scale is no larger than these, and atoms may differ.
     """
     return compiled(".compiled_rows", __package__, "solve", device)
 

@@ -201,15 +201,13 @@ class _CompiledRows:
         first, block = np.zeros(len(count) + 1, np.int64), np.zeros(len(count) + 1, np.int64)
         np.cumsum(count, out=first[1:])
         np.cumsum(count**2, out=block[1:])
-        # Arrays have no bfloat16.
-        direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        atoms = torch.empty(int(first[-1]), self.problem.origin.shape[1], dtype=direct)
+        atoms = np.empty((first[-1], self.problem.origin.shape[1]), np.int8)
         probs, sensitivity = torch.empty(len(atoms), dtype=torch.float64), np.empty(block[-1])
-        means = self._write(Places(first[:-1], block[:-1], count), atoms.numpy(), probs.numpy(), sensitivity)
+        means = self._write(Places(first[:-1], block[:-1], count), atoms, probs.numpy(), sensitivity)
         row = torch.from_numpy(np.repeat(np.arange(len(count)), count))
         jacobian = PackedJacobian(first, block, atoms, sensitivity)
         lightest = np.minimum.reduceat(probs.numpy(), first[:-1])
-        support = PackedSupport(atoms.to(dtype), probs, row, self._stats(margin), jacobian)
+        support = PackedSupport(torch.from_numpy(atoms).to(dtype), probs, row, self._stats(margin), jacobian)
         return Packed(support, torch.from_numpy(means), torch.from_numpy(lightest))
 
     def _pruned(self) -> tuple[Array, Array]:
@@ -273,13 +271,13 @@ class PackedJacobian:
 
     Attributes:
         first, block: [B + 1] int64 arrays, where the atoms and the sensitivity of each row begin.
-        atoms: [N, D] float32 or float64.
+        atoms: [N, D] int8 array, its own: what is done to those of the distribution does not change the derivative.
         sensitivity: P of each row, [S, S], flat.
     """
 
     first: Array
     block: Array
-    atoms: Tensor
+    atoms: Array
     sensitivity: Array
 
     def pull(self, gradient: Tensor) -> Tensor:
@@ -298,4 +296,4 @@ class PackedJacobian:
 
     def _part(self, part: slice) -> tuple[Array, Array, Array, Array]:
         rows = slice(part.start, part.stop + 1)
-        return self.first[rows], self.block[rows], self.atoms.numpy(), self.sensitivity
+        return self.first[rows], self.block[rows], self.atoms, self.sensitivity

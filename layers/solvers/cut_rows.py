@@ -53,6 +53,9 @@ def find_nested(target: Array, rows: Rows) -> None:
     for row in range(target.shape[0]):
         coordinate = rows.coordinate[row]
         between, outside, size = 0, 0.0, 0.0
+        if _spoilt(target[row]):
+            rows.number[row] = 0
+            continue
         for place in range(dim):
             value = target[row, place]
             mean = min(max(value, 0.0), 1.0)
@@ -116,6 +119,9 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
     level, ends, work = np.empty(dim), np.empty(dim), np.empty(dim)
     for row in range(target.shape[0]):
         values, coordinate = target[row], rows.coordinate[row]
+        if _spoilt(values):
+            rows.number[row] = 0
+            continue
         free = 0.0
         for place in range(dim):
             free += min(max(values[place], 0.0), 1.0)
@@ -156,7 +162,8 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
 def _multiplier(values: Array, origin: float, budget: int) -> float:
     """The lambda in [-1, 0] with sum clip(v - origin - lambda, 0, 1) = budget, where origin is the budget-th largest value.
 
-    Newton's method on a decreasing, piecewise linear function, kept in a bracket. NaN if it does not end.
+    Newton's method on a decreasing, piecewise linear function, kept in a bracket that is wider than what can be. Values are cut
+    as in `Budget.project`. NaN if it does not end.
     """
     low, high, shift, ones_before, between_before = -1.5, 0.5, -0.5, -1, -1
     for _ in range(MOST_STEPS):
@@ -234,6 +241,15 @@ def _chain(row: int, level: Array, ends: Array, between: int, rows: Rows) -> Non
         before = position
     rows.margin[row] = margin
     rows.number[row] = cuts + 1
+
+
+@numba.njit(error_model="numpy", cache=True)
+def _spoilt(values: Array) -> bool:
+    """Whether there is NaN or +inf."""
+    others = 0
+    for place in range(values.shape[0]):
+        others += not values[place] < math.inf
+    return others > 0
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True)

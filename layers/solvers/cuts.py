@@ -12,6 +12,7 @@ that of the KKT system (paper eq. 17), because the structures span the face of t
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from .base import PackedSupport
 def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
     """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
 
-    There is no kernel for a class derived from theirs, for a budget with forbidden coordinates or on which cuts coincide (some
-    sum of the means is an integer, or two differ by one: the structures do not span the face), nor where there is no Numba.
+    There is no kernel for a class derived from theirs, nor where there is no Numba. And one row for which this form does not
+    hold sends the whole batch the other way, which is slower and may differ in the last digits: NaN, and on a budget forbidden
+    coordinates, or cuts that coincide (sums of the means that differ by an integer: the structures do not span the face).
 
     Args:
         scores: t, [B, D] float64, finite or `-inf`.
@@ -37,14 +39,10 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
 
     Cost: O(B D log D) besides the N D entries of the packed atoms; O(B D) for the derivative.
     """
-    if type(polytope) not in (BernoulliCube, Budget) or _kernel("write", scores) is None:
+    if type(polytope) not in (BernoulliCube, Budget) or compiled(".cut_rows", __package__, "write", scores.device) is None:
         return None
     cuts = _Cuts.of(scores, polytope)
     return None if cuts is None else cuts.support(dtype)
-
-
-def _kernel(function: str, tensor: Tensor) -> Any:
-    return compiled(".cut_rows", __package__, function, tensor.device)
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,13 @@ class _Cuts:
     """The structures of a batch.
 
     Attributes:
-        rows: `cut_rows.Rows`.
+        kernels: the module `cut_rows`, which needs Numba.
+        rows: its `Rows`.
         chained: whether intervals lie end to end.
         first: [B + 1] int64 array: where the structures of each row begin in what is packed.
     """
 
+    kernels: Any
     rows: Any
     chained: bool
     first: np.ndarray
@@ -70,15 +70,16 @@ class _Cuts:
         lines, numbers = np.empty((3, batch, dim), np.int32), np.empty((2, batch))
         counts, flags = np.zeros((2, batch), np.int64), np.empty((2, batch), bool)
         start, weights = np.empty((batch, dim), bool), np.empty((batch, dim + 1))
-        rows = _kernel("Rows", scores)(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
+        kernels = import_module(".cut_rows", __package__)
+        rows = kernels.Rows(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
-        find = _kernel("find_chained" if chained else "find_nested", scores)
+        find = kernels.find_chained if chained else kernels.find_nested
         in_threads(lambda part: find(target[part], *given, _part(rows, part)), batch)
         if not rows.number.all():
             return None
         first = np.zeros(batch + 1, np.int64)
         np.cumsum(rows.number, out=first[1:])
-        return _Cuts(rows, chained, first)
+        return _Cuts(kernels, rows, chained, first)
 
     def support(self, dtype: torch.dtype) -> PackedSupport:
         """The structures in this dtype."""
@@ -87,7 +88,7 @@ class _Cuts:
         direct = dtype in (torch.float32, torch.float64)
         atoms = torch.empty(count, dim, dtype=dtype if direct else torch.float32)
         probs = torch.empty(count, dtype=torch.float64)
-        write, array, weights = _kernel("write", probs), atoms.numpy(), probs.numpy()
+        write, array, weights = self.kernels.write, atoms.numpy(), probs.numpy()
         in_threads(lambda part: write(*self._rows(part), array, weights), batch)
         row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
         found = (self.rows.gap, self.rows.converged, self.rows.margin)
@@ -97,14 +98,14 @@ class _Cuts:
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
         result = torch.empty(self.rows.start.shape, dtype=torch.float64)
-        pull, given, array = _kernel("pull", gradient), gradient.contiguous().numpy(), result.numpy()
+        pull, given, array = self.kernels.pull, gradient.contiguous().numpy(), result.numpy()
         in_threads(lambda part: pull(*self._rows(part), given, array[part]), len(array))
         return result
 
     def push(self, change: Tensor) -> Tensor:
         """See `Jacobian`."""
         result = torch.empty(int(self.first[-1]), dtype=torch.float64)
-        push, given, array = _kernel("push", change), change.contiguous().numpy(), result.numpy()
+        push, given, array = self.kernels.push, change.contiguous().numpy(), result.numpy()
         in_threads(lambda part: push(*self._rows(part), given[part], array), len(given))
         return result
 

@@ -84,6 +84,8 @@ class Scratch(NamedTuple):
 
 # Slots that come into use at a time.
 BLOCK = 16
+# Slopes from inner products are sums of terms of size 1 however small the scores; below this, from the residual, they are not.
+LEAST_SCALE = 2.0**-4
 
 
 # Numba counts references to arrays, at every call, slice and field of a tuple: a quarter of the time here, for nothing, as no
@@ -344,7 +346,7 @@ def _iterate(row: int, vertex: Array, limits: Limits, problem: Problem, rows: Ro
     gain, terms = _relate(row, vertex, problem, rows, scratch)
     noise = 8 * np.finfo(np.float64).eps * terms
     on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
-    if rows.gram.shape[1] > 0:
+    if rows.gram.shape[1] > 0 and problem.scale[row] >= LEAST_SCALE:
         level = _exact_deviations(row, rows, scratch)
     else:
         level = deviations(on, rows.weights[row], rows.gains[row], rows.atoms[row], scratch.residual, scratch.ones, deviation)
