@@ -47,19 +47,23 @@ class BernoulliCube(Polytope):
         few sets are tabulated once for each k: the batch is one matrix product and one sort.
 
         Cost: O(B (D log D + m n)) for the n sets of the table over m = min(k - 1, D) bits; n is 17 at k = 10 and 474
-        at k = 100. On the CPU O(B (D + m n)) where m is at most D / 3 and no |t| ties with the m-th smallest.
+        at k = 100. On the CPU O(B (D + m n)) where m is at most D / 3 and the m + 1 smallest |t| differ.
         """
         width = min(k - 1, self.dim)
         table = _flip_table(k, width).to(device=scores.device, dtype=torch.float64)
         cost, order = _smallest(scores.abs(), width)
         cost = cost.double()
-        blocked = (cost.isinf().double() @ table.T) > 0
-        cost = torch.where(cost.isinf(), 0, cost)
+        blocked = None
+        if cannot_branch(cost) or (cost == torch.inf).any():
+            blocked = (cost.isinf().double() @ table.T) > 0
+            cost = torch.where(cost.isinf(), 0, cost)
         # Totals that are equal on paper differ by rounding; on a grid 2^-40 below the largest cost they tie exactly, and
         # the stable sort breaks the tie by the table's order.
         largest = cost.sum(-1, keepdim=True)
         grid = torch.ldexp(torch.ones_like(largest), torch.frexp(largest)[1] - 40)
-        totals = torch.where(blocked, torch.inf, ((cost @ table.T) / grid).round())
+        totals = ((cost @ table.T) / grid).round()
+        if blocked is not None:
+            totals = torch.where(blocked, torch.inf, totals)
         totals, chosen = totals.sort(dim=-1, stable=True)
         count = min(k, table.shape[0])
         flips = table.to(scores.dtype)[chosen[..., :count]]  # [*B, count, width]
@@ -116,12 +120,10 @@ def bit_vectors(dim: int) -> Tensor:
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` smallest of each row of values [*B, D] in order, the first of equal ones first, and where: [*B, count]."""
     if 0 < 3 * count <= values.shape[-1] and values.device.type == "cpu" and not cannot_branch(values):
-        chosen = values.topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
-        found = values.gather(-1, chosen)
-        # Where no others are as small as the largest of these, there is no choice, and few are left to sort.
-        if ((values <= found.amax(-1, keepdim=True)).sum(-1) == count).all():
-            found, place = found.sort(dim=-1, stable=True)
-            return found, chosen.gather(-1, place)
+        found, order = values.topk(count, largest=False)
+        # Where these differ, and no others are as small as the largest of them, there is no choice.
+        if (found.diff() > 0).all() and ((values <= found[..., -1:]).sum(-1) == count).all():
+            return found, order
     found, order = values.sort(dim=-1, stable=True)
     return found[..., :count], order[..., :count]
 

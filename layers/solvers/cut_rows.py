@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..kernels.selection import nth_largest
 from ..kernels.vectors import Array
 from .limits import CLOSED, SORTED_PRUNE
 
@@ -130,7 +131,7 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
         if budget > 0 and binding:
             for place in range(dim):
                 work[place] = values[place]
-            origin = float(np.partition(work, dim - budget)[dim - budget])
+            origin = nth_largest(work, budget)
             shift = _multiplier(values, origin, budget)
             if shift != shift:
                 rows.number[row] = 0
@@ -195,15 +196,20 @@ def _multiplier(values: Array, origin: float, budget: int) -> float:
 
 @numba.njit(error_model="numpy", cache=True)
 def _best(residual: Array, budget: int, exactly: bool) -> tuple[float, float]:
-    """max <r, v> over the structures v, and sum |r_i| over what is on there, for the residual r, whose order is lost."""
+    """max <r, v> over the structures v, and sum |r_i| over what is on there, for the residual r."""
     dim = residual.shape[0]
     best, size = 0.0, 0.0
     if budget > 0:
-        ordered = np.partition(residual, dim - budget)
-        for place in range(dim - budget, dim):
-            if exactly or ordered[place] > 0.0:
-                best += ordered[place]
-                size += abs(ordered[place])
+        last, left = nth_largest(residual.copy(), budget), budget
+        for place in range(dim):
+            if residual[place] > last:
+                left -= 1
+                if exactly or residual[place] > 0.0:
+                    best += residual[place]
+                    size += abs(residual[place])
+        if exactly or last > 0.0:  # and of those that tie at the last place
+            best += left * last
+            size += left * abs(last)
     return best, size
 
 
@@ -225,7 +231,7 @@ def _chain(row: int, level: Array, ends: Array, between: int, rows: Rows) -> Non
             turn[cuts] = place
             cuts += 1
         rows.start[row, coordinate[place]] = math.ceil(begin) < end
-    order = np.argsort(ends[:cuts])
+    order = np.argsort(ends[:cuts], kind="mergesort")
     placed = turn[:cuts].copy()
     before, margin = 0.0, math.inf
     for cut in range(cuts + 1):

@@ -5,7 +5,7 @@ stays in the processor's cache. This is the iteration of `active_set._Rows`, lin
 A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
 module needs Numba; `active_set` does so only where it is installed. What is called with many arrays is inlined: a call copies
 their descriptions. Numba keeps what it has compiled until the file changes in which it stands: after a change here,
-`row_results` has to be compiled again, too (delete its `__pycache__`).
+`row_results` has to be compiled again, too (delete `__pycache__`).
 """
 
 import math
@@ -15,6 +15,7 @@ import numba
 import numpy as np
 from numba.core.options import DefaultOptions
 
+from ..kernels.selection import nth_largest
 from ..kernels.vectors import Array, maximum
 from .kinds import AT_MOST, CUBE, SIMPLEX
 from .limits import POLL, STALE, Limits
@@ -296,30 +297,6 @@ def _maximize(kind: int, budget: int, scores: Array, work: Array, vertex: Array)
         if left > 0 and scores[d] == last:
             vertex[d] = 1.0
             left -= 1
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def nth_largest(values: Array, n: int) -> float:
-    """The n-th largest, n from 1, of values whose order is lost: Hoare's selection, the middle as the pivot."""
-    place, left, right = values.shape[0] - n, 0, values.shape[0] - 1
-    while left < right:
-        pivot, low, high = values[(left + right) // 2], left, right
-        while low <= high:
-            while values[low] < pivot:
-                low += 1
-            while pivot < values[high]:
-                high -= 1
-            if low <= high:
-                values[low], values[high] = values[high], values[low]
-                low += 1
-                high -= 1
-        if place <= high:
-            right = high
-        elif place >= low:
-            left = low
-        else:
-            break
-    return float(values[place])
 
 
 @numba.njit(cache=True, **UNCOUNTED)
