@@ -9,6 +9,7 @@ import torch
 from sparsemarg.layers.refit import refit
 from sparsemarg.layers.solvers import ActiveSet, Solver
 from sparsemarg.layers.solvers.base import Support
+from sparsemarg.layers.solvers.compiled_rows import PackedJacobian
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Halfspaces, Polytope, Product, Simplex
 from sparsemarg.verification import Report, verify
 from torch import Tensor
@@ -491,42 +492,62 @@ def points(count: int, dim: int) -> Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def scaled(scores, atoms, probs, check=True):
-    right = refit(scores, atoms, probs, check)
+def scaled(scores, atoms, probs, *rest):
+    right = refit(scores, atoms, probs, *rest)
     return right.detach() + 1.1 * (right - right.detach())
 
 
-def no_equality_row(scores, atoms, probs, check=True):
+def no_equality_row(scores, atoms, probs, *rest):
     """p = pinv(A) t without the row 1'p = 1, at the right value."""
     used = (probs > 0).to(atoms)
     matrix = (atoms * used[..., None]).mT
     free = (torch.linalg.pinv(matrix) @ scores[..., None])[..., 0] * used
-    return refit(scores, atoms, probs, check).detach() + free - free.detach()
+    return refit(scores, atoms, probs, *rest).detach() + free - free.detach()
 
 
-def transposed(scores, atoms, probs, check=True):
+def transposed(scores, atoms, probs, *rest):
     """The Jacobian's columns reversed."""
-    right = refit(scores.flip(-1), atoms.flip(-1), probs, check)
+    right = refit(scores.flip(-1), atoms.flip(-1), probs, *rest)
     wrong = refit(scores.flip(-1), atoms, probs, check=False)
     return right.detach() + wrong - wrong.detach()
 
 
-def sparsemax_jacobian(scores, atoms, probs, check=True):
+def sparsemax_jacobian(scores, atoms, probs, *rest):
     """The weights as if they were sparsemax of the atoms' totals: eq. 10 where eq. 17 is due."""
     used = (probs > 0).to(atoms)
     totals = (atoms * scores[:, None]).sum(-1) * used
     centred = (totals - totals.sum(-1, keepdim=True) / used.sum(-1, keepdim=True)) * used
-    return refit(scores, atoms, probs, check).detach() + centred - centred.detach()
+    return refit(scores, atoms, probs, *rest).detach() + centred - centred.detach()
 
 
-def detached(scores, atoms, probs, check=True):
+def detached(scores, atoms, probs, *rest):
     return probs + 0 * scores.sum(-1, keepdim=True)
 
 
 @pytest.mark.parametrize("defect", [scaled, no_equality_row, transposed, sparsemax_jacobian, detached])
 @pytest.mark.parametrize("check", ["mean: Jacobian", "expectation: gradient"])
 def test_defect_of_the_gradient(defect, check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ActiveSet, "solve_packed")
     monkeypatch.setattr("sparsemarg.layers.sparsemap.refit", defect)
+    report = cheap(Budget(5, 2))
+    assert "TypeError" not in str(report)
+    assert f"{check} [ActiveSet]" in [result.check for result in report.failed], str(report)
+
+
+PULLED = {
+    "scaled": lambda jacobian, gradient: 1.1 * pull(jacobian, gradient),
+    "transposed": lambda jacobian, gradient: pull(jacobian, gradient).flip(-1),
+    "sums only": lambda jacobian, gradient: pull(jacobian, gradient) * 0 + pull(jacobian, gradient).sum(-1, keepdim=True),
+    "another order": lambda jacobian, gradient: pull(jacobian, gradient.flip(0)),
+    "detached": lambda jacobian, gradient: 0 * pull(jacobian, gradient),
+}
+pull = PackedJacobian.pull
+
+
+@pytest.mark.parametrize("defect", PULLED)
+@pytest.mark.parametrize("check", ["mean: Jacobian", "expectation: gradient"])
+def test_defect_of_the_packed_gradient(defect: str, check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackedJacobian, "pull", PULLED[defect])
     report = cheap(Budget(5, 2))
     assert f"{check} [ActiveSet]" in [result.check for result in report.failed], str(report)
 
@@ -535,16 +556,18 @@ def test_the_gradient_of_other_weights_with_the_same_mean() -> None:
     """The mean's Jacobian is right; that of the distribution is not."""
     polytope = Budget(5, 2)
 
-    def other(scores, atoms, probs, check=True):
-        right = refit(scores, atoms, probs, check)
+    def other(scores, atoms, probs, *rest):
+        right = refit(scores, atoms, probs, *rest)
         used = (probs > 0).to(atoms)
         # Adds to d p a direction along which the weights' sum stays, so that only E[f] and the sum of atoms see it.
         wobble = (right - right.detach()) * torch.linspace(1, 2, probs.shape[1], dtype=probs.dtype)
         return right + (wobble - used * wobble.sum(-1, keepdim=True) / used.sum(-1, keepdim=True))
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(ActiveSet, "solve_packed")
         patch.setattr("sparsemarg.layers.sparsemap.refit", other)
         report = cheap(polytope)
+    assert "TypeError" not in str(report)
     assert "expectation: gradient [ActiveSet]" in [result.check for result in report.failed]
 
 
