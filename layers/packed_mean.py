@@ -39,7 +39,9 @@ class _PackedMean(torch.autograd.Function):
         means = atoms.new_empty(len(first) - 1, atoms.shape[1])
         given, bounds, result = probs.detach().contiguous().numpy(), first.numpy(), means.numpy()
         matrix = atoms.contiguous().numpy()
-        in_threads(lambda part: kernel(given, matrix, bounds[part.start : part.stop + 1], result[part]), len(means))
+        in_threads(
+            lambda part: kernel(given, matrix, bounds[part.start : part.stop + 1], result[part]), len(means), matrix.size
+        )
         return means
 
     @staticmethod
@@ -53,5 +55,7 @@ class _PackedMean(torch.autograd.Function):
         products = atoms.new_empty(len(atoms))
         given, bounds, result = gradient.contiguous().numpy(), first.numpy(), products.numpy()
         matrix = atoms.contiguous().numpy()
-        in_threads(lambda part: kernel(given[part], matrix, bounds[part.start : part.stop + 1], result), len(first) - 1)
+        in_threads(
+            lambda part: kernel(given[part], matrix, bounds[part.start : part.stop + 1], result), len(first) - 1, matrix.size
+        )
         return products, None, None

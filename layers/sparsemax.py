@@ -110,4 +110,4 @@ class _ProjectRows(torch.autograd.Function):
 def _on_rows(kernel: Callable[..., None], *tensors: Tensor) -> None:
     """Run a kernel of arrays on contiguous tensors of the same rows."""
     arrays = [tensor.numpy() for tensor in tensors]
-    in_threads(lambda part: kernel(*(array[part] for array in arrays)), len(arrays[0]))
+    in_threads(lambda part: kernel(*(array[part] for array in arrays)), len(arrays[0]), arrays[0].size)

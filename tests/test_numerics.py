@@ -7,7 +7,7 @@ import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, scores_for
 from sparsemarg.layers import SparseDistribution, SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
-from sparsemarg.layers.kernels import compiled
+from sparsemarg.layers.kernels import compiled, in_threads
 from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.layers.stats import SolverStats
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
@@ -360,6 +360,7 @@ def test_the_compiled_sparsemax_is_the_plain_one(count: int, dtype: torch.dtype,
     scores[3, 1:] = -torch.inf
     weights = torch.randn(scores.shape, dtype=dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("sparsemarg.layers.kernels.dispatch.WORTH_A_THREAD", 1)
 
     def results() -> list[Tensor]:
         leaf = scores.to(dtype).requires_grad_()
@@ -406,3 +407,18 @@ def test_nan_that_nobody_checked_for_is_not_converged(polytope: Polytope, solver
     found = sparsemap(scores, polytope, solver=solver, check=False).stats
     assert isinstance(found, SolverStats)
     assert found.converged.tolist() == [True, False, True]
+
+
+def test_few_numbers_are_not_worth_a_second_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def parts(*sizes: int) -> list[tuple[int, int]]:
+        seen: list[tuple[int, int]] = []
+        in_threads(lambda part: seen.append((part.start, part.stop)), *sizes)
+        return sorted(seen)
+
+    assert parts(9) == parts(9, 10**9) == [(0, 3), (3, 6), (6, 9)]
+    assert parts(9, 2 * 2**16) == [(0, 4), (4, 9)]
+    assert parts(9, 10) == [(0, 9)]
+    assert parts(2) == [(0, 1), (1, 2)]
+    assert parts(0) == parts(0, 0) == []

@@ -74,9 +74,18 @@ def _loaded(module: str, package: str | None, function: str) -> Callable[..., An
         return None
 
 
-def in_threads(work: Callable[[slice], None], count: int) -> None:
-    """Do the work on the parts of range(count) in as many threads as torch uses. It must let go of Python's lock."""
+# Passing over so many numbers takes about as long as starting a thread, and twice as many are worth a second one.
+WORTH_A_THREAD = 2**16
+
+
+def in_threads(work: Callable[[slice], None], count: int, numbers: int | None = None) -> None:
+    """Do the work on the parts of range(count) in as many threads as torch uses. It must let go of Python's lock.
+
+    If it passes over its `numbers` a few times and no more, in fewer threads where these are few.
+    """
     threads = min(torch.get_num_threads(), count)
+    if numbers is not None:
+        threads = min(threads, max(1, numbers // WORTH_A_THREAD))
     bounds = [count * part // max(threads, 1) for part in range(threads + 1)]
     parts = [slice(start, end) for start, end in pairwise(bounds)]
     if len(parts) == 1:

@@ -89,7 +89,7 @@ class _Cuts:
         atoms = torch.empty(count, dim, dtype=dtype if direct else torch.float32)
         probs = torch.empty(count, dtype=torch.float64)
         write, array, weights = self.kernels.write, atoms.numpy(), probs.numpy()
-        in_threads(lambda part: write(*self._rows(part), array, weights), batch)
+        in_threads(lambda part: write(*self._rows(part), array, weights), batch, array.size)
         row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
         found = (self.rows.gap, self.rows.converged, self.rows.margin)
         stats = SolverStats(torch.zeros(batch, dtype=torch.int64), *map(torch.from_numpy, found))
@@ -99,14 +99,14 @@ class _Cuts:
         """See `Jacobian`."""
         result = torch.empty(self.rows.start.shape, dtype=torch.float64)
         pull, given, array = self.kernels.pull, gradient.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: pull(*self._rows(part), given, array[part]), len(array))
+        in_threads(lambda part: pull(*self._rows(part), given, array[part]), len(array), array.size)
         return result
 
     def push(self, change: Tensor) -> Tensor:
         """See `Jacobian`."""
         result = torch.empty(int(self.first[-1]), dtype=torch.float64)
         push, given, array = self.kernels.push, change.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: push(*self._rows(part), given[part], array), len(given))
+        in_threads(lambda part: push(*self._rows(part), given[part], array), len(given), given.size)
         return result
 
     def _rows(self, part: slice) -> tuple[Any, bool, np.ndarray]:
