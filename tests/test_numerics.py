@@ -418,7 +418,7 @@ def test_few_numbers_are_not_worth_a_second_thread(monkeypatch: pytest.MonkeyPat
         return sorted(seen)
 
     assert parts(9) == parts(9, 10**9) == [(0, 3), (3, 6), (6, 9)]
-    assert parts(9, 2 * 2**16) == [(0, 4), (4, 9)]
+    assert parts(9, 2 * 2**18) == [(0, 4), (4, 9)]
     assert parts(9, 10) == [(0, 9)]
     assert parts(2) == [(0, 1), (1, 2)]
     assert parts(0) == parts(0, 0) == []

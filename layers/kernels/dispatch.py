@@ -75,7 +75,7 @@ def _loaded(module: str, package: str | None, function: str) -> Callable[..., An
 
 
 # Passing over so many numbers takes about as long as starting a thread, and twice as many are worth a second one.
-WORTH_A_THREAD = 2**16
+WORTH_A_THREAD = 2**18
 
 
 def in_threads(work: Callable[[slice], None], count: int, numbers: int | None = None) -> None:
