@@ -31,48 +31,31 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
-        return _pull(gradients[0], ctx.support), None, None
+        return _apply(gradients[0], ctx.support, True), None, None
 
 
-class _Pull(torch.autograd.Function):
-    """`Jacobian.pull`, whose derivative is `Jacobian.push`."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, support: PackedSupport) -> Tensor:
-        ctx.support = support
-        return support.jacobian.pull(gradient.detach())
+class _Applied(torch.autograd.Function):
+    """`Jacobian.push`, or `pull` if transposed: each is linear, and the other is its derivative's transpose."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
-        return _push(gradients[0], ctx.support), None
-
-
-class _Push(torch.autograd.Function):
-    """`Jacobian.push`, whose derivative is `Jacobian.pull`."""
+    def forward(ctx: Any, vector: Tensor, support: PackedSupport, transposed: bool) -> Tensor:
+        ctx.support, ctx.transposed = support, transposed
+        jacobian = support.jacobian
+        return (jacobian.pull if transposed else jacobian.push)(vector.detach())
 
     @staticmethod
-    def forward(ctx: Any, change: Tensor, support: PackedSupport) -> Tensor:
-        ctx.support = support
-        return support.jacobian.push(change.detach())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None]:
-        return _pull(gradients[0], ctx.support), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
+        return _apply(gradients[0], ctx.support, not ctx.transposed), None, None
 
 
-def _pull(gradient: Tensor, support: PackedSupport) -> Any:
-    """From the weights [N] to the scores [B, D]."""
-    if readable(gradient):
-        return _Pull.apply(gradient, support)
+def _apply(vector: Tensor, support: PackedSupport, transposed: bool) -> Any:
+    """From the scores [B, D] to the weights [N], or transposed the other way."""
+    if readable(vector):
+        return _Applied.apply(vector, support, transposed)
     matrix, batch = _matrix(support), len(support.stats.gap)
-    return matrix.new_zeros(batch, matrix.shape[1]).index_add(0, support.row, gradient[:, None] * matrix)
-
-
-def _push(change: Tensor, support: PackedSupport) -> Any:
-    """From the scores [B, D] to the weights [N]."""
-    if readable(change):
-        return _Push.apply(change, support)
-    return (_matrix(support) * change[support.row]).sum(-1)
+    if transposed:
+        return matrix.new_zeros(batch, matrix.shape[1]).index_add(0, support.row, vector[:, None] * matrix)
+    return (matrix * vector[support.row]).sum(-1)
 
 
 def _matrix(support: PackedSupport) -> Tensor:

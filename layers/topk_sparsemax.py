@@ -45,7 +45,7 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
     probs = project_simplex(best.scores)
     support = (probs.detach() > 0) & best.valid
     packed = SparseDistribution.pack(
-        best.vertices.to(scores.dtype), probs.to(scores.dtype), support, _certificate(support, best.valid, k)
+        best.vertices.to(scores.dtype), probs.to(scores.dtype), support, TopKStats(_is_exact(support, best.valid, k))
     )
     if isinstance(polytope, Simplex):
         packed.index = packed.atoms.argmax(-1)
@@ -97,13 +97,13 @@ def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> S
     row = place.div(support.shape[-1], rounding_mode="floor")
     changes = (change[:, None] * found.flips).flatten(0, 1).index_select(0, place)
     atoms = found.best.index_select(0, row).scatter_add_(1, found.order.index_select(0, row), changes)
-    stats = TopKStats(_certificate(support, found.valid, k).exact.reshape(scores.shape[:-1]))
+    stats = TopKStats(_is_exact(support, found.valid, k).reshape(scores.shape[:-1]))
     return SparseDistribution(atoms, probs.reshape(-1)[place].to(scores.dtype), row, scores.shape[:-1], stats=stats)
 
 
-def _certificate(support: Tensor, valid: Tensor, k: int) -> TopKStats:
-    """For the structures found, [*B, n] bool: whether they have mass, and whether they are structures at all."""
-    return TopKStats((support.sum(-1) < k) | ~valid.all(-1))
+def _is_exact(support: Tensor, valid: Tensor, k: int) -> Tensor:
+    """`TopKStats.exact`, [*B], for what was found, [*B, n] bool: whether it has mass, and whether it is a structure at all."""
+    return (support.sum(-1) < k) | ~valid.all(-1)
 
 
 def _check_allowed(valid: Tensor, polytope: object) -> None:

@@ -14,7 +14,7 @@ from . import row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
-from .row_kernel import BLOCK, Array, Asks, Problem, Rows, Scratch
+from .row_kernel import BLOCK, Array, CompiledOracle, Problem, Rows, Scratch
 from .row_results import Places
 
 # Slots to begin with; doubled whenever a row has used them all. Where rows run one after the other only what they use of their
@@ -43,11 +43,11 @@ def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dt
 
 
 def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
-    asks = _asks(oracle)
-    state = _CompiledRows(oracle, Limits(tol), asks is not None)
+    compiled = _compiled_oracle(oracle)
+    state = _CompiledRows(oracle, Limits(tol), compiled is not None)
     live = np.arange(len(oracle.target))
-    if asks is not None:
-        state.run(live, asks, max_iter)
+    if compiled is not None:
+        state.run(live, compiled, max_iter)
         return state
     for iteration in range(max_iter):
         going = ~state.rows.converged[live]
@@ -62,14 +62,14 @@ def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
     return state
 
 
-def _asks(oracle: BatchOracle) -> Asks | None:
+def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
     """The oracle as compiled, if it is."""
     if not isinstance(oracle, Oracle) or oracle.forbidden is not None or oracle.parts is not None:
         return None
     kind, ties = kind_of(oracle.polytope), oracle.ties
     if kind is None:
         return None
-    return Asks(kind, getattr(oracle.polytope, "budget", 0), ties.grid.contiguous().numpy(), ties.tie_break.numpy())
+    return CompiledOracle(kind, getattr(oracle.polytope, "budget", 0), ties.grid.contiguous().numpy(), ties.tie_break.numpy())
 
 
 def _most_slots(width: int) -> int:
@@ -129,12 +129,12 @@ class _CompiledRows:
         self.rows.inverse[:, :BLOCK, :BLOCK], self.rows.gram[:, :BLOCK, :BLOCK] = 0, 0
         self.rows.on[:, 0], self.rows.inverse[:, 0, 0], self.rows.weights[:, 0] = True, 1, 1
 
-    def run(self, live: Array, asks: Asks, most: int) -> None:
+    def run(self, live: Array, compiled: CompiledOracle, most: int) -> None:
         """All iterations of the rows `live` [n], `most` at most, with this oracle."""
 
         def run(part: slice) -> None:
             work = np.empty((3, self.problem.origin.shape[1]))
-            row_kernel.run(live[part], asks, work, most, self.limits, self.problem, self.rows, self._scratch())
+            row_kernel.run(live[part], compiled, work, most, self.limits, self.problem, self.rows, self._scratch())
 
         while len(live):
             in_threads(run, len(live))

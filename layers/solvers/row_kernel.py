@@ -4,21 +4,32 @@ In tensor operations an iteration is a hundred calls, each of which reads or wri
 stays in the processor's cache. This is the iteration of `active_set._Rows`, line by line, and tests hold the two together.
 A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
 module needs Numba; `active_set` does so only where it is installed. What is called with many arrays is inlined: a call copies
-their descriptions. Numba keeps what it has compiled until the file changes in which it stands: after a change here,
-`row_results` has to be compiled again, too (delete `__pycache__`).
+their descriptions. Numba keeps what it has compiled until the file changes in which it stands: after a change of `row_algebra`
+what calls it has to be compiled again, too (delete `__pycache__`).
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba.core.options import DefaultOptions
 
 from ..kernels.selection import nth_largest
 from ..kernels.vectors import Array, maximum
 from .kinds import AT_MOST, CUBE, SIMPLEX
 from .limits import POLL, STALE, Limits
+from .row_algebra import (
+    UNCOUNTED,
+    add_combination,
+    deviations,
+    dot,
+    make_way,
+    newton_step,
+    products,
+    products_of_signs,
+    remove,
+    update,
+)
 
 
 class Problem(NamedTuple):
@@ -62,8 +73,8 @@ class Rows(NamedTuple):
     converged: Array  # [B] bool
 
 
-class Asks(NamedTuple):
-    """What is asked of an oracle that is compiled: `kinds`, and `base.Ties`."""
+class CompiledOracle(NamedTuple):
+    """An oracle that is compiled: one of `kinds`, and its `base.Ties`."""
 
     kind: int
     budget: int
@@ -87,124 +98,6 @@ class Scratch(NamedTuple):
 BLOCK = 16
 # Slopes from inner products are sums of terms of size 1 however small the scores; below this, from the residual, they are not.
 LEAST_SCALE = 2.0**-4
-
-
-# Numba counts references to arrays, at every call, slice and field of a tuple: a quarter of the time here, for nothing, as no
-# function in this file owns an array. So the count is turned off for them (and they cannot allocate any), where Numba lets us.
-UNCOUNTED: dict[str, Any] = {"_nrt": False} if hasattr(DefaultOptions, "_nrt") else {}
-
-
-# Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
-def dot(left: Array, right: Array, size: int) -> float:
-    """<left, right> of the first `size` entries."""
-    total = 0.0
-    for place in range(size):
-        total += left[place] * right[place]
-    return total
-
-
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
-def products(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> None:
-    """out[s] = <matrix[s], vector> of the first `size` entries, for s in use; 0 for others."""
-    for s in range(on.shape[0]):
-        total = 0.0
-        if on[s]:
-            for place in range(size):
-                total += matrix[s, place] * vector[place]
-        out[s] = total
-
-
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
-def products_of_signs(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> None:
-    """The same for small integers, exactly."""
-    for s in range(on.shape[0]):
-        total = np.float32(0.0)
-        if on[s]:
-            for place in range(size):
-                total += np.float32(matrix[s, place]) * np.float32(vector[place])
-        out[s] = total
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def add_combination(into: Array, scale: float, weights: Array, atoms: Array) -> None:
-    """into += scale sum_s w_s a_s over the positive weights, four atoms at a time."""
-    i, j, k, count = 0, 0, 0, 0
-    for s in range(weights.shape[0]):
-        if weights[s] > 0.0:
-            if count == 3:
-                p, q, u, v = scale * weights[i], scale * weights[j], scale * weights[k], scale * weights[s]
-                for r in range(into.shape[0]):
-                    into[r] += p * atoms[i, r] + q * atoms[j, r] + u * atoms[k, r] + v * atoms[s, r]
-                count = 0
-            else:
-                i, j, k = j, k, s
-                count += 1
-    # The last of i, j, k are those that are left.
-    for left in range(count):
-        s = k if left == count - 1 else (j if left == count - 2 else i)
-        share = scale * weights[s]
-        for r in range(into.shape[0]):
-            into[r] += share * atoms[s, r]
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def update(inverse: Array, change: Array, pivot: float, slots: int) -> None:
-    """H += y y' / pivot for the change y [slots]."""
-    for s in range(slots):
-        if change[s] != 0.0:
-            share = change[s] / pivot
-            for k in range(slots):
-                inverse[s, k] += share * change[k]
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def remove(slot: int, on: Array, inverse: Array, work: Array) -> None:
-    """Takes the atom of a slot out of H: `WorkingSet.removal`. What is in `work` [S] is lost."""
-    for k in range(on.shape[0]):
-        work[k] = inverse[slot, k]
-    update(inverse, work, -inverse[slot, slot], on.shape[0])
-    on[slot] = False
-
-
-@numba.njit(inline="always", cache=True, **UNCOUNTED)
-def deviations(on: Array, weights: Array, gains: Array, atoms: Array, residual: Array, ones: Array, deviation: Array) -> float:
-    """Into `deviation` [S] the slopes <a_s, t - A p>, less their mean under the weights, which is returned; `ones` [S] too."""
-    level = 0.0
-    products(atoms, on, residual, residual.shape[0], deviation)
-    for s in range(on.shape[0]):
-        ones[s] = on[s]
-        if on[s]:
-            deviation[s] += gains[s]
-            level += weights[s] * deviation[s]
-    for s in range(on.shape[0]):
-        deviation[s] -= level * ones[s]
-    return level
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def make_way(weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array, work: Array) -> int:
-    """`active_set._Rows._make_way` for one row; the slot that is free now, -1 for none."""
-    slots = on.shape[0]
-    reached = math.inf
-    for s in range(slots):
-        if combination[s] > weight_noise:
-            reached = min(reached, weights[s] / combination[s])
-    leaving = -1
-    for s in range(slots):
-        near = combination[s] > weight_noise and weights[s] / combination[s] <= reached + weight_noise
-        if near and (leaving < 0 or combination[s] > combination[leaving]):
-            leaving = s
-    if leaving < 0:
-        return leaving
-    total = 0.0
-    for s in range(slots):
-        weights[s] = reached if s == leaving else max(weights[s] - reached * combination[s], 0.0)
-        total += weights[s]
-    for s in range(slots):
-        weights[s] /= total
-    remove(leaving, on, inverse, work)
-    return leaving
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -242,7 +135,7 @@ def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def run(
-    live: Array, asks: Asks, work: Array, most: int, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch
+    live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch
 ) -> None:
     """Every iteration of the rows `live` [n], one row after the other, with the oracle of the kind asked.
 
@@ -251,7 +144,7 @@ def run(
     """
     slots, dim = rows.on.shape[1], problem.origin.shape[1]
     asked, vertex, ordered = work[0], work[1], work[2]
-    grid, tie_break = asks.grid, asks.tie_break
+    grid, tie_break = oracle.grid, oracle.tie_break
     target, mean = problem.target, rows.mean
     for row in live:
         unit = problem.unit[row]
@@ -265,7 +158,7 @@ def run(
                 size = grid[row, d]
                 residual = (target[row, d] - mean[row, d]) * unit
                 asked[d] = (np.rint(residual / size) + share * tie_break[d]) * size
-            _maximize(asks.kind, asks.budget, asked, ordered, vertex)
+            _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
             _iterate(row, vertex, limits, problem, rows, scratch)
 
 
@@ -495,23 +388,3 @@ def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
         weights[s] = 0.0 if s == blocking else max(weights[s] + min(reached, 1.0) * step[s], 0.0)
     mean[:] = 0.0
     add_combination(mean, 1.0, weights, rows.atoms[row])
-
-
-@numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy", cache=True, **UNCOUNTED)
-def newton_step(on: Array, inverse: Array, deviation: Array, ones: Array, step: Array, level: Array) -> float:
-    """`WorkingSet.step`: into `step`; also H 1 into `level` [S], and 1'H 1 as the result."""
-    slots = on.shape[0]
-    along, across = 0.0, 0.0
-    for s in range(slots):
-        one, two = 0.0, 0.0
-        if on[s]:
-            for k in range(slots):
-                one += inverse[s, k] * deviation[k]
-                two += inverse[s, k] * ones[k]
-        step[s], level[s] = one, two
-        along += one
-        across += two
-    share = along / across
-    for s in range(slots):
-        step[s] -= share * level[s]
-    return across

@@ -7,7 +7,8 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import Array
-from .row_kernel import Problem, Rows, add_combination, deviations, dot, newton_step, remove
+from .row_algebra import add_combination, deviations, dot, newton_step, remove
+from .row_kernel import Problem, Rows
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
