@@ -34,6 +34,7 @@ class SparseDistribution:
         batch_shape: torch.Size | tuple[int, ...],
         index: Tensor | None = None,
         stats: Stats | None = None,
+        first: Tensor | None = None,
     ) -> None:
         if atoms.dim() != 2 or probs.shape != atoms.shape[:1] or row.shape != atoms.shape[:1]:
             raise ValueError(
@@ -42,8 +43,9 @@ class SparseDistribution:
             )
         self.atoms, self.probs, self.row, self.index, self.stats = atoms, probs, row, index, stats
         self.batch_shape = torch.Size(batch_shape)
-        rows = torch.arange(math.prod(self.batch_shape) + 1, device=row.device)
-        self._first = torch.searchsorted(row, rows)  # [B + 1], where each row starts
+        if first is None:
+            first = torch.searchsorted(row, torch.arange(math.prod(self.batch_shape) + 1, device=row.device))
+        self._first = first  # [B + 1], where each row starts
 
     def __repr__(self) -> str:
         count, dim = self.atoms.shape

@@ -14,18 +14,19 @@ from .kernels import readable
 from .solvers.base import PackedSupport
 
 
-def packed_distribution(scores: Tensor, support: PackedSupport, shape: torch.Size) -> SparseDistribution:
+def packed_distribution(scores: Tensor, support: PackedSupport[Any], shape: torch.Size) -> SparseDistribution:
     """The distribution on a support, as a function of the scores t, [B, D] float64; `shape` is the batch's, of B rows."""
     probs: Any = _Weights.apply(scores, support.probs, support)
     stats = support.stats.reshape(shape)
-    return SparseDistribution(support.atoms, probs.to(support.atoms.dtype), support.row, shape, stats=stats)
+    probs = probs.to(support.atoms.dtype)
+    return SparseDistribution(support.atoms, probs, support.row, shape, stats=stats, first=support.first)
 
 
 class _Weights(torch.autograd.Function):
     """Weights that were found, as a function of the scores."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, probs: Tensor, support: PackedSupport) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, probs: Tensor, support: PackedSupport[Any]) -> Tensor:
         ctx.support = support
         return probs.clone()
 
@@ -38,7 +39,7 @@ class _Applied(torch.autograd.Function):
     """`Jacobian.push`, or `pull` if transposed: each is linear, and the other is its derivative's transpose."""
 
     @staticmethod
-    def forward(ctx: Any, vector: Tensor, support: PackedSupport, transposed: bool) -> Tensor:
+    def forward(ctx: Any, vector: Tensor, support: PackedSupport[Any], transposed: bool) -> Tensor:
         ctx.support, ctx.transposed = support, transposed
         jacobian = support.jacobian
         return (jacobian.pull if transposed else jacobian.push)(vector.detach())
@@ -48,20 +49,19 @@ class _Applied(torch.autograd.Function):
         return _apply(gradients[0], ctx.support, not ctx.transposed), None, None
 
 
-def _apply(vector: Tensor, support: PackedSupport, transposed: bool) -> Any:
+def _apply(vector: Tensor, support: PackedSupport[Any], transposed: bool) -> Any:
     """From the scores [B, D] to the weights [N], or transposed the other way."""
     if readable(vector):
         return _Applied.apply(vector, support, transposed)
-    matrix, batch = _matrix(support), len(support.stats.gap)
+    matrix, batch = _matrix(support), len(support.first) - 1
     if transposed:
         return matrix.new_zeros(batch, matrix.shape[1]).index_add(0, support.row, vector[:, None] * matrix)
     return (matrix * vector[support.row]).sum(-1)
 
 
-def _matrix(support: PackedSupport) -> Tensor:
+def _matrix(support: PackedSupport[Any]) -> Tensor:
     """The derivative of each weight in the scores of its row, [N, D]: a call of `pull` for each place in a row."""
-    rows = torch.arange(len(support.stats.gap))
-    place = torch.arange(len(support.row)) - torch.searchsorted(support.row, rows)[support.row]
+    place = torch.arange(len(support.row)) - support.first[support.row]
     matrix = torch.empty(support.atoms.shape, dtype=torch.float64)
     for number in range(int(place.amax()) + 1 if len(place) else 0):
         here = place == number

@@ -42,6 +42,10 @@ class TopKStats:
 
     exact: Tensor
 
+    def reshape(self, batch_shape: torch.Size) -> "TopKStats":
+        """The same for rows arranged as `batch_shape`."""
+        return TopKStats(self.exact.reshape(batch_shape))
+
 
 @dataclass(frozen=True)
 class ConsensusStats:

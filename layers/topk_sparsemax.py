@@ -7,6 +7,9 @@ from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
 from ..oracles.checks import check_count, check_dimension, check_finite
 from ..oracles.simplex import project_simplex
 from .distribution import SparseDistribution
+from .kernels import readable
+from .packed_weights import packed_distribution
+from .solvers.flips import in_one_pass
 from .stats import TopKStats
 
 
@@ -38,7 +41,7 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
     """
     check_dimension(scores, polytope)
     if supports(polytope, SupportsFlips):
-        return _of_flips(scores, polytope, k, check)
+        return _of_flips(scores, polytope, check_count("k", k, 1), check)
     best = KBest(polytope, k, check)(scores.double())
     if check:
         _check_allowed(best.valid, polytope)
@@ -80,10 +83,14 @@ def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> S
 
     The scores s_z count from the best one's, which changes neither the projection nor its derivative.
     """
-    k = check_count("k", k, 1)
     if check:
         check_finite(scores)
     flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1])
+    if readable(flat):
+        exact = flat.double()
+        support = in_one_pass(exact.detach(), polytope, k, scores.dtype)
+        if support is not None:
+            return packed_distribution(exact, support, scores.shape[:-1])
     found = polytope.flips(flat.detach(), k)
     if check:
         _check_allowed(found.valid, polytope)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Flips, Halfspaces, Polytope
 from .checks import cannot_branch, check_count, check_dimension
+from .flip_sets import flip_sets
 from .gibbs import BernoulliGibbs
 
 
@@ -41,10 +42,9 @@ class BernoulliCube(Polytope):
     def flips(self, scores: Tensor, k: int) -> Flips:
         """The k best bit vectors, from a table of the flips that can matter.
 
-        A structure is the best one with a set F of bits flipped, at a cost sum_{i in F} |t_i|. Number the bits by
-        increasing |t|. Whatever the scores, F costs at least as much as every set that has, largest first, no larger
-        numbers; so F is among the k best only if at most k sets (itself included) are below it in this order. Those
-        few sets are tabulated once for each k: the batch is one matrix product and one sort.
+        A structure is the best one with a set F of bits flipped, at a cost sum_{i in F} |t_i|. Which sets can be among the
+        k best does not depend on the scores, once the bits are numbered by increasing |t|: `flip_sets` are tabulated once for
+        each k, and the batch is one matrix product and one sort.
 
         Cost: O(B (D log D + m n)) for the n sets of the table over m = min(k - 1, D) bits; n is 17 at k = 10 and 474
         at k = 100. On the CPU O(B (D + m n)) where m is at most D / 3 and the m + 1 smallest |t| differ.
@@ -130,38 +130,9 @@ def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=64)
 def _flip_table(k: int, width: int) -> Tensor:
-    """The sets of {1..width} with at most k sets below them, as 0/1 rows [n, width], the empty set first."""
-    frontier: list[tuple[int, ...]] = [()]
-    found = set(frontier)
-    while frontier:
-        grown = {bigger for flips in frontier for bigger in _covers(flips, width)} - found
-        frontier = [flips for flips in sorted(grown) if _sets_below(flips, k) <= k]
-        found.update(frontier)
+    """`flip_sets` as 0/1 rows [n, width]."""
+    found = flip_sets(k, width)
     table = torch.zeros(len(found), width)
-    for row, flips in enumerate(sorted(found, key=lambda flips: (sum(flips), flips))):
+    for row, flips in enumerate(found):
         table[row, [bit - 1 for bit in flips]] = 1
     return table
-
-
-def _covers(flips: tuple[int, ...], width: int) -> list[tuple[int, ...]]:
-    """The sets one step above: one number raised by one, or the number 1 added. Sets are written largest first."""
-    raised = [
-        (*flips[:place], bit + 1, *flips[place + 1 :])
-        for place, bit in enumerate(flips)
-        if bit < width and (place == 0 or bit + 1 < flips[place - 1])
-    ]
-    added = [(*flips, 1)] if width and (not flips or flips[-1] > 1) else []
-    return raised + added
-
-
-def _sets_below(flips: tuple[int, ...], limit: int) -> int:
-    """How many sets g_1 > g_2 > ... (no longer than flips) have every g_j <= flips_j; at least limit + 1 if more."""
-    if not flips:
-        return 1
-    # ways[x] = choices for the places after j whose numbers are all below x, the empty choice included
-    ways = torch.ones(flips[0] + 2, dtype=torch.int64)
-    for bit in reversed(flips):
-        allowed = torch.where(torch.arange(len(ways)) <= bit, ways, 0)
-        allowed[0] = 0
-        ways = (1 + torch.cat([torch.zeros(1, dtype=torch.int64), allowed.cumsum(0)[:-1]])).clamp(max=limit + 1)
-    return int(ways[-1])

@@ -94,6 +94,11 @@ def in_threads(work: Callable[[slice], None], count: int, numbers: int | None = 
         list(_pool(torch.get_num_threads()).map(work, parts))
 
 
+def part_of(rows: Any, part: slice) -> Any:
+    """The same named tuple of arrays for the rows of a slice."""
+    return type(rows)(*(field[part] for field in rows))
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)

@@ -87,7 +87,9 @@ class ActiveSet(Solver):
         return _certified(oracle, _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol))
 
     @torch.no_grad()
-    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | Support | None:
+    def solve_packed(
+        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
+    ) -> PackedSupport[SolverStats] | Support | None:
         """See `FindsPacked`: where the method is compiled and structures are 0/1; real-valued ones come back as a `Support`."""
         whole = compiled(".compiled_rows", __package__, "solve_packed", scores.device)
         if (

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ...oracles import Parts, Polytope
 from ...oracles.checks import cannot_branch, check_structures, checked_maximize
 from ..kernels import compiled
-from ..stats import SolverStats
+from ..stats import SolverStats, TopKStats
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,18 @@ class Jacobian(Protocol):
         ...
 
 
+FoundBy = TypeVar("FoundBy", SolverStats, TopKStats)
+
+
 @dataclass(frozen=True)
-class PackedSupport:
+class PackedSupport(Generic[FoundBy]):
     """The support that a solver found, packed, with all that there is to know of its weights.
 
     Attributes:
         atoms: [N, D], the used structures, in the dtype that was asked for.
         probs: [N] float64, positive, optimal on the atoms to the last digits.
         row: [N] int64, sorted: whose they are.
+        first: [B + 1] int64: where those of each row begin.
         stats: rows [B].
         jacobian: of the weights, that of the KKT system (paper eq. 17).
     """
@@ -75,7 +79,8 @@ class PackedSupport:
     atoms: Tensor
     probs: Tensor
     row: Tensor
-    stats: SolverStats
+    first: Tensor
+    stats: FoundBy
     jacobian: Jacobian
 
 
@@ -99,7 +104,9 @@ class FindsNested(Protocol):
 class FindsPacked(Protocol):
     """Solvers that may leave the support packed."""
 
-    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | Support | None:
+    def solve_packed(
+        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
+    ) -> PackedSupport[SolverStats] | Support | None:
         """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. Data can be looked at."""
         ...
 

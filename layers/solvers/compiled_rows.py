@@ -26,7 +26,7 @@ BYTES = 2**27
 class Packed(NamedTuple):
     """A packed support, the means [B, D] float64 and the smallest weight of each row [B]."""
 
-    support: PackedSupport
+    support: PackedSupport[SolverStats]
     mean: Tensor
     lightest: Tensor
 
@@ -207,7 +207,9 @@ class _CompiledRows:
         row = torch.from_numpy(np.repeat(np.arange(len(count)), count))
         jacobian = PackedJacobian(first, block, atoms, sensitivity)
         lightest = np.minimum.reduceat(probs.numpy(), first[:-1])
-        support = PackedSupport(torch.from_numpy(atoms).to(dtype), probs, row, self._stats(margin), jacobian)
+        support = PackedSupport(
+            torch.from_numpy(atoms).to(dtype), probs, row, torch.from_numpy(first), self._stats(margin), jacobian
+        )
         return Packed(support, torch.from_numpy(means), torch.from_numpy(lightest))
 
     def _pruned(self) -> tuple[Array, Array]:

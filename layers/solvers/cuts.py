@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from ...oracles import BernoulliCube, Budget, Polytope
-from ..kernels import compiled, in_threads
+from ..kernels import compiled, in_threads, part_of
 from ..stats import SolverStats
 from .base import PackedSupport
 
 
-def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
+def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
     """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
 
     There is no kernel for a class derived from theirs, nor where there is no Numba. And one row for which this form does not
@@ -74,14 +74,14 @@ class _Cuts:
         rows = kernels.Rows(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested
-        in_threads(lambda part: find(target[part], *given, _part(rows, part)), batch)
+        in_threads(lambda part: find(target[part], *given, part_of(rows, part)), batch)
         if not rows.number.all():
             return None
         first = np.zeros(batch + 1, np.int64)
         np.cumsum(rows.number, out=first[1:])
         return _Cuts(kernels, rows, chained, first)
 
-    def support(self, dtype: torch.dtype) -> PackedSupport:
+    def support(self, dtype: torch.dtype) -> PackedSupport[SolverStats]:
         """The structures in this dtype."""
         batch, count, dim = len(self.rows.number), int(self.first[-1]), self.rows.start.shape[1]
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
@@ -93,7 +93,7 @@ class _Cuts:
         row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
         found = (self.rows.gap, self.rows.converged, self.rows.margin)
         stats = SolverStats(torch.zeros(batch, dtype=torch.int64), *map(torch.from_numpy, found))
-        return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, stats, self)
+        return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, torch.from_numpy(self.first), stats, self)
 
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
@@ -110,9 +110,4 @@ class _Cuts:
         return result
 
     def _rows(self, part: slice) -> tuple[Any, bool, np.ndarray]:
-        return _part(self.rows, part), self.chained, self.first[part.start : part.stop + 1]
-
-
-def _part(rows: Any, part: slice) -> Any:
-    """The rows of a slice."""
-    return type(rows)(*(field[part] for field in rows))
+        return part_of(self.rows, part), self.chained, self.first[part.start : part.stop + 1]

@@ -47,7 +47,7 @@ class SortedDecomposition(Solver):
                 atoms, probs = used_first(atoms, probs)
             return Support(atoms, probs, _certify(oracle, mean, margin))
 
-    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport | None:
+    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
         """See `FindsPacked`."""
         return in_one_pass(scores, polytope, dtype)
 
