@@ -52,7 +52,9 @@ class _Applied(torch.autograd.Function):
 def _apply(vector: Tensor, support: PackedSupport[Any], transposed: bool) -> Any:
     """From the scores [B, D] to the weights [N], or transposed the other way."""
     if readable(vector):
-        return _Applied.apply(vector, support, transposed)
+        if torch.is_grad_enabled():
+            return _Applied.apply(vector, support, transposed)
+        return (support.jacobian.pull if transposed else support.jacobian.push)(vector)
     matrix, batch = _matrix(support), len(support.first) - 1
     if transposed:
         return matrix.new_zeros(batch, matrix.shape[1]).index_add(0, support.row, vector[:, None] * matrix)

@@ -159,8 +159,7 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     if coding == "bits":
         return scores
     parts = Parts.of(polytope, scores.device)
-    ones = torch.ones_like(scores)
-    return ((ones if parts is None else parts.penalized(ones)) + scores) / 2
+    return ((1 if parts is None else parts.penalized(torch.ones_like(scores))) + scores) / 2
 
 
 def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistribution:

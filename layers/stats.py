@@ -28,6 +28,8 @@ class SolverStats:
 
     def reshape(self, batch_shape: torch.Size) -> "SolverStats":
         """The same for rows arranged as `batch_shape`."""
+        if self.gap.shape == batch_shape:
+            return self
         return SolverStats(*(field.reshape(batch_shape) for field in vars(self).values()))
 
 

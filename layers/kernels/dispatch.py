@@ -96,6 +96,8 @@ def in_threads(work: Callable[[slice], None], count: int, numbers: int | None = 
 
 def part_of(rows: Any, part: slice) -> Any:
     """The same named tuple of arrays for the rows of a slice."""
+    if part == slice(0, len(rows[0])):
+        return rows
     return type(rows)(*(field[part] for field in rows))
 
 
