@@ -5,6 +5,7 @@ import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
 from sparsemarg.experiments.bench.waits import host_waits
 from sparsemarg.layers.functional import sparsemap, sparsemax, topk_sparsemax
+from sparsemarg.layers.solvers import ActiveSet, recorded
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import (
     Arborescence,
@@ -119,3 +120,35 @@ def test_the_host_does_not_wait_for_iterations() -> None:
         return host_waits(lambda: sparsemap(scores, BernoulliCube(dim)))
 
     assert waits(8) == waits(100)
+
+
+class Cube(BernoulliCube):
+    """Without kernels, as a user would write it."""
+
+
+def test_recorded_iterations_are_those_one_by_one() -> None:
+    """The first batch of a shape is recorded, the next replay it; what autograd makes of them is the same."""
+    polytope = Cube(40)
+    for seed in range(4):
+        scores = scores_for(polytope, "normal", batch=50, seed=seed).cuda().requires_grad_()
+        found = [sparsemap(scores, polytope, solver=ActiveSet(record=record)) for record in (True, False)]
+        assert torch.equal(found[0].atoms, found[1].atoms)
+        torch.testing.assert_close(found[0].probs, found[1].probs, atol=1e-12, rtol=0)
+        values = [(distribution.mean().cumsum(-1).tanh()).sum() for distribution in found]
+        gradients = [torch.autograd.grad(value, scores)[0] for value in values]
+        torch.testing.assert_close(*gradients, atol=1e-9, rtol=0)
+    assert any(isinstance(kept, recorded.Recording) for kept in recorded._kept.values())
+
+
+def test_an_oracle_that_waits_runs_one_by_one_and_leaves_the_device_sound() -> None:
+    class Waits(BernoulliCube):
+        def maximize(self, scores: torch.Tensor) -> torch.Tensor:
+            return super().maximize(scores) if scores.amax() > -1e9 else scores
+
+    polytope = Waits(20)
+    scores = scores_for(polytope, "normal", batch=30).cuda()
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        found = sparsemap(scores, polytope, solver=ActiveSet(record=True))
+    wanted = sparsemap(scores, polytope)
+    assert torch.equal(found.atoms, wanted.atoms)
+    assert torch.randn(3, device="cuda").isfinite().all()  # the generator was not left in a capture

@@ -1,6 +1,7 @@
 """The active set method (Wolfe's min-norm point algorithm) for a batch of problems in lockstep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +12,13 @@ from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
 from ..kernels import compiled, in_triton
 from ..stats import SolverStats
-from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, row_scale, used_first
+from . import recorded
+from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, Ties, row_scale, used_first
 from .limits import PIVOT_NOISE, POLL, SETTLED, STALE, WEIGHT_NOISE, WEIGHT_PRUNE
 from .working_set import WorkingSet
+
+# Of a recorded state: room for atoms is made for so many at a time, for there to be few different shapes.
+SLOTS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,17 @@ class ActiveSet(Solver):
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
         tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, relative to its scale min(1, max|t|), plus
             a few units of rounding noise. The mean's error is usually below it: 2e-10 at D = 128.
+        record: on a CUDA device, where the iterations run in tensor operations, record windows of 8 of them in CUDA graphs and
+            replay these: the oracle of any polytope, as long as it does the same tensor operations whatever the scores. It is
+            called while a new shape is recorded and then not again; one that waits for the device, or copies from the host,
+            cannot be recorded, and a warning says so. Worth it where batches of the same size come again, as in training;
+            supports agree with those of the iterations one by one up to the last digits of their weights. Written without a
+            GPU at hand: what is recorded is tested on the CPU, capture itself by `pytest -m gpu` only, so it is off by default.
     """
 
     max_iter: int | None = None
     tol: float = 1e-9
+    record: bool = False
 
     def __post_init__(self) -> None:
         if self.max_iter is not None and self.max_iter < 1:
@@ -84,7 +96,9 @@ class ActiveSet(Solver):
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`."""
         limit, oracle = self._limit(scores), Oracle.of(polytope, scores)
-        return _certified(oracle, _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol))
+        advance = recorded.advance if self.record and scores.device.type == "cuda" else None
+        found = _in_one_kernel(oracle, limit, self.tol, advance) or active_set(oracle, limit, self.tol, advance)
+        return _certified(oracle, found)
 
     @torch.no_grad()
     def solve_packed(
@@ -109,11 +123,17 @@ class ActiveSet(Solver):
         return 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
 
 
-def active_set(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
-    """Runs the method from `oracle.start()` until every row has converged or `max_iter` iterations are done."""
+def active_set(oracle: BatchOracle, max_iter: int, tol: float, advance: "Advance | None" = None) -> Support:
+    """Runs the method from `oracle.start()` until every row has converged or `max_iter` iterations are done.
+
+    Args:
+        oracle: of the rows.
+        max_iter, tol: as in `ActiveSet`.
+        advance: what to do for `POLL` iterations in tensor operations, if not one after the other: `recorded.advance`.
+    """
     whole = compiled_method(oracle.target.device)
     if whole is None or len(oracle.target) == 0 or cannot_branch(oracle.target):
-        return _in_tensors(oracle, max_iter, tol)
+        return _in_tensors(oracle, max_iter, tol, advance)
     return whole(oracle, max_iter, tol)
 
 
@@ -126,7 +146,7 @@ def compiled_method(device: torch.device) -> Callable[..., Any] | None:
     return compiled(".compiled_rows", __package__, "solve", device)
 
 
-def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
+def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float, advance: "Advance | None" = None) -> Support | None:
     """The method in one Triton kernel, and as `active_set` on rows that it gives up; None where there is no such kernel."""
     kernel = in_triton(".triton_active_set", __package__, "solve", oracle.target.device)
     found = None if kernel is None else kernel(oracle, max_iter, tol)
@@ -139,28 +159,41 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
         return support
     stats = SolverStats(*(field[~left] for field in vars(support.stats).values()))
     done = Support(support.atoms[~left], support.probs[~left], stats)
-    again = active_set(oracle.rows(left), max_iter, tol)
+    again = active_set(oracle.rows(left), max_iter, tol, advance)
     return _gather([(left.nonzero()[:, 0], again), ((~left).nonzero()[:, 0], done)], len(left))
 
 
-def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
+def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: "Advance | None" = None) -> Support:
+    """The method in tensor operations; `advance` stands in for `POLL` calls of `iterate`, and wants few different shapes."""
     batch = len(oracle.target)
     rows = torch.arange(batch, device=oracle.target.device)
     current = _Rows(oracle)
     finished: list[tuple[Tensor, Support]] = []
-    for iteration in range(max_iter if batch else 0):
-        if iteration % POLL == 0:
-            live = ~current.converged
-            count = int(live.sum())
-            if count == 0:
-                break
-            if count <= 0.75 * len(rows):
-                finished.append((rows[current.converged], current.support(current.converged, tol)))
-                rows, current = rows[live], current.select(live)
-            current.prepare(POLL)
-        current.iterate(tol)
+    for iteration in range(0, max_iter if batch else 0, POLL):
+        live = ~current.converged
+        count = int(live.sum())
+        if count == 0:
+            break
+        size = count if advance is None else _halved(len(rows), count)
+        if size <= 0.75 * len(rows):
+            kept = torch.zeros_like(live).scatter_(0, (~live).to(torch.int8).argsort(stable=True)[:size], True)
+            finished.append((rows[~kept], current.support(~kept, tol)))
+            rows, current = rows[kept], current.select(kept)
+        current.prepare(POLL, 1 if advance is None else SLOTS_AT_A_TIME)
+        if advance is not None and iteration + POLL <= max_iter:
+            current = advance(current, tol)
+        else:
+            for _ in range(min(POLL, max_iter - iteration)):
+                current.iterate(tol)
     finished.append((rows, current.support(torch.ones_like(current.converged), tol)))
     return _gather(finished, batch)
+
+
+def _halved(size: int, least: int) -> int:
+    """`size`, or half of it, or half of that, ...: the smallest that is not below `least`, from 1."""
+    while size // 2 >= least:
+        size //= 2
+    return size
 
 
 class _Rows:
@@ -302,9 +335,9 @@ class _Rows:
         working.on &= ~(self._is(leaving) & rows[:, None])
         return rows, torch.where(rows, leaving, free)
 
-    def prepare(self, iterations: int) -> None:
+    def prepare(self, iterations: int, slots_at_a_time: int = 1) -> None:
         """Makes room for as many atoms as `iterations` can add, and renews the factorisations that have gone stale."""
-        self.working.reserve(iterations)
+        self.working.reserve(iterations, slots_at_a_time)
         slots = self.working.on.shape[1]
         self.weights = torch.nn.functional.pad(self.weights, (0, slots - self.weights.shape[1]))
         self.gains = torch.nn.functional.pad(self.gains, (0, slots - self.gains.shape[1]))
@@ -323,6 +356,33 @@ class _Rows:
         chosen.oracle, chosen.working = self.oracle.rows(rows), self.working.select(rows)
         return chosen
 
+    @property
+    def polytope(self) -> Polytope:
+        """See `recorded.State`."""
+        assert isinstance(self.oracle, Oracle)
+        return self.oracle.polytope
+
+    def tensors(self) -> list[Tensor]:
+        """See `recorded.State`."""
+        assert isinstance(self.oracle, Oracle)
+        states = (vars(self), vars(self.working), vars(self.oracle), vars(self.oracle.ties))
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+    def of(self, tensors: Sequence[Tensor]) -> "_Rows":
+        """See `recorded.State`."""
+        assert isinstance(self.oracle, Oracle)
+        given, other = iter(tensors), copy(self)
+
+        def taken(state: object) -> dict[str, Tensor]:
+            return {name: next(given) for name, value in vars(state).items() if isinstance(value, Tensor)}
+
+        vars(other).update(taken(self))
+        other.working = copy(self.working)
+        vars(other.working).update(taken(self.working))
+        other.oracle = replace(self.oracle, **taken(self.oracle))
+        other.oracle = replace(other.oracle, ties=Ties(**taken(self.oracle.ties)))
+        return other
+
     def support(self, rows: Tensor, tol: float) -> Support:
         """The atoms of the rows [B] bool that are true, with the used slots first."""
         gap = self.gap[rows] * self.unit[rows, 0].square()
@@ -332,6 +392,9 @@ class _Rows:
     def _is(self, slot: Tensor) -> Tensor:
         """[B] slots as a mask [B, S]; -1 is none."""
         return torch.arange(self.weights.shape[1], device=slot.device) == slot[:, None]
+
+
+Advance = Callable[[_Rows, float], _Rows]
 
 
 def _pruned(vertices: Tensor, weights: Tensor, scale: Tensor, tol: float, state: tuple[Tensor, Tensor, Tensor]) -> Support:

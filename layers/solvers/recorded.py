@@ -1,0 +1,156 @@
+"""Iterations recorded once and replayed: on a GPU as a CUDA graph, which the host starts by a single call.
+
+Some eighty small kernels make an iteration of the active set method in tensor operations. Started one by one they take the host
+longer than the device. What is recorded is a whole window of `POLL` iterations on memory of its own, for one polytope and one
+shape of the state; the host copies a state in, replays, copies it out, and looks whether rows have converged.
+"""
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...oracles import Polytope
+from .limits import POLL
+
+# Recordings that are kept. Each holds a state and what its iterations compute in between; the oldest goes first.
+MOST = 64
+
+Window = Callable[..., None]  # changes the tensors that it is given, in place
+Recorder = Callable[[Window, Sequence[Tensor]], Callable[[], None]]  # runs it once, and returns what runs it again
+
+
+class State(Protocol):
+    """What is iterated: tensors, and a polytope whose oracle is asked."""
+
+    @property
+    def polytope(self) -> Polytope:
+        """Whose oracle."""
+        ...
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the state, always in the same order."""
+        ...
+
+    def of(self, tensors: Sequence[Tensor]) -> Self:
+        """The state that these tensors are."""
+        ...
+
+    def iterate(self, tol: float) -> None:
+        """One iteration: of operations that depend on the shapes alone, if the oracle's do."""
+        ...
+
+
+S = TypeVar("S", bound=State)
+
+
+def by_cuda_graph(window: Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Runs a window on a stream of its own, and captures it.
+
+    Raises:
+        RuntimeError: it waits for the device, or does something else that cannot be captured. `tensors` are as they were.
+    """
+    device = tensors[0].device
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    mode = torch.cuda.get_sync_debug_mode()
+    with torch.cuda.stream(stream):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            window(*tensors)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on to use the device, such as one that pins memory for a data loader.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        window(*tensors)
+    return graph.replay
+
+
+class Recording(Generic[S]):
+    """A window of iterations, with the memory on which it runs.
+
+    Args:
+        state: of which shape. The window has been run once when this is made: see `result`.
+        tol: as in `State.iterate`.
+        record: how.
+    """
+
+    def __init__(self, state: S, tol: float, record: Recorder) -> None:
+        self.memory = [tensor.clone(memory_format=torch.contiguous_format) for tensor in state.tensors()]
+        self.state = state.of(self.memory)  # with it the polytope stays, and so do the tensors that its oracle reads
+        self.tol = tol
+        self.again = record(self._window, self.memory)
+
+    def replay(self, state: S) -> S:
+        """The state after a window of iterations."""
+        for own, given in zip(self.memory, state.tensors(), strict=True):
+            own.copy_(given)
+        self.again()
+        return self.result()
+
+    def result(self) -> S:
+        """The state after the last window, in memory of its own."""
+        return self.state.of([tensor.clone() for tensor in self.memory])
+
+    def _window(self, *memory: Tensor) -> None:
+        # Nothing is written before all has been computed: what cannot be recorded has then changed nothing.
+        after = self.state.of([tensor.clone() for tensor in memory])
+        for _ in range(POLL):
+            after.iterate(self.tol)
+        for own, new in zip(memory, after.tensors(), strict=True):
+            own.copy_(new)
+
+
+_kept: OrderedDict[tuple[object, ...], Recording[Any] | Polytope] = OrderedDict()
+_lock = threading.Lock()
+
+
+def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:
+    """The state after `POLL` iterations, by a recording if there can be one.
+
+    Args:
+        state: is not changed.
+        tol: as in `State.iterate`.
+        record: how. A recording is kept, for the polytope itself and not one that is equal.
+
+    Warns:
+        UserWarning: once for each shape, where the oracle cannot be recorded; the iterations then run one by one.
+    """
+    tensors, polytope = state.tensors(), state.polytope
+    device = tensors[0].device
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+    key = (id(polytope), record, tol, device, stream, *((tensor.shape, tensor.dtype) for tensor in tensors))
+    with _lock:  # the memory is one; on a stream what is asked of it runs in this order
+        found = _kept.get(key)
+        if isinstance(found, Recording):
+            _kept.move_to_end(key)
+            return found.replay(state)
+        if found is None:
+            try:
+                found = _kept[key] = Recording(state, tol, record)
+            except RuntimeError as error:
+                _kept[key] = polytope  # kept too: while it lives, no other has its id
+                _warn(polytope, error)
+            while len(_kept) > MOST:
+                _kept.popitem(last=False)
+            if isinstance(found, Recording):
+                return found.result()
+    after = state.of([tensor.clone() for tensor in tensors])
+    for _ in range(POLL):
+        after.iterate(tol)
+    return after
+
+
+def _warn(polytope: Polytope, error: RuntimeError) -> None:
+    warnings.warn(
+        f"ActiveSet(record=True): the iterations on {polytope!r} cannot be recorded and run one by one "
+        f"({str(error).splitlines()[0]}). To be recorded, `maximize` may not read values on the host (`if` on a tensor, "
+        f".item(), nonzero, boolean masks as indices) nor copy from it (keep tensors on the scores' device)",
+        stacklevel=2,
+    )

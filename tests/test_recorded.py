@@ -1,0 +1,150 @@
+"""Iterations that are recorded and replayed, on the CPU: a trace of the tensor operations stands in for a CUDA graph.
+
+Like a graph it repeats the operations of one call on the same memory, without a line of Python, and refuses to read values.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import pytest
+import torch
+from cases import scores_for
+from sparsemarg.layers.solvers import ActiveSet, recorded
+from sparsemarg.layers.solvers.active_set import active_set
+from sparsemarg.layers.solvers.base import Oracle
+from sparsemarg.oracles import BernoulliCube, Explicit, LinearChain, Polytope, Simplex
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+LIMIT, TOL = 1000, 1e-9
+
+
+def by_tracing(window: recorded.Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    trace = make_fx(window)(*tensors)
+    return lambda: trace(*tensors)
+
+
+replayed = partial(recorded.advance, record=by_tracing)
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    for module in ("recorded", "active_set"):  # to trace takes a second an iteration
+        monkeypatch.setattr(f"sparsemarg.layers.solvers.{module}.POLL", 3)
+    yield
+    recorded._kept.clear()
+
+
+class Reads(BernoulliCube):
+    """The cube, with an oracle that looks at its scores."""
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores) if scores.amax() > -1e9 else scores
+
+
+class Counts(BernoulliCube):
+    """The cube, with an oracle that counts its calls."""
+
+    calls = 0
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        Counts.calls += 1
+        return super().maximize(scores)
+
+
+POLYTOPES: list[Polytope] = [
+    BernoulliCube(20),
+    Simplex(12),
+    LinearChain(3, 2),
+    LinearChain(3, 2, regularize_transitions=False),
+    Explicit(torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)),
+]
+
+
+@pytest.mark.parametrize("kind", ["normal", "small"])
+@pytest.mark.parametrize("polytope", POLYTOPES, ids=repr)
+def test_replayed_iterations_are_those_one_by_one(polytope: Polytope, kind: str) -> None:
+    """On batches of which one is recorded, others replay it, and one has another size; rows converge at different times."""
+    for batch, seed in ((12, 0), (12, 1), (5, 2)):
+        scores = scores_for(polytope, kind, batch=batch, seed=seed)
+        oracle = Oracle.of(polytope, scores)
+        found, wanted = active_set(oracle, LIMIT, TOL, replayed), active_set(oracle, LIMIT, TOL)
+        assert torch.equal(found.atoms, wanted.atoms)
+        torch.testing.assert_close(found.probs, wanted.probs, rtol=0, atol=1e-12)
+        assert torch.equal(found.stats.iterations, wanted.stats.iterations)
+        assert found.stats.converged.all()
+    assert all(isinstance(kept, recorded.Recording) for kept in recorded._kept.values())
+
+
+def test_a_replay_asks_no_python() -> None:
+    polytope = Counts(12)
+    scores = [scores_for(polytope, "normal", batch=16, seed=seed) for seed in (0, 0)]
+    for given, calls in zip(scores, (True, False), strict=True):
+        oracle = Oracle.of(polytope, given)
+        Counts.calls = 0
+        active_set(oracle, LIMIT, TOL, replayed)
+        # To start, and in windows that are recorded.
+        assert (Counts.calls > 1) == calls
+    assert Counts.calls == 1
+
+
+def test_forbidden_bits_are_part_of_the_state() -> None:
+    polytope = BernoulliCube(10)
+    for seed in (0, 1):
+        scores = scores_for(polytope, "normal", batch=8, seed=seed)
+        scores[seed, 3:7] = -torch.inf
+        oracle = Oracle.of(polytope, scores)
+        found, wanted = active_set(oracle, LIMIT, TOL, replayed), active_set(oracle, LIMIT, TOL)
+        assert torch.equal(found.atoms, wanted.atoms)
+        assert not found.atoms[seed, :, 3:7].any()
+
+
+def test_an_oracle_that_reads_values_runs_one_by_one() -> None:
+    polytope = Reads(12)
+    oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=16))
+    with pytest.warns(UserWarning, match=r"Reads\(dim=12\) cannot be recorded .* may not read values"):
+        found = active_set(oracle, LIMIT, TOL, replayed)
+    with warnings.catch_warnings():  # said once
+        warnings.simplefilter("error")
+        active_set(oracle, LIMIT, TOL, replayed)
+    wanted = active_set(oracle, LIMIT, TOL)
+    assert torch.equal(found.atoms, wanted.atoms)
+    assert torch.equal(found.probs, wanted.probs)
+
+
+def test_recordings_are_of_one_polytope() -> None:
+    """Two polytopes of one shape, not told apart by anything but themselves."""
+    points = [torch.randn(30, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
+    for polytope in map(Explicit, points):
+        oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=6))
+        assert torch.equal(active_set(oracle, LIMIT, TOL, replayed).atoms, active_set(oracle, LIMIT, TOL).atoms)
+
+
+def test_few_shapes_are_recorded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    polytope = BernoulliCube(20)
+    for seed in range(3):
+        active_set(Oracle.of(polytope, scores_for(polytope, "normal", batch=32, seed=seed)), LIMIT, TOL, replayed)
+    shapes = {(key[5][0][0], key[5]) for key in recorded._kept}  # pyright: ignore
+    assert {rows for rows, _ in shapes} <= {32, 16, 8, 4, 2, 1}
+    assert len(recorded._kept) <= 12  # six sizes, with 16 slots or 32
+    monkeypatch.setattr(recorded, "MOST", 3)
+    active_set(Oracle.of(polytope, scores_for(polytope, "normal", batch=48)), LIMIT, TOL, replayed)
+    assert len(recorded._kept) <= 3
+
+
+def test_the_last_iterations_before_the_limit_run_one_by_one() -> None:
+    polytope = BernoulliCube(20)
+    oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=8))
+    found, wanted = active_set(oracle, 11, TOL, replayed), active_set(oracle, 11, TOL)
+    assert torch.equal(found.stats.iterations, wanted.stats.iterations)
+    assert not found.stats.converged.all()
+    assert torch.equal(found.atoms, wanted.atoms)
+
+
+def test_on_a_cpu_there_is_nothing_to_record() -> None:
+    polytope = Counts(12)
+    scores = scores_for(polytope, "normal", batch=16)
+    assert torch.equal(ActiveSet(record=True).solve(scores, polytope).probs, ActiveSet().solve(scores, polytope).probs)
+    assert not recorded._kept
