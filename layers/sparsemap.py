@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..oracles import Parts, Polytope, Simplex, SupportsNested, SupportsProjection, supports
-from ..oracles.checks import check_dimension, check_finite
+from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, SupportsProjection, supports
+from ..oracles.checks import cannot_branch, check_dimension, check_finite
+from .chained import chained_distribution
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
 from .kernels import readable
@@ -14,7 +15,7 @@ from .nested import nested_distribution
 from .packed_weights import packed_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import FindsNested, FindsPacked, Oracle, PackedSupport, Solver
+from .solvers.base import FindsChained, FindsNested, FindsPacked, Oracle, PackedSupport, Solver
 
 Coding = Literal["bits", "pairs"]
 
@@ -86,6 +87,12 @@ def sparsemap(
         if check:
             warn_unconverged(nested.stats, solver)
         return nested_distribution(flat, nested, shape, scores.dtype)
+    if support is None and supports(solver, FindsChained) and supports(polytope, SupportsChained) and not cannot_branch(flat):
+        chained = solver.solve_chained(flat.detach(), polytope)
+        if chained is not None:
+            if check:
+                warn_unconverged(chained.stats, solver)
+            return chained_distribution(flat, chained, shape, scores.dtype)
     support = support or solver.solve(flat.detach(), polytope)
     probs = refit(flat, support.atoms, support.probs, check, Parts.of(polytope, scores.device), support.sensitivity)
     if check:

@@ -5,6 +5,7 @@ from .base import Flips as Flips
 from .base import GibbsDistribution as GibbsDistribution
 from .base import Halfspaces as Halfspaces
 from .base import Polytope as Polytope
+from .base import SupportsChained as SupportsChained
 from .base import SupportsDecomposition as SupportsDecomposition
 from .base import SupportsFlips as SupportsFlips
 from .base import SupportsGibbs as SupportsGibbs

@@ -123,6 +123,21 @@ class SupportsNested(Protocol):
         ...
 
 
+class SupportsChained(Protocol):
+    """A convex combination by systematic sampling, whose structures need not be written down to be used.
+
+    The coordinates lie end to end on a line as intervals of length mean_i; for u in [0, 1) the points u, u + 1, u + 2, ... hit
+    some of them, which are a structure. It changes only where u passes the fractional part of an end.
+    """
+
+    def chained(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """`decompose` in brief: the coordinates along the line, and where each ends, [*B, D] -> both [*B, D] int64.
+
+        Ends are in fixed point, see `systematic`, so that equal fractional parts are equal.
+        """
+        ...
+
+
 class GibbsDistribution(Protocol):
     """p(z) proportional to exp <a_z, t>: what `SupportsGibbs.gibbs` returns."""
 

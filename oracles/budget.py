@@ -11,6 +11,7 @@ from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .checks import cannot_branch, check_count, check_dimension
 from .gibbs import CardinalityGibbs
 from .subsets import best_subsets
+from .systematic import ONE, fraction, hits, nearest_integer
 
 
 @dataclass(frozen=True)
@@ -93,31 +94,30 @@ class Budget(Polytope):
         return (mean > 0) & (mean < 1), mean >= 1
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Systematic sampling, all of it: at most D + 1 subsets, each of floor or ceil(sum mean) bits; O(D^2).
-
-        Lay the coordinates of the sorted mean end to end as intervals of the real line, the i-th from C_(i-1) to C_i. For
-        u in [0, 1) the points u, u + 1, u + 2, ... hit each interval at most once and each with probability mean_i (Madow
-        1949). The subset that is hit changes only where u passes the fractional part of some C_i. C is held in fixed
-        point (2^-45), so that equal fractional parts are equal and every subset has the right size.
-        """
-        one = 1 << 45
-        ordered, order = mean.double().clamp(0, 1).sort(dim=-1, descending=True, stable=True)
-        ends = (ordered.cumsum(-1) * one).round().to(torch.int64)
-        # Rounding in the mean must not cut a subset of another size: what is an integer up to the rounding of a sum of D
-        # numbers of the mean's dtype is that integer.
-        noise = max(4, round(4 * self.dim * torch.finfo(mean.dtype).eps * one))
-        whole = ((ends + one // 2) >> 45) << 45
-        ends = torch.where((ends - whole).abs() <= noise, whole, ends).clamp(max=self.budget * one)
-        if self.exactly:
-            ends[..., -1] = self.budget * one
+        """Systematic sampling, all of it (Madow 1949): at most D + 1 subsets, each of floor or ceil(sum mean) bits; O(D^2)."""
+        order, ends = self.chained(mean)
         starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
-        cuts = (ends & (one - 1)).sort(dim=-1).values
-        cuts = torch.cat([torch.zeros_like(cuts[..., :1]), cuts, torch.full_like(cuts[..., :1], one)], -1)
-        probs = (cuts[..., 1:] - cuts[..., :-1]).double() / one
-        offset = cuts[..., :-1, None]  # [B, D + 1, 1]
-        hits = _ceil(ends[..., None, :] - offset) - _ceil(starts[..., None, :] - offset)
-        atoms = torch.zeros_like(hits).scatter_(-1, order[..., None, :].expand_as(hits), hits)
+        cuts = fraction(ends).sort(dim=-1).values
+        cuts = torch.cat([torch.zeros_like(cuts[..., :1]), cuts, torch.full_like(cuts[..., :1], ONE)], -1)
+        probs = (cuts[..., 1:] - cuts[..., :-1]).double() / ONE
+        hit = hits(starts[..., None, :], ends[..., None, :], cuts[..., :-1, None])  # [*B, D + 1, D]
+        atoms = torch.zeros_like(hit).scatter_(-1, order[..., None, :].expand_as(hit), hit)
         return atoms.to(mean.dtype), probs.to(mean.dtype)
+
+    def chained(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """The coordinates by falling mean, and the sums of these; O(D log D).
+
+        In fixed point every subset has the right size. Rounding in the mean must not cut one of another size: what is an
+        integer up to the rounding of a sum of D numbers of the mean's dtype is that integer.
+        """
+        ordered, order = mean.double().clamp(0, 1).sort(dim=-1, descending=True, stable=True)
+        ends = (ordered.cumsum(-1) * ONE).round().to(torch.int64)
+        noise = max(4, round(4 * self.dim * torch.finfo(mean.dtype).eps * ONE))
+        whole = nearest_integer(ends)
+        ends = torch.where((ends - whole).abs() <= noise, whole, ends).clamp(max=self.budget * ONE)
+        if self.exactly:
+            ends[..., -1] = self.budget * ONE
+        return order, ends
 
     def gibbs(self, scores: Tensor) -> CardinalityGibbs:
         """Bits conditioned on their number, by a dynamic program in log space; O(D budget)."""
@@ -149,8 +149,3 @@ class Budget(Polytope):
         for row, subset in enumerate(subsets):
             listed[row, list(subset)] = 1
         return listed
-
-
-def _ceil(fixed: Tensor) -> Tensor:
-    """ceil of a fixed-point number with 45 fractional bits."""
-    return -((-fixed) >> 45)

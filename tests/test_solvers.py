@@ -398,6 +398,41 @@ def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: s
     torch.testing.assert_close(stats.margin, wanted.margin, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("polytope", [chosen for chosen in SORTED if isinstance(chosen, Budget)], ids=repr)
+def test_a_systematic_sample_is_refit_without_a_solve(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tensor operations: its weights and their derivatives against those of the KKT system."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    scores = scores_for(polytope, kind, batch=30)
+    scores[4] *= 1e6
+    used = SortedDecomposition().solve_chained(scores, polytope) is not None
+    assert used or kind in ("integer", "equal", "zero"), "cuts coincide where scores tie, and only there"
+    brief, ours = with_derivatives(scores, polytope, SortedDecomposition())
+    monkeypatch.delattr(SortedDecomposition, "solve_chained")
+    written, theirs = with_derivatives(scores, polytope, SortedDecomposition())
+    assert torch.equal(brief.atoms, written.atoms)
+    assert torch.equal(brief.row, written.row)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scores", "polytope"),
+    [
+        ([0.3, 0.6, 0.4], Budget(3, 2)),  # 0.6 + 0.4 is an integer by chance, not as the budget binds
+        ([0.3, 0.7], Budget(2, 1, exactly=True)),  # the sum is held fixed, though it would be the same if it were not
+        ([0.5, 0.5, 0.5, 0.5], Budget(4, 3)),
+        ([-torch.inf, 0.5, 0.2], Budget(3, 1)),
+    ],
+)
+def test_coincidences_are_solved_for(scores: list[float], polytope: Polytope, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    given = torch.tensor([scores, scores], dtype=torch.float64)
+    assert SortedDecomposition().solve_chained(given, polytope) is None
+    found = sparsemap(given, polytope, solver=SortedDecomposition())
+    torch.testing.assert_close(found.mean(), given.clamp(min=0))
+
+
 @pytest.mark.parametrize("polytope", [BernoulliCube(9), Budget(9, 4), Budget(9, 4, exactly=True)], ids=repr)
 def test_derivatives_of_the_compiled_decomposition(polytope: Polytope) -> None:
     """Against central differences of the weights themselves; the fast path is taken."""

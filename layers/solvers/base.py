@@ -48,6 +48,31 @@ class NestedSupport:
     stats: SolverStats
 
 
+@dataclass(frozen=True)
+class ChainedSupport:
+    """A support by systematic sampling (`SupportsChained`) whose structures span the face of the solution.
+
+    Attributes:
+        order, ends: [B, D] int64, the intervals along the line.
+        between: [B, D] bool, those along the line whose mean is strictly between 0 and 1.
+        binding: [B] bool, whether the sum of the mean is held fixed.
+        cuts: [B, D + 1] int64, where the structures begin, in increasing order and fixed point.
+        interval: [B, D + 2] int64, whose end each of these and the last one's end is, along the line and counted from 1; 0 for
+            what does not move.
+        probs: [B, D + 1] float64, as in `Support`.
+        stats: rows [B].
+    """
+
+    order: Tensor
+    ends: Tensor
+    between: Tensor
+    binding: Tensor
+    cuts: Tensor
+    interval: Tensor
+    probs: Tensor
+    stats: SolverStats
+
+
 class Jacobian(Protocol):
     """How the weights of packed atoms depend on the scores while the support lasts: dp = J dt."""
 
@@ -98,6 +123,14 @@ class FindsNested(Protocol):
 
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
         """As `Solver.solve`, for a polytope that has `nested`."""
+        ...
+
+
+class FindsChained(Protocol):
+    """Solvers that can leave structures unwritten which follow from where intervals end."""
+
+    def solve_chained(self, scores: Tensor, polytope: Polytope) -> ChainedSupport | None:
+        """As `Solver.solve`, for a polytope that has `chained`; None where only `solve` can. Data are looked at."""
         ...
 
 

@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...oracles import Parts, Polytope, SupportsDecomposition, SupportsNested, SupportsProjection, supports
+from ...oracles import Parts, Polytope, SupportsChained, SupportsDecomposition, SupportsNested, SupportsProjection, supports
 from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
+from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
-from .base import NestedSupport, Oracle, PackedSupport, Solver, Support, used_first
+from .base import ChainedSupport, NestedSupport, Oracle, PackedSupport, Solver, Support, used_first
 from .cuts import in_one_pass
 from .limits import CLOSED, SORTED_PRUNE
 
@@ -23,9 +24,9 @@ class SortedDecomposition(Solver):
     usually with more atoms: one more than the number of fractional coordinates. Its weights are smooth in the scores and
     span the whole face, so all derivatives are exact in any dimension.
 
-    Cost: O(B D^2) to write the atoms down, and one oracle call for the certificate. Where structures are nested (the cube),
-    only those that have mass are written down, and their weights are differences: O(B D log D) besides the atoms. So it is on
-    the CPU with Numba installed, for the budget polytope too, in one compiled pass: see `cuts`.
+    Cost: O(B D^2) to write the atoms down, and one oracle call for the certificate. Where structures are nested (the cube) or a
+    systematic sample (the budget polytope, unless cuts coincide), only those that have mass are written down, and their weights
+    are differences: O(B D log D) besides the atoms. On the CPU with Numba installed that is one compiled pass: see `cuts`.
     """
 
     advice: ClassVar[str] = "its closed form is inexact there (scores of very different size?); use ActiveSet()"
@@ -60,6 +61,40 @@ class SortedDecomposition(Solver):
             order, probs = polytope.nested(mean)
             probs, margin = _pruned(probs)
             return NestedSupport(order, probs, _certify(oracle, mean, margin))
+
+    def solve_chained(self, scores: Tensor, polytope: Polytope) -> ChainedSupport | None:
+        """The same support, for a polytope with `chained`, without writing the structures down.
+
+        None where cuts coincide in some row (sums of the means that differ by an integer: the structures do not span the face,
+        and what is here is not the derivative), or a score is `-inf`.
+        """
+        with torch.no_grad():
+            if scores.isneginf().any():
+                return None
+            oracle, mean = _projected(scores, polytope)
+            if not supports(polytope, SupportsChained):
+                raise missing(polytope, SupportsChained, "SortedDecomposition.solve_chained")
+            order, ends = polytope.chained(mean)
+            ordered, residual = mean.gather(-1, order), (scores - mean).gather(-1, order)
+            between = (ordered > 0) & (ordered < 1)
+            # Where the sum is held fixed the last of them ends at an integer, up to rounding: no cut, the line begins anew.
+            whole, last = nearest_integer(ends), between.cumsum(-1) == between.sum(-1, keepdim=True)
+            ends = torch.where(last & ((ends - whole).abs() < CLOSED * ONE), whole, ends)
+            moving = between & (fraction(ends) > 0)
+            place, interval = torch.where(moving, fraction(ends), ONE).sort(dim=-1)
+            cuts = torch.cat([torch.zeros_like(place[:, :1]), place], -1)
+            probs = torch.cat([cuts, torch.full_like(place[:, :1], ONE)], -1).diff(dim=-1).double() / ONE
+            probs, margin = _pruned(probs)
+            number, size = moving.sum(-1), between.sum(-1)
+            # Where nothing holds the sum fixed, these means are their scores; that it is an integer then is chance.
+            binding = (residual.abs() * between).amax(-1) > CLOSED
+            distinct = ((probs > 0).sum(-1) == number + 1) & (binding == (number < size)) & (size - number <= 1)
+            if not distinct.all():
+                return None
+            edge = torch.zeros_like(interval[:, :1])
+            interval = torch.cat([edge, torch.where(place < ONE, interval + 1, 0), edge], -1)
+            stats = _certify(oracle, mean, margin)
+            return ChainedSupport(order, ends, between, binding, cuts, interval, probs, stats)
 
 
 def _projected(scores: Tensor, polytope: Polytope) -> tuple[Oracle, Tensor]:
