@@ -234,14 +234,14 @@ def test_every_semi_supervised_config_trains_and_tests(name: str) -> None:
     assert 0 <= test["accuracy"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("name", "loss", "options"),
-    [
-        ("bit_vector_vae/digits/sparsemap", "train/negative_elbo", []),
-        ("semi_supervised_vae/digits/sparsemax", "train/negative_elbo", ["--model.init_args.warm_start", "null"]),
-        ("signal_game/digits/sparsemax", "train/cost", []),
-    ],
-)
+LOSSES = [
+    ("bit_vector_vae/digits/sparsemap", "train/negative_elbo", []),
+    ("semi_supervised_vae/digits/sparsemax", "train/negative_elbo", ["--model.init_args.warm_start", "null"]),
+    ("signal_game/digits/sparsemax", "train/cost", []),
+]
+
+
+@pytest.mark.parametrize(("name", "loss", "options"), LOSSES)
 def test_mixed_precision_starts_from_the_loss_of_full_precision(name: str, loss: str, options: list[str]) -> None:
     options = [*options, "--trainer.log_every_n_steps", "1"]
     seen = {}
@@ -252,6 +252,23 @@ def test_mixed_precision_starts_from_the_loss_of_full_precision(name: str, loss:
         assert float(first["train/encoder_grad_norm"]) > 0
     assert seen["bf16-mixed"] == pytest.approx(seen["32-true"], rel=0.02)  # bfloat16 has 8 bits
     assert seen["bf16-mixed"] != seen["32-true"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize(("name", "loss", "options"), LOSSES)
+def test_a_gpu_starts_from_the_loss_of_the_cpu(name: str, loss: str, options: list[str], precision: str) -> None:
+    """In every precision; and the loss stays finite while the gradients' scale for float16 settles."""
+    options = [*options, "--trainer.log_every_n_steps", "1"]
+    fit("--folder", "cpu", "--trainer.accelerator", "cpu", *options, config=name)
+    there = ["--trainer.accelerator", "gpu", "--trainer.devices", "1", "--trainer.precision", precision]
+    fit("--folder", "gpu", *there, *options, config=name, steps=20)
+    (wanted, *_), found = (rows_of(Path(folder) / "metrics.csv") for folder in ("cpu", "gpu"))
+    losses = [float(row[loss]) for row in found if row.get(loss)]
+    assert losses[0] == pytest.approx(float(wanted[loss]), rel=1e-4 if precision == "32-true" else 0.02)
+    assert np.isfinite(losses).all()
+    assert any(float(row["train/encoder_grad_norm"]) > 0 for row in found if row.get("train/encoder_grad_norm"))
 
 
 @real_data
