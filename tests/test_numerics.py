@@ -8,6 +8,7 @@ from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, proje
 from sparsemarg.layers import SparseDistribution, SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
 from sparsemarg.layers.kernels import compiled, in_threads
+from sparsemarg.layers.kernels.dispatch import WORTH_A_THREAD
 from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.layers.stats import SolverStats
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
@@ -418,7 +419,7 @@ def test_few_numbers_are_not_worth_a_second_thread(monkeypatch: pytest.MonkeyPat
         return sorted(seen)
 
     assert parts(9) == parts(9, 10**9) == [(0, 3), (3, 6), (6, 9)]
-    assert parts(9, 2 * 2**18) == [(0, 4), (4, 9)]
+    assert parts(9, 2 * WORTH_A_THREAD) == [(0, 4), (4, 9)]
     assert parts(9, 10) == [(0, 9)]
     assert parts(2) == [(0, 1), (1, 2)]
     assert parts(0) == parts(0, 0) == []

@@ -152,7 +152,7 @@ class _CompiledRows:
         def ask(part: slice) -> None:
             row_kernel.residuals(live[part], self.grid, self.tie_break, problem, self.rows, asked[part])
 
-        in_threads(ask, len(live))
+        in_threads(ask, len(live), asked.size)
         if isinstance(oracle, Oracle):
             answer = oracle.answer(torch.from_numpy(asked))
         else:
@@ -165,7 +165,7 @@ class _CompiledRows:
         def advance(part: slice) -> None:
             row_kernel.advance(live[part], vertex[part], most, limits, problem, self.rows, self._scratch())
 
-        in_threads(advance, len(live))
+        in_threads(advance, len(live), len(live) * self.rows.on.shape[1] ** 2)
 
     def _scratch(self) -> Scratch:
         """Room for what is computed of one row at a time."""
@@ -220,7 +220,7 @@ class _CompiledRows:
         def prune(part: slice) -> None:
             row_results.prune(every[part], least, self.rows, self.problem, margin, count)
 
-        in_threads(prune, batch)
+        in_threads(prune, batch, self.rows.inverse.size)
         return count, margin
 
     def _write(self, places: Places, atoms: Array, probs: Array, sensitivity: Array) -> Array:
@@ -230,7 +230,7 @@ class _CompiledRows:
         def write(part: slice) -> None:
             row_results.write(every[part], self.rows, self.problem, places, atoms, probs, sensitivity, means)
 
-        in_threads(write, len(every))
+        in_threads(write, len(every), self.rows.inverse.size)
         for array in (self.rows.atoms, self.rows.vertices, self.rows.inverse, self.rows.gram):
             give_back(array)
         return means
@@ -286,14 +286,14 @@ class PackedJacobian:
         """See `Jacobian`."""
         result = torch.empty(len(self.first) - 1, self.atoms.shape[1], dtype=torch.float64)
         given, out = gradient.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: row_results.pull(*self._part(part), given, out[part]), len(out))
+        in_threads(lambda part: row_results.pull(*self._part(part), given, out[part]), len(out), self.sensitivity.size)
         return result
 
     def push(self, change: Tensor) -> Tensor:
         """See `Jacobian`."""
         result = torch.empty(len(self.atoms), dtype=torch.float64)
         given, out = change.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: row_results.push(*self._part(part), given[part], out), len(given))
+        in_threads(lambda part: row_results.push(*self._part(part), given[part], out), len(given), self.sensitivity.size)
         return result
 
     def _part(self, part: slice) -> tuple[Array, Array, Array, Array]:

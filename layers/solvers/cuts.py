@@ -24,6 +24,10 @@ from ..kernels import compiled, in_threads, part_of
 from ..stats import SolverStats
 from .base import PackedSupport
 
+# To find the structures takes as long as to pass over the scores so many times: to sort them, or to look for the multiplier
+# of a budget as well.
+PASSES = (32, 128)
+
 
 def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
     """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
@@ -74,7 +78,7 @@ class _Cuts:
         rows = kernels.Rows(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested
-        in_threads(lambda part: find(target[part], *given, part_of(rows, part)), batch)
+        in_threads(lambda part: find(target[part], *given, part_of(rows, part)), batch, PASSES[chained] * target.size)
         if not rows.number.all():
             return None
         first = np.zeros(batch + 1, np.int64)

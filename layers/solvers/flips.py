@@ -18,7 +18,7 @@ from .base import PackedSupport
 # Beyond, the sets of flips are so many that a matrix product over the batch is no slower than passing over them row by row.
 MOST = 64
 # To find the structures takes about as long as to pass over the scores so many times.
-PASSES = 8
+PASSES = 16
 
 
 def in_one_pass(scores: Tensor, polytope: object, k: int, dtype: torch.dtype) -> PackedSupport[TopKStats] | None:
