@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class BernoulliCube(Polytope):
         at k = 100. On the CPU O(B (D + m n)) where m is at most D / 3 and the m + 1 smallest |t| differ.
         """
         width = min(k - 1, self.dim)
-        table = _flip_table(k, width).to(device=scores.device, dtype=torch.float64)
+        table = torch.from_numpy(_flip_table(k, width)).to(scores.device)
         cost, order = _smallest(scores.abs(), width)
         cost = cost.double()
         blocked = None
@@ -129,10 +130,10 @@ def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=64)
-def _flip_table(k: int, width: int) -> Tensor:
-    """`flip_sets` as 0/1 rows [n, width]."""
+def _flip_table(k: int, width: int) -> np.ndarray:
+    """`flip_sets` as 0/1 rows [n, width]. An array: a tensor made inside of a `torch.func` transform is of no use after it."""
     found = flip_sets(k, width)
-    table = torch.zeros(len(found), width)
+    table = np.zeros((len(found), width))
     for row, flips in enumerate(found):
         table[row, [bit - 1 for bit in flips]] = 1
     return table

@@ -1,8 +1,7 @@
 """Which flips of bits can lead to one of the k best bit vectors, whatever the scores."""
 
 from functools import lru_cache
-
-import torch
+from itertools import accumulate
 
 
 @lru_cache(maxsize=64)
@@ -39,9 +38,8 @@ def _sets_below(flips: tuple[int, ...], limit: int) -> int:
     if not flips:
         return 1
     # ways[x] = choices for the places after j whose numbers are all below x, the empty choice included
-    ways = torch.ones(flips[0] + 2, dtype=torch.int64)
+    ways = [1] * (flips[0] + 2)
     for bit in reversed(flips):
-        allowed = torch.where(torch.arange(len(ways)) <= bit, ways, 0)
-        allowed[0] = 0
-        ways = (1 + torch.cat([torch.zeros(1, dtype=torch.int64), allowed.cumsum(0)[:-1]])).clamp(max=limit + 1)
-    return int(ways[-1])
+        allowed = [0, *ways[1 : bit + 1], *[0] * (len(ways) - bit - 1)]
+        ways = [min(1 + before, limit + 1) for before in accumulate(allowed, initial=0)][:-1]
+    return ways[-1]

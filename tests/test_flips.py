@@ -8,6 +8,7 @@ from sparsemarg.layers.functional import topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet
 from sparsemarg.layers.solvers.flips import MOST, _tree, in_one_pass
 from sparsemarg.oracles import BernoulliCube, Budget
+from sparsemarg.oracles.cube import _flip_table
 from sparsemarg.oracles.flip_sets import flip_sets
 from sparsemarg.verification import verify
 from torch import Tensor
@@ -108,3 +109,17 @@ def test_verification_sees_a_table_that_lacks_a_set(monkeypatch: pytest.MonkeyPa
     finally:
         _tree.cache_clear()
     assert "topk_sparsemax" in [result.check for result in report.failed], str(report)
+
+
+def test_a_table_made_inside_of_a_transform_serves_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    _flip_table.cache_clear()
+    scores = scores_for(BernoulliCube(6), "small", batch=4)
+
+    def mean(scores: Tensor) -> Tensor:
+        return topk_sparsemax(scores, BernoulliCube(6), 5).mean()
+
+    inside = torch.func.jacfwd(mean)(scores[0])
+    compiled = torch.compile(mean)(scores)
+    torch.testing.assert_close(compiled, mean(scores))
+    torch.testing.assert_close(inside, torch.autograd.functional.jacobian(mean, scores[0]))
