@@ -23,7 +23,8 @@ class SparseDistribution:
         batch_shape: *B.
         stats: how the support was found (`SolverStats`, `TopKStats`), or None.
 
-    Within a row the most probable atom need not come first.
+    Within a row the most probable atom need not come first. `first` [B + 1] int64, where each row begins in what is packed, can
+    be given to who makes a distribution and has it; it has to agree with `row`.
     """
 
     def __init__(

@@ -127,7 +127,8 @@ class SupportsChained(Protocol):
     """A convex combination by systematic sampling, whose structures need not be written down to be used.
 
     The coordinates lie end to end on a line as intervals of length mean_i; for u in [0, 1) the points u, u + 1, u + 2, ... hit
-    some of them, which are a structure. It changes only where u passes the fractional part of an end.
+    some of them, which are a structure. It changes only where u passes the fractional part of an end. A class that overrides an
+    inherited `decompose` has to override this too.
     """
 
     def chained(self, mean: Tensor) -> tuple[Tensor, Tensor]:

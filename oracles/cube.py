@@ -12,6 +12,9 @@ from .checks import cannot_branch, check_count, check_dimension
 from .flip_sets import flip_sets
 from .gibbs import BernoulliGibbs
 
+# Totals below are ties: their 40 bits would not be normal numbers.
+LEAST_TOTAL = 1e-270
+
 
 @dataclass(frozen=True)
 class BernoulliCube(Polytope):
@@ -58,11 +61,11 @@ class BernoulliCube(Polytope):
         if cannot_branch(cost) or (cost == torch.inf).any():
             blocked = (cost.isinf().double() @ table.T) > 0
             cost = torch.where(cost.isinf(), 0, cost)
-        # Totals that are equal on paper differ by rounding; on a grid 2^-40 below the largest cost they tie exactly, and
-        # the stable sort breaks the tie by the table's order.
-        largest = cost.sum(-1, keepdim=True)
-        grid = torch.ldexp(torch.ones_like(largest), torch.frexp(largest)[1] - 40)
-        totals = ((cost @ table.T) / grid).round()
+        # Totals that are equal on paper differ by rounding; with 40 bits of each they tie exactly, and the stable sort breaks
+        # the tie by the table's order.
+        totals = cost @ table.T
+        grid = torch.ldexp(torch.ones_like(totals), torch.frexp(totals.clamp(min=LEAST_TOTAL))[1] - 40)
+        totals = (totals / grid).round() * grid
         if blocked is not None:
             totals = torch.where(blocked, torch.inf, totals)
         totals, chosen = totals.sort(dim=-1, stable=True)

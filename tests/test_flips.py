@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import KINDS, scores_for
 from sparsemarg.layers import SparseDistribution
-from sparsemarg.layers.functional import topk_sparsemax
+from sparsemarg.layers.functional import sparsemax, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet
 from sparsemarg.layers.solvers.flips import MOST, _tree, in_one_pass
 from sparsemarg.oracles import BernoulliCube, Budget
@@ -47,6 +47,24 @@ def test_the_kernel_is_the_plain_path(dim: int, k: int, kind: str, dtype: torch.
     assert fast.atoms.dtype == fast.probs.dtype == dtype
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+@pytest.mark.parametrize("mask", [-torch.inf, -1e9, -3.4e38, 1e8])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0])
+def test_bits_of_huge_scores_do_not_blur_the_others(
+    scale: float, mask: float, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sparsemax of the six best of all 2^4 structures of the other bits, by enumeration."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    free = scale * torch.tensor([-0.10, -0.20, -0.25, -0.26], dtype=torch.float64)
+    scores = torch.cat([free, torch.full((2,), mask, dtype=torch.float64)])[None]
+    found = topk_sparsemax(scores, BernoulliCube(6), 6)
+    listed = BernoulliCube(4).vertices()
+    totals, best = (listed @ free).topk(6)
+    wanted = (sparsemax(totals)[:, None] * listed[best]).sum(0)
+    torch.testing.assert_close(found.mean()[0, :4], wanted, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.mean()[0, 4:], torch.full((2,), float(mask > 0), dtype=torch.float64))
 
 
 def test_derivatives_of_the_kernel() -> None:

@@ -152,3 +152,18 @@ def test_an_oracle_that_waits_runs_one_by_one_and_leaves_the_device_sound() -> N
     wanted = sparsemap(scores, polytope)
     assert torch.equal(found.atoms, wanted.atoms)
     assert torch.randn(3, device="cuda").isfinite().all()  # the generator was not left in a capture
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was() -> None:
+    class Shy(BernoulliCube):
+        def maximize(self, scores: torch.Tensor) -> torch.Tensor:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("not while capturing")
+            return super().maximize(scores)
+
+    stream = torch.cuda.current_stream()
+    scores = scores_for(Shy(20), "normal", batch=30).cuda()
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        sparsemap(scores, Shy(20), solver=ActiveSet(record=True))
+    assert torch.cuda.current_stream() == stream
+    assert torch.randn(3, device="cuda").isfinite().all()

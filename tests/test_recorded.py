@@ -148,3 +148,34 @@ def test_on_a_cpu_there_is_nothing_to_record() -> None:
     scores = scores_for(polytope, "normal", batch=16)
     assert torch.equal(ActiveSet(record=True).solve(scores, polytope).probs, ActiveSet().solve(scores, polytope).probs)
     assert not recorded._kept
+
+
+def by_running(window: recorded.Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Python again, for what does not depend on how it is recorded."""
+    window(*tensors)
+    return lambda: window(*tensors)
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_recordings_serve_in_inference_mode_and_out_of_it(order: tuple[bool, bool]) -> None:
+    """A validation before training must not leave memory that training cannot write to."""
+    polytope = BernoulliCube(12)
+    for inference in order:
+        with torch.inference_mode(inference):
+            oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=8))
+            found = active_set(oracle, LIMIT, TOL, partial(recorded.advance, record=by_running))
+            assert torch.equal(found.atoms, active_set(oracle, LIMIT, TOL).atoms)
+    assert recorded._kept
+    recorded.forget()
+    assert not recorded._kept
+
+
+def test_without_memory_for_a_recording_iterations_run_one_by_one() -> None:
+    def full(window: recorded.Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("full")
+
+    polytope = BernoulliCube(12)
+    oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=8))
+    found = active_set(oracle, LIMIT, TOL, partial(recorded.advance, record=full))
+    assert torch.equal(found.atoms, active_set(oracle, LIMIT, TOL).atoms)
+    assert not recorded._kept

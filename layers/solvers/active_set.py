@@ -75,11 +75,13 @@ class ActiveSet(Solver):
         tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, relative to its scale min(1, max|t|), plus
             a few units of rounding noise. The mean's error is usually below it: 2e-10 at D = 128.
         record: on a CUDA device, where the iterations run in tensor operations, record windows of 8 of them in CUDA graphs and
-            replay these: the oracle of any polytope, as long as it does the same tensor operations whatever the scores. It is
-            called while a new shape is recorded and then not again; one that waits for the device, or copies from the host,
-            cannot be recorded, and a warning says so. Worth it where batches of the same size come again, as in training;
-            supports agree with those of the iterations one by one up to the last digits of their weights. Written without a
-            GPU at hand: what is recorded is tested on the CPU, capture itself by `pytest -m gpu` only, so it is off by default.
+            replay these: the oracle of any polytope, as long as it does the same tensor operations whatever the scores, on
+            tensors that live as long as the polytope. In windows it is called while a new shape is recorded and then not again.
+            One that waits for the device cannot be recorded, and a warning says so; that it copies from the host without
+            waiting (`non_blocking=True`) goes unnoticed, and is wrong. Worth it where batches of the same size come again for
+            the same polytope object, as in training: each size is recorded by itself, and `recorded.forget` frees the memory.
+            Supports agree with those of the iterations one by one up to the last digits of their weights. Written without a GPU
+            at hand: what is recorded is tested on the CPU, capture itself by `pytest -m gpu` only, so it is off by default.
     """
 
     max_iter: int | None = None
@@ -97,7 +99,7 @@ class ActiveSet(Solver):
         """See `Solver.solve`."""
         limit, oracle = self._limit(scores), Oracle.of(polytope, scores)
         advance = recorded.advance if self.record and scores.device.type == "cuda" else None
-        found = _in_one_kernel(oracle, limit, self.tol, advance) or active_set(oracle, limit, self.tol, advance)
+        found = _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol, advance)
         return _certified(oracle, found)
 
     @torch.no_grad()
@@ -146,7 +148,7 @@ def compiled_method(device: torch.device) -> Callable[..., Any] | None:
     return compiled(".compiled_rows", __package__, "solve", device)
 
 
-def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float, advance: "Advance | None" = None) -> Support | None:
+def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     """The method in one Triton kernel, and as `active_set` on rows that it gives up; None where there is no such kernel."""
     kernel = in_triton(".triton_active_set", __package__, "solve", oracle.target.device)
     found = None if kernel is None else kernel(oracle, max_iter, tol)
@@ -159,7 +161,7 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float, advance: "Advance 
         return support
     stats = SolverStats(*(field[~left] for field in vars(support.stats).values()))
     done = Support(support.atoms[~left], support.probs[~left], stats)
-    again = active_set(oracle.rows(left), max_iter, tol, advance)
+    again = active_set(oracle.rows(left), max_iter, tol)  # so many rows are not seen again: not recorded
     return _gather([(left.nonzero()[:, 0], again), ((~left).nonzero()[:, 0], done)], len(left))
 
 
@@ -363,7 +365,7 @@ class _Rows:
         return self.oracle.polytope
 
     def tensors(self) -> list[Tensor]:
-        """See `recorded.State`."""
+        """See `recorded.State`. In the order in which attributes were first set, which `of` and `select` keep."""
         assert isinstance(self.oracle, Oracle)
         states = (vars(self), vars(self.working), vars(self.oracle), vars(self.oracle.ties))
         return [value for state in states for value in state.values() if isinstance(value, Tensor)]

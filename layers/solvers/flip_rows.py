@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...oracles.cube import LEAST_TOTAL
 from ..kernels.vectors import Array
 
 
@@ -77,16 +78,14 @@ def _smallest(scores: Array, size: Array, order: Array) -> bool:
 
 @numba.njit(error_model="numpy", inline="always", cache=True)
 def _add_up(cost: Array, rest: Array, last: Array, total: Array, rounded: Array) -> None:
-    """What each set of flips costs, as it is and on a grid on which totals tie that are equal on paper."""
-    largest = 0.0
-    for value in cost:
-        if value < math.inf:
-            largest += value
-    grid = math.ldexp(1.0, math.frexp(largest)[1] - 40)
+    """What each set of flips costs, as it is and in 40 bits, so that totals tie that are equal on paper."""
     total[0], rounded[0] = 0.0, 0.0
     for place in range(1, len(rest)):
-        total[place] = total[rest[place]] + cost[last[place]]
-        rounded[place] = np.rint(total[place] / grid)
+        value = total[rest[place]] + cost[last[place]]
+        total[place], rounded[place] = value, value
+        if value < math.inf:
+            grid = math.ldexp(1.0, math.frexp(max(value, LEAST_TOTAL))[1] - 40)
+            rounded[place] = np.rint(value / grid) * grid
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True)

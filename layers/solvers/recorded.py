@@ -51,25 +51,37 @@ S = TypeVar("S", bound=State)
 def by_cuda_graph(window: Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
     """Runs a window on a stream of its own, and captures it.
 
+    Meanwhile torch's synchronisation check is on, which is one for the process: what waits for the device in another thread at
+    this moment fails. Graphs share their memory, one pool a stream: nothing in it outlives a replay.
+
     Raises:
-        RuntimeError: it waits for the device, or does something else that cannot be captured. `tensors` are as they were.
+        RuntimeError: the window waits for the device, or does something else that cannot be captured.
     """
     device = tensors[0].device
     stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     mode = torch.cuda.get_sync_debug_mode()
-    with torch.cuda.stream(stream):
-        torch.cuda.set_sync_debug_mode("error")
+    with torch.cuda.stream(stream):  # around the capture too, which if it fails may stay on its stream
         try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the check is a prototype
+                torch.cuda.set_sync_debug_mode("error")
             window(*tensors)
         finally:
-            torch.cuda.set_sync_debug_mode(mode)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.cuda.set_sync_debug_mode(mode)
             current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on to use the device, such as one that pins memory for a data loader.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        window(*tensors)
+        graph, place = torch.cuda.CUDAGraph(), (device, current.cuda_stream)
+        if place not in _pools:
+            _pools[place] = torch.cuda.graph_pool_handle()
+        # Other threads may go on to use the device, such as one that pins memory for a data loader.
+        with torch.cuda.graph(graph, pool=_pools[place], stream=stream, capture_error_mode="thread_local"):
+            window(*tensors)
     return graph.replay
+
+
+_pools: dict[tuple[torch.device, int], Any] = {}
 
 
 class Recording(Generic[S]):
@@ -82,10 +94,12 @@ class Recording(Generic[S]):
     """
 
     def __init__(self, state: S, tol: float, record: Recorder) -> None:
-        self.memory = [tensor.clone(memory_format=torch.contiguous_format) for tensor in state.tensors()]
-        self.state = state.of(self.memory)  # with it the polytope stays, and so do the tensors that its oracle reads
         self.tol = tol
-        self.again = record(self._window, self.memory)
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self.memory = [tensor.clone(memory_format=torch.contiguous_format) for tensor in state.tensors()]
+            self.state = state.of(self.memory)  # with it the polytope stays, and so do the tensors that are its attributes
+            self.again = record(self._window, self.memory)
 
     def replay(self, state: S) -> S:
         """The state after a window of iterations."""
@@ -99,7 +113,7 @@ class Recording(Generic[S]):
         return self.state.of([tensor.clone() for tensor in self.memory])
 
     def _window(self, *memory: Tensor) -> None:
-        # Nothing is written before all has been computed: what cannot be recorded has then changed nothing.
+        # Iterations update some of their tensors in place, and others not.
         after = self.state.of([tensor.clone() for tensor in memory])
         for _ in range(POLL):
             after.iterate(self.tol)
@@ -134,6 +148,8 @@ def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:
         if found is None:
             try:
                 found = _kept[key] = Recording(state, tol, record)
+            except torch.OutOfMemoryError:
+                pass  # there may be room the next time
             except RuntimeError as error:
                 _kept[key] = polytope  # kept too: while it lives, no other has its id
                 _warn(polytope, error)
@@ -145,6 +161,13 @@ def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:
     for _ in range(POLL):
         after.iterate(tol)
     return after
+
+
+def forget() -> None:
+    """Gives up all recordings, and with them their memory."""
+    with _lock:
+        _kept.clear()
+        _pools.clear()
 
 
 def _warn(polytope: Polytope, error: RuntimeError) -> None:

@@ -88,8 +88,9 @@ class SortedDecomposition(Solver):
             number, size = moving.sum(-1), between.sum(-1)
             # Where nothing holds the sum fixed, these means are their scores; that it is an integer then is chance.
             binding = (residual.abs() * between).amax(-1) > CLOSED
-            distinct = ((probs > 0).sum(-1) == number + 1) & (binding == (number < size)) & (size - number <= 1)
-            if not distinct.all():
+            apart = (probs > 0).sum(-1) == number + 1  # no structure between two cuts is without mass
+            spanning = (number == size - binding.to(size)) & apart  # as many as there are dimensions, and one
+            if not spanning.all():
                 return None
             edge = torch.zeros_like(interval[:, :1])
             interval = torch.cat([edge, torch.where(place < ONE, interval + 1, 0), edge], -1)
