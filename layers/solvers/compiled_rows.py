@@ -49,16 +49,16 @@ def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
     if compiled is not None:
         state.run(live, compiled, max_iter)
         return state
-    for question in range(max_iter):
-        going = ~state.rows.converged[live] & (state.rows.iterations[live] < max_iter)
+    for iteration in range(max_iter):
+        going = ~state.rows.converged[live]
         count = int(going.sum())
         if count == 0:
             break
         if count <= 0.75 * len(live):
             live, oracle = live[going], oracle.rows(torch.from_numpy(going))
-        if question % POLL == 0:
+        if iteration % POLL == 0:
             state.renew(live[state.rows.stalled[live] >= STALE])
-        state.iterate(live, oracle, max_iter)
+        state.iterate(live, oracle)
     return state
 
 
@@ -144,8 +144,8 @@ class _CompiledRows:
             if not stale.all():
                 self._move(self.rows.atoms.dtype.type)
 
-    def iterate(self, live: Array, oracle: BatchOracle, most: int) -> None:
-        """The rows `live` [n], whose oracle this is, to the next answer; `most` iterations in all."""
+    def iterate(self, live: Array, oracle: BatchOracle) -> None:
+        """One iteration of the rows `live` [n], whose oracle this is."""
         problem, limits = self.problem, self.limits
         asked = np.empty((len(live), problem.origin.shape[1]))
 
@@ -163,7 +163,7 @@ class _CompiledRows:
             self._move(self.rows.atoms.dtype.type if exactly else np.float64)
 
         def advance(part: slice) -> None:
-            row_kernel.advance(live[part], vertex[part], most, limits, problem, self.rows, self._scratch())
+            row_kernel.advance(live[part], vertex[part], limits, problem, self.rows, self._scratch())
 
         in_threads(advance, len(live), len(live) * self.rows.on.shape[1] ** 2)
 

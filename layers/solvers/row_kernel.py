@@ -122,19 +122,15 @@ def residuals(live: Array, grid: Array, tie_break: Array, problem: Problem, rows
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
-def advance(live: Array, vertex: Array, most: int, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch) -> None:
-    """The rows `live` [n] from the oracle's answers, vertex [n, D], to their next questions.
+def advance(live: Array, vertex: Array, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch) -> None:
+    """One iteration of the rows `live` [n], after the oracle's answers, vertex [n, D].
 
-    Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible; while there is an
-    atom to drop no answer is needed, and they go on, up to `most` iterations in all. Every row needs a free slot, and answers
-    that the dtype of the atoms holds.
+    Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible. Every row needs a
+    free slot, and answers that the dtype of the atoms holds.
     """
     for place in range(live.shape[0]):
-        row = live[place]
-        asked = True
-        while not rows.converged[row] and rows.iterations[row] < most and (asked or rows.dropping[row] >= 0):
-            _iterate(row, vertex[place], limits, problem, rows, scratch)
-            asked = False
+        if not rows.converged[live[place]]:
+            _iterate(live[place], vertex[place], limits, problem, rows, scratch)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -157,13 +153,12 @@ def run(
                 break
             if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
                 break
-            if rows.dropping[row] < 0:
-                share = 0.0 if rows.exact[row] else 1.0
-                for d in range(dim):
-                    size = grid[row, d]
-                    residual = (target[row, d] - mean[row, d]) * unit
-                    asked[d] = (np.rint(residual / size) + share * tie_break[d]) * size
-                _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
+            share = 0.0 if rows.exact[row] else 1.0
+            for d in range(dim):
+                size = grid[row, d]
+                residual = (target[row, d] - mean[row, d]) * unit
+                asked[d] = (np.rint(residual / size) + share * tie_break[d]) * size
+            _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
             _iterate(row, vertex, limits, problem, rows, scratch)
 
 
@@ -218,15 +213,9 @@ def are_signs(values: Array) -> bool:
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _iterate(row: int, vertex: Array, limits: Limits, problem: Problem, rows: Rows, scratch: Scratch) -> None:
-    """One iteration; the vertex counts where there is no atom to drop."""
-    on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
-    gain, terms = 0.0, 0.0
-    if drop < 0:
-        gain, terms = _relate(row, vertex, problem, rows, scratch)
-    else:
-        for r in range(scratch.residual.shape[0]):
-            scratch.residual[r] = problem.target[row, r] - rows.mean[row, r]
+    gain, terms = _relate(row, vertex, problem, rows, scratch)
     noise = 8 * np.finfo(np.float64).eps * terms
+    on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
     if rows.gram.shape[1] > 0 and problem.scale[row] >= LEAST_SCALE:
         level = _exact_deviations(row, rows, scratch)
     else:
