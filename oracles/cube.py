@@ -64,7 +64,8 @@ class BernoulliCube(Polytope):
         # Totals that are equal on paper differ by rounding; with 40 bits of each they tie exactly, and the stable sort breaks
         # the tie by the table's order.
         totals = cost @ table.T
-        grid = torch.ldexp(torch.ones_like(totals), torch.frexp(totals.clamp(min=LEAST_TOTAL))[1] - 40)
+        above = totals.clamp(min=LEAST_TOTAL)
+        grid = above / torch.frexp(above).mantissa * 2.0**-40  # a power of two, exactly
         totals = (totals / grid).round() * grid
         if blocked is not None:
             totals = torch.where(blocked, torch.inf, totals)
