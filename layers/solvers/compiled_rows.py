@@ -14,6 +14,7 @@ from . import row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
+from .packed_rows import first_of
 from .row_kernel import BLOCK, Array, CompiledOracle, Problem, Rows, Scratch
 from .row_results import Places
 
@@ -78,7 +79,7 @@ def _most_slots(width: int) -> int:
 
 
 class _CompiledRows:
-    """The twin of `active_set._Rows`, for all rows of a batch from beginning to end.
+    """The twin of `tensor_rows.TensorRows`, for all rows of a batch from beginning to end.
 
     Args:
         oracle: of all rows.
@@ -198,9 +199,7 @@ class _CompiledRows:
     def packed(self, dtype: torch.dtype) -> Packed:
         """The same, packed, for structures of small integers."""
         count, margin = self._pruned()
-        first, block = np.zeros(len(count) + 1, np.int64), np.zeros(len(count) + 1, np.int64)
-        np.cumsum(count, out=first[1:])
-        np.cumsum(count**2, out=block[1:])
+        first, block = first_of(count), first_of(count**2)
         atoms = np.empty((first[-1], self.problem.origin.shape[1]), np.int8)
         probs, sensitivity = torch.empty(len(atoms), dtype=torch.float64), np.empty(block[-1])
         means = self._write(Places(first[:-1], block[:-1], count), atoms, probs.numpy(), sensitivity)

@@ -23,10 +23,11 @@ from ...oracles import BernoulliCube, Budget, Polytope
 from ..kernels import compiled, in_threads, part_of
 from ..stats import SolverStats
 from .base import PackedSupport
+from .packed_rows import PackedRows, first_of
 
-# To find the structures takes as long as to pass over the scores so many times: to sort them, or to look for the multiplier
-# of a budget as well.
-PASSES = (32, 128)
+# To find the structures takes as long as to pass over the scores so many times: to sort them, and to look for the multiplier of
+# a budget as well.
+PASSES, PASSES_CHAINED = 32, 128
 
 
 def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
@@ -46,27 +47,21 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
     if type(polytope) not in (BernoulliCube, Budget) or compiled(".cut_rows", __package__, "write", scores.device) is None:
         return None
     cuts = _Cuts.of(scores, polytope)
-    return None if cuts is None else cuts.support(dtype)
+    if cuts is None:
+        return None
+    found = (cuts.rows.gap, cuts.rows.converged, cuts.rows.margin)
+    return cuts.packed(SolverStats(torch.zeros(len(scores), dtype=torch.int64), *map(torch.from_numpy, found)), dtype)
 
 
 @dataclass(frozen=True)
-class _Cuts:
-    """The structures of a batch.
+class _Cuts(PackedRows):
+    """The structures of a batch, by the kernels of `cut_rows`; `chained` is whether intervals lie end to end."""
 
-    Attributes:
-        kernels: the module `cut_rows`, which needs Numba.
-        rows: its `Rows`.
-        chained: whether intervals lie end to end.
-        first: [B + 1] int64 array: where the structures of each row begin in what is packed.
-    """
-
-    kernels: Any
-    rows: Any
     chained: bool
-    first: np.ndarray
 
     @staticmethod
     def of(scores: Tensor, polytope: Polytope) -> "_Cuts | None":
+        """The structures of scores [B, D] float64; None where one row has another form."""
         target, chained = scores.contiguous().numpy(), isinstance(polytope, Budget)
         if chained and np.isneginf(target).any():
             return None
@@ -78,40 +73,12 @@ class _Cuts:
         rows = kernels.Rows(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested
-        in_threads(lambda part: find(target[part], *given, part_of(rows, part)), batch, PASSES[chained] * target.size)
+        passes = PASSES_CHAINED if chained else PASSES
+        in_threads(lambda part: find(target[part], *given, part_of(rows, part)), batch, passes * target.size)
         if not rows.number.all():
             return None
-        first = np.zeros(batch + 1, np.int64)
-        np.cumsum(rows.number, out=first[1:])
-        return _Cuts(kernels, rows, chained, first)
+        return _Cuts(kernels, rows, dim, first_of(rows.number), chained)
 
-    def support(self, dtype: torch.dtype) -> PackedSupport[SolverStats]:
-        """The structures in this dtype."""
-        batch, count, dim = len(self.rows.number), int(self.first[-1]), self.rows.start.shape[1]
-        # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
-        direct = dtype in (torch.float32, torch.float64)
-        atoms = torch.empty(count, dim, dtype=dtype if direct else torch.float32)
-        probs = torch.empty(count, dtype=torch.float64)
-        write, array, weights = self.kernels.write, atoms.numpy(), probs.numpy()
-        in_threads(lambda part: write(*self._rows(part), array, weights), batch, array.size)
-        row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
-        found = (self.rows.gap, self.rows.converged, self.rows.margin)
-        stats = SolverStats(torch.zeros(batch, dtype=torch.int64), *map(torch.from_numpy, found))
-        return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, torch.from_numpy(self.first), stats, self)
-
-    def pull(self, gradient: Tensor) -> Tensor:
-        """See `Jacobian`."""
-        result = torch.empty(self.rows.start.shape, dtype=torch.float64)
-        pull, given, array = self.kernels.pull, gradient.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: pull(*self._rows(part), given, array[part]), len(array), array.size)
-        return result
-
-    def push(self, change: Tensor) -> Tensor:
-        """See `Jacobian`."""
-        result = torch.empty(int(self.first[-1]), dtype=torch.float64)
-        push, given, array = self.kernels.push, change.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: push(*self._rows(part), given[part], array), len(given), given.size)
-        return result
-
-    def _rows(self, part: slice) -> tuple[Any, bool, np.ndarray]:
+    def arguments(self, part: slice) -> tuple[Any, bool, np.ndarray]:
+        """See `PackedRows`."""
         return part_of(self.rows, part), self.chained, self.first[part.start : part.stop + 1]

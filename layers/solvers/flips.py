@@ -14,6 +14,7 @@ from ...oracles.flip_sets import flip_sets
 from ..kernels import compiled, in_threads, part_of
 from ..stats import TopKStats
 from .base import PackedSupport
+from .packed_rows import PackedRows, first_of
 
 # Beyond, the sets of flips are so many that a matrix product over the batch is no slower than passing over them row by row.
 MOST = 64
@@ -40,30 +41,18 @@ def in_one_pass(scores: Tensor, polytope: object, k: int, dtype: torch.dtype) ->
         return None
     array = scores.contiguous().numpy()
     found = _Flips.of(array, k)
-    return None if found is None else found.support(array, dtype)
+    return None if found is None else found.packed(TopKStats(torch.from_numpy(found.rows.exact)), dtype, array)
 
 
 @dataclass(frozen=True)
-class _Flips:
-    """The structures of a batch.
+class _Flips(PackedRows):
+    """The structures of a batch, by the kernels of `flip_rows`; `tree` is the sets of flips, see `_tree`."""
 
-    Attributes:
-        kernels: the module `flip_rows`, which needs Numba.
-        tree: its `rest` and `last`.
-        rows: its `Rows`.
-        dim: D.
-        first: [B + 1] int64 array: where the structures of each row begin in what is packed.
-    """
-
-    kernels: Any
     tree: tuple[np.ndarray, np.ndarray]
-    rows: Any
-    dim: int
-    first: np.ndarray
 
     @staticmethod
     def of(scores: np.ndarray, k: int) -> "_Flips | None":
-        """The structures of scores [B, D] float64."""
+        """The structures of scores [B, D] float64; None where one is NaN or +inf, of which the kernel finds no structures."""
         batch, dim = scores.shape
         width = min(k - 1, dim)
         tree = _tree(k, width)
@@ -79,42 +68,10 @@ class _Flips:
         in_threads(lambda part: kernels.find(scores[part], *tree, part_of(rows, part)), batch, PASSES * scores.size)
         if not rows.number.all():
             return None
-        first = np.zeros(batch + 1, np.int64)
-        np.cumsum(rows.number, out=first[1:])
-        return _Flips(kernels, tree, rows, dim, first)
+        return _Flips(kernels, rows, dim, first_of(rows.number), tree)
 
-    def support(self, scores: np.ndarray, dtype: torch.dtype) -> PackedSupport[TopKStats]:
-        """The structures in this dtype; the same scores."""
-        batch, count = len(self.first) - 1, int(self.first[-1])
-        # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
-        direct = dtype in (torch.float32, torch.float64)
-        atoms = torch.empty(count, self.dim, dtype=dtype if direct else torch.float32)
-        probs = torch.empty(count, dtype=torch.float64)
-        array, weights = atoms.numpy(), probs.numpy()
-
-        def write(part: slice) -> None:
-            self.kernels.write(scores[part], *self._rows(part), array, weights)
-
-        in_threads(write, batch, array.size)
-        row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
-        stats = TopKStats(torch.from_numpy(self.rows.exact))
-        return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, torch.from_numpy(self.first), stats, self)
-
-    def pull(self, gradient: Tensor) -> Tensor:
-        """See `Jacobian`."""
-        result = torch.empty(len(self.first) - 1, self.dim, dtype=torch.float64)
-        given, array = gradient.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: self.kernels.pull(*self._rows(part), given, array[part]), len(array), array.size)
-        return result
-
-    def push(self, change: Tensor) -> Tensor:
-        """See `Jacobian`."""
-        result = torch.empty(int(self.first[-1]), dtype=torch.float64)
-        given, array = change.contiguous().numpy(), result.numpy()
-        in_threads(lambda part: self.kernels.push(*self._rows(part), given[part], array), len(given), given.size)
-        return result
-
-    def _rows(self, part: slice) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray]:
+    def arguments(self, part: slice) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray]:
+        """See `PackedRows`."""
         return *self.tree, part_of(self.rows, part), self.first[part.start : part.stop + 1]
 
 

@@ -60,17 +60,13 @@ def by_cuda_graph(window: Window, tensors: Sequence[Tensor]) -> Callable[[], Non
     device = tensors[0].device
     stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
-    mode = torch.cuda.get_sync_debug_mode()
     with torch.cuda.stream(stream):  # around the capture too, which if it fails may stay on its stream
+        mode = torch.cuda.get_sync_debug_mode()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the check is a prototype
-                torch.cuda.set_sync_debug_mode("error")
+            _set_synchronisation_check("error")
             window(*tensors)
         finally:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                torch.cuda.set_sync_debug_mode(mode)
+            _set_synchronisation_check(mode)
             current.wait_stream(stream)
         graph, place = torch.cuda.CUDAGraph(), (device, current.cuda_stream)
         if place not in _pools:
@@ -79,6 +75,12 @@ def by_cuda_graph(window: Window, tensors: Sequence[Tensor]) -> Callable[[], Non
         with torch.cuda.graph(graph, pool=_pools[place], stream=stream, capture_error_mode="thread_local"):
             window(*tensors)
     return graph.replay
+
+
+def _set_synchronisation_check(mode: str | int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the check is a prototype
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 _pools: dict[tuple[torch.device, int], Any] = {}
@@ -113,10 +115,7 @@ class Recording(Generic[S]):
         return self.state.of([tensor.clone() for tensor in self.memory])
 
     def _window(self, *memory: Tensor) -> None:
-        # Iterations update some of their tensors in place, and others not.
-        after = self.state.of([tensor.clone() for tensor in memory])
-        for _ in range(POLL):
-            after.iterate(self.tol)
+        after = _iterated(self.state.of(memory), self.tol)
         for own, new in zip(memory, after.tensors(), strict=True):
             own.copy_(new)
 
@@ -157,7 +156,12 @@ def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:
                 _kept.popitem(last=False)
             if isinstance(found, Recording):
                 return found.result()
-    after = state.of([tensor.clone() for tensor in tensors])
+    return _iterated(state, tol)
+
+
+def _iterated(state: S, tol: float) -> S:
+    """The state after `POLL` iterations, which update some of its tensors in place, and others not; it is not changed."""
+    after = state.of([tensor.clone() for tensor in state.tensors()])
     for _ in range(POLL):
         after.iterate(tol)
     return after

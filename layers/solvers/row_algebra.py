@@ -104,7 +104,7 @@ def deviations(on: Array, weights: Array, gains: Array, atoms: Array, residual: 
 
 @numba.njit(cache=True, **UNCOUNTED)
 def make_way(weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array, work: Array) -> int:
-    """`active_set._Rows._make_way` for one row; the slot that is free now, -1 for none."""
+    """`TensorRows._make_way` for one row; the slot that is free now, -1 for none."""
     slots = on.shape[0]
     reached = math.inf
     for s in range(slots):

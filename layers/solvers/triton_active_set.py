@@ -1,6 +1,6 @@
 """The whole active set method in one Triton kernel, a program a problem, for polytopes whose oracle is a line of it.
 
-The iteration is that of `active_set._Rows`; vectors over slots and coordinates stay in registers, the atoms (int8) and the
+The iteration is that of `TensorRows`; vectors over slots and coordinates stay in registers, the atoms (int8) and the
 factorisation in memory of which a program's own part fits the cache. Nothing returns to the host before all have converged.
 """
 
