@@ -32,8 +32,7 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
         ValueError: NaN or +inf scores, a row that allows no structure, k below 1, a wrong last dimension.
 
     Ties at the k-th place are broken by the polytope's rule, deterministically. Where the polytope has `flips` (the cube), only
-    the structures that have mass are written down; on the CPU with Numba installed, for k up to 64, in one compiled pass
-    (`solvers.flips`).
+    the structures that have mass are written down; on the CPU with Numba installed in one compiled pass (`solvers.flips`).
 
     >>> from sparsemarg.oracles import BernoulliCube
     >>> topk_sparsemax(torch.tensor([[0.2, -3.0]]), BernoulliCube(2), k=3).padded()
