@@ -163,7 +163,7 @@ def test_float32_and_float64_atoms_in_large_dimension(polytope: Polytope) -> Non
     assert same_atoms(exact, exact.float(), polytope) == 1000
 
 
-kernel_cases = [*POLYTOPES.values(), BernoulliCube(40), Budget(40, 20), Budget(128, 64)]
+kernel_cases = [*POLYTOPES.values(), BernoulliCube(40), Budget(40, 20), Budget(128, 64), BernoulliCube(70)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,10 +10,15 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.options import DefaultOptions
 from numba.extending import intrinsic
 
 Array = np.ndarray
 Scalar = Any  # float32 inside what is compiled; NumPy's own types for it are narrower than what it takes
+
+# Numba counts references to arrays, at every call, slice and field of a tuple: a quarter of the time in small kernels, for
+# nothing where a function owns no array. So the count is turned off for those (and they cannot allocate any), where that works.
+UNCOUNTED: dict[str, Any] = {"_nrt": False} if hasattr(DefaultOptions, "_nrt") else {}
 
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled. There are no
 # NaN: callers look for them first.

@@ -8,19 +8,23 @@ import torch
 from torch import Tensor
 
 from ..kernels import in_threads
+from ..kernels.bits import are_bits, words_of
+from ..kernels.vectors import Array
 from ..kernels.workspace import borrow, give_back
 from ..stats import SolverStats
-from . import row_kernel, row_results
+from . import bit_atoms, real_atoms, row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
+from .bit_atoms import BitScratch
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from .packed_rows import first_of
-from .row_kernel import BLOCK, Array, CompiledOracle, Problem, Rows, Scratch
-from .row_results import Places
+from .real_atoms import RealScratch
+from .row_kernel import BLOCK, CompiledOracle, Rows, Scratch
+from .row_results import Found, Places
 
-# Slots to begin with; doubled whenever a row has used them all. Where rows run one after the other only what they use of their
-# factorisation is ever touched: as many as there can be, up to so many bytes.
-SLOTS = 32
+# Slots to begin with, as long as the factorisations take no more than so many bytes, and half of them otherwise. Where rows run
+# one after the other only what they use of their factorisation is ever touched: as many as there can be, up to so many bytes.
+SLOTS = 64
 BYTES = 2**27
 
 
@@ -38,28 +42,23 @@ def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
 
 
 def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dtype) -> Packed | Support:
-    """The same, packed, with atoms in `dtype`; a `Support` where structures are real-valued."""
+    """The same, packed, with atoms in `dtype`; a `Support` where structures are not 0/1."""
     state = _solved(oracle, max_iter, tol)
-    return state.packed(dtype) if state.rows.atoms.dtype == np.int8 else state.support()
+    return state.packed(dtype) if state.is_bits else state.support()
 
 
 def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
-    compiled = _compiled_oracle(oracle)
-    state = _CompiledRows(oracle, Limits(tol), compiled is not None)
-    live = np.arange(len(oracle.target))
+    compiled, start = _compiled_oracle(oracle), oracle.start()
     if compiled is not None:
-        state.run(live, compiled, max_iter)
+        state = _CompiledRows(oracle, start, Limits(tol), is_bits=True, in_turn=True)
+        state.run(compiled, max_iter)
         return state
-    for iteration in range(max_iter):
-        going = ~state.rows.converged[live]
-        count = int(going.sum())
-        if count == 0:
-            break
-        if count <= 0.75 * len(live):
-            live, oracle = live[going], oracle.rows(torch.from_numpy(going))
-        if iteration % POLL == 0:
-            state.renew(live[state.rows.stalled[live] >= STALE])
-        state.iterate(live, oracle)
+    is_bits = are_bits(start.contiguous().numpy())
+    state = _CompiledRows(oracle, start, Limits(tol), is_bits, in_turn=False)
+    if not state.ask(oracle, max_iter):  # the first structures are 0/1, and others not: all over again, with vectors
+        state.finish()
+        state = _CompiledRows(oracle, start, Limits(tol), is_bits=False, in_turn=False)
+        state.ask(oracle, max_iter)
     return state
 
 
@@ -83,42 +82,31 @@ class _CompiledRows:
 
     Args:
         oracle: of all rows.
+        origin: [B, D] the structures to start from.
         limits: of the method.
+        is_bits: whether structures are 0/1.
         in_turn: whether rows are to run one after the other.
     """
 
-    def __init__(self, oracle: BatchOracle, limits: Limits, in_turn: bool) -> None:
-        self.limits = limits
+    def __init__(self, oracle: BatchOracle, origin: Tensor, limits: Limits, is_bits: bool, in_turn: bool) -> None:
+        self.limits, self.is_bits = limits, is_bits
         # Those of all rows: an oracle of some of them is asked with ties that are broken already.
         ties = oracle.ties if isinstance(oracle, Oracle) else Ties(oracle.target[:0], oracle.target.new_empty(0))
         self.grid, self.tie_break = ties.grid.contiguous().numpy(), ties.tie_break.numpy()
-        origin = oracle.start()
-        largest = origin.abs().amax(-1)
-        unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
-        target = oracle.target / unit[:, None]
-        parts, every = oracle.parts, torch.arange(origin.shape[1], device=origin.device)
-        regularized, rest = (every, every[:0]) if parts is None else (parts.regularized, parts.rest)
-        relative = (oracle.target - origin) / unit[:, None]
-        fixed = (relative[:, regularized], target[:, rest], origin, unit, row_scale(target), regularized, rest)
-        self.problem = Problem(*(tensor.contiguous().numpy() for tensor in fixed))
-        batch, dim, width = *origin.shape, len(regularized)
-        slots = _most_slots(width)
-        if not in_turn or batch * slots * slots * np.dtype(np.float64).itemsize > BYTES:
-            slots = min(SLOTS, slots)
-        kind = np.int8 if row_kernel.are_signs(self.problem.origin) else np.float64
+        target, parts, batch = oracle.target, oracle.parts, len(origin)
+        self._most = _most_slots(origin.shape[1] if parts is None else len(parts.regularized))
+        slots = self._slots_to_begin_with(batch, in_turn)
+        bits, reals = (batch, 0) if is_bits else (0, batch)
         self.rows = Rows(
-            atoms=borrow((batch, slots, width), kind),
-            vertices=borrow((batch, slots, dim), kind),
+            bits=bit_atoms.bits(target[:bits], origin[:bits], parts, slots, BLOCK),
+            reals=real_atoms.reals(target[:reals], origin[:reals], parts, slots),
+            origin=origin.contiguous().numpy(),
+            scale=row_scale(target / real_atoms.units(origin)[:, None]).numpy(),
+            some_are_free=parts is not None,
             inverse=borrow((batch, slots, slots), np.float64),
-            gram=borrow((batch, slots, slots) if kind is np.int8 else (batch, 0, 0), np.float32),
             on=np.zeros((batch, slots), bool),
             weights=np.zeros((batch, slots)),
-            gains=np.zeros((batch, slots)),
-            aims=np.zeros((batch, slots)),
             high=np.full(batch, BLOCK),
-            mean=np.zeros((batch, width)),
-            reach=np.zeros((batch, width)),
-            reach_of_rest=np.zeros((batch, dim - width)),
             dropping=np.full(batch, -1),
             stalled=np.zeros(batch, np.int64),
             iterations=np.zeros(batch, np.int64),
@@ -126,32 +114,52 @@ class _CompiledRows:
             exact=np.zeros(batch, bool),
             converged=np.zeros(batch, bool),
         )
-        self.rows.atoms[:, 0], self.rows.vertices[:, 0] = 0, self.problem.origin
-        self.rows.inverse[:, :BLOCK, :BLOCK], self.rows.gram[:, :BLOCK, :BLOCK] = 0, 0
+        self.rows.inverse[:, :BLOCK, :BLOCK] = 0
         self.rows.on[:, 0], self.rows.inverse[:, 0, 0], self.rows.weights[:, 0] = True, 1, 1
 
-    def run(self, live: Array, compiled: CompiledOracle, most: int) -> None:
-        """All iterations of the rows `live` [n], `most` at most, with this oracle."""
+    def _slots_to_begin_with(self, batch: int, in_turn: bool) -> int:
+        choices = (self._most if in_turn else SLOTS, SLOTS, SLOTS // 2)
+        fitting = (slots for slots in choices if batch * slots**2 * np.dtype(np.float64).itemsize <= BYTES)
+        return min(self._most, next(fitting, choices[-1]))
+
+    def run(self, compiled: CompiledOracle, most: int) -> None:
+        """All iterations, `most` at most, with this oracle."""
+        live = np.arange(len(self.rows.on))
 
         def run(part: slice) -> None:
-            work = np.empty((3, self.problem.origin.shape[1]))
-            row_kernel.run(live[part], compiled, work, most, self.limits, self.problem, self.rows, self._scratch())
+            work = np.empty((3, self.rows.origin.shape[1]))
+            row_kernel.run(live[part], compiled, work, most, self.limits, self.rows, self._scratch())
 
         while len(live):
             in_threads(run, len(live))
             live = live[~self.rows.converged[live] & (self.rows.iterations[live] < most)]
             stale = self.rows.stalled[live] >= STALE
-            self.renew(live[stale])
+            self._renew(live[stale])
             if not stale.all():
-                self._move(self.rows.atoms.dtype.type)
+                self._widen()
 
-    def iterate(self, live: Array, oracle: BatchOracle) -> None:
-        """One iteration of the rows `live` [n], whose oracle this is."""
-        problem, limits = self.problem, self.limits
-        asked = np.empty((len(live), problem.origin.shape[1]))
+    def ask(self, oracle: BatchOracle, most: int) -> bool:
+        """All iterations, `most` at most, asking this oracle; False if its answers are not 0/1, as the state wants them."""
+        live = np.arange(len(self.rows.on))
+        for iteration in range(most):
+            going = ~self.rows.converged[live]
+            count = int(going.sum())
+            if count == 0:
+                break
+            if count <= 0.75 * len(live):
+                live, oracle = live[going], oracle.rows(torch.from_numpy(going))
+            if iteration % POLL == 0:
+                self._renew(live[self.rows.stalled[live] >= STALE])
+            if not self._iterate(live, oracle):
+                return False
+        return True
+
+    def _iterate(self, live: Array, oracle: BatchOracle) -> bool:
+        """One iteration of the rows `live` [n], whose oracle this is, as in `ask`."""
+        asked = np.empty((len(live), self.rows.origin.shape[1]))
 
         def ask(part: slice) -> None:
-            row_kernel.residuals(live[part], self.grid, self.tie_break, problem, self.rows, asked[part])
+            row_kernel.gradients(live[part], self.grid, self.tie_break, self.rows, asked[part])
 
         in_threads(ask, len(live), asked.size)
         if isinstance(oracle, Oracle):
@@ -159,57 +167,89 @@ class _CompiledRows:
         else:
             answer = oracle(torch.from_numpy(asked), torch.from_numpy(self.rows.exact[live]))
         vertex = answer.contiguous().numpy()
-        exactly = self.rows.atoms.dtype == np.float64 or row_kernel.are_signs(vertex)
-        if not exactly or self.rows.on[live].all(1).any():
-            self._move(self.rows.atoms.dtype.type if exactly else np.float64)
+        if self.is_bits and not are_bits(vertex):
+            return False
+        slots = self.rows.on.shape[1]
+        crowded = live[self.rows.high[live] == slots]
+        if len(crowded) and self.rows.on[crowded].all(1).any():
+            self._widen()
 
         def advance(part: slice) -> None:
-            row_kernel.advance(live[part], vertex[part], limits, problem, self.rows, self._scratch())
+            row_kernel.advance(live[part], vertex[part], self.limits, self.rows, self._scratch())
 
         in_threads(advance, len(live), len(live) * self.rows.on.shape[1] ** 2)
+        return True
 
     def _scratch(self) -> Scratch:
         """Room for what is computed of one row at a time."""
-        width, slots = self.rows.mean.shape[1], self.rows.on.shape[1]
-        return Scratch(np.empty(width), np.empty(width, self.rows.atoms.dtype), *np.zeros((5, slots)))
+        width = words_of(self.rows.origin.shape[1])
+        bits = BitScratch(np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(self.rows.bits.scores.shape[1]))
+        reals = RealScratch(*np.empty((2, self.rows.reals.target.shape[1])))
+        return Scratch(bits, reals, *np.zeros((5, self.rows.on.shape[1])))
 
-    def renew(self, stale: Array) -> None:
+    def _renew(self, stale: Array) -> None:
         """Computes the factorisations of the rows `stale` [n] afresh."""
         for row in stale:
             on = self.rows.on[row].nonzero()[0]
-            atoms = self.rows.atoms[row, on].astype(np.float64)
+            atoms = bit_atoms.atoms(row, on, self.rows.bits) if self.is_bits else self.rows.reals.atoms[row, on]
             factor, info = torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))
             fresh = torch.cholesky_inverse(factor).numpy()
             if info == 0 and np.isfinite(fresh).all():
                 self.rows.inverse[row][np.ix_(on, on)] = fresh
             self.rows.stalled[row] = 0
 
+    def _widen(self) -> None:
+        """Makes room for half as many atoms more."""
+        rows = self.rows
+        batch, before = rows.on.shape
+        slots = min(before + before // 2, self._most)
+        inverse = borrow((batch, slots, slots), np.float64)
+        inverse[:, :before, :before] = rows.inverse
+        give_back(rows.inverse)
+        self.rows = rows._replace(
+            bits=bit_atoms.wider(rows.bits, slots),
+            reals=real_atoms.wider(rows.reals, slots),
+            inverse=inverse,
+            on=np.pad(rows.on, ((0, 0), (0, slots - before))),
+            weights=np.pad(rows.weights, ((0, 0), (0, slots - before))),
+        )
+
     def support(self) -> Support:
         """As it stands, without the lightest atoms. Its memory is given back: this is the end."""
         count, margin = self._pruned()
-        batch, width, dim = len(count), max(1, count.max(initial=0)), self.problem.origin.shape[1]
+        batch, width, dim = len(count), max(1, count.max(initial=0)), self.rows.origin.shape[1]
         every = np.arange(batch)
-        atoms, probs, sensitivity = np.zeros((batch, width, dim)), np.zeros((batch, width)), np.zeros((batch, width, width))
         places = Places(every * width, every * width**2, np.full(batch, width))
-        self._write(places, atoms.reshape(-1, dim), probs.reshape(-1), sensitivity.reshape(-1))
+        found = self._write(places, np.zeros(batch * width), np.zeros(batch * width**2))
+        atoms = found.atoms
+        if self.is_bits:
+            atoms = np.zeros((batch * width, dim))
+            row_results.unpack(places.first, count, found.first, found.words, atoms)
         # Real-valued atoms may be close to dependent, and what updates have left of their factorisation inexact.
-        kept = torch.from_numpy(sensitivity) if self.rows.atoms.dtype == np.int8 else None
-        return Support(torch.from_numpy(atoms), torch.from_numpy(probs), self._stats(margin), kept)
+        kept = torch.from_numpy(found.sensitivity).view(batch, width, width) if self.is_bits else None
+        probs = torch.from_numpy(found.probs).view(batch, width)
+        return Support(torch.from_numpy(atoms).view(batch, width, dim), probs, self._stats(margin), kept)
 
     def packed(self, dtype: torch.dtype) -> Packed:
-        """The same, packed, for structures of small integers."""
+        """The same, packed, for 0/1 structures."""
         count, margin = self._pruned()
         first, block = first_of(count), first_of(count**2)
-        atoms = np.empty((first[-1], self.problem.origin.shape[1]), np.int8)
-        probs, sensitivity = torch.empty(len(atoms), dtype=torch.float64), np.empty(block[-1])
-        means = self._write(Places(first[:-1], block[:-1], count), atoms, probs.numpy(), sensitivity)
+        probs = torch.empty(first[-1], dtype=torch.float64)
+        found = self._write(Places(first[:-1], block[:-1], count), probs.numpy(), np.empty(block[-1]))
+        # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
+        direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        atoms = torch.empty(len(probs), self.rows.origin.shape[1], dtype=direct)
+        array = atoms.numpy()
+
+        def unpack(part: slice) -> None:
+            row_results.unpack(first[part], count[part], found.first[part], found.words, array)
+
+        in_threads(unpack, len(count), array.size)
         row = torch.from_numpy(np.repeat(np.arange(len(count)), count))
-        jacobian = PackedJacobian(first, block, atoms, sensitivity)
-        lightest = np.minimum.reduceat(probs.numpy(), first[:-1])
-        support = PackedSupport(
-            torch.from_numpy(atoms).to(dtype), probs, row, torch.from_numpy(first), self._stats(margin), jacobian
-        )
-        return Packed(support, torch.from_numpy(means), torch.from_numpy(lightest))
+        jacobian = PackedJacobian(first, block, found.first, found.words, found.sensitivity, array.shape[1])
+        lightest = np.minimum.reduceat(found.probs, first[:-1])
+        support = PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), self._stats(margin), jacobian)
+        return Packed(support, torch.from_numpy(found.means), torch.from_numpy(lightest))
 
     def _pruned(self) -> tuple[Array, Array]:
         """Takes out the lightest atoms; how many are left [B], and the smallest weight before [B]."""
@@ -217,53 +257,38 @@ class _CompiledRows:
         margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
 
         def prune(part: slice) -> None:
-            row_results.prune(every[part], least, self.rows, self.problem, margin, count)
+            row_results.prune(every[part], least, self.rows, margin, count)
 
         in_threads(prune, batch, self.rows.inverse.size)
         return count, margin
 
-    def _write(self, places: Places, atoms: Array, probs: Array, sensitivity: Array) -> Array:
-        """Writes what is given, and returns the means. The memory is given back."""
-        every, means = np.arange(len(self.rows.high)), np.empty_like(self.problem.origin)
+    def _write(self, places: Places, probs: Array, sensitivity: Array) -> Found:
+        """What there is to say of the supports, at these places. The memory of the state is given back."""
+        (batch, dim), width = self.rows.origin.shape, words_of(self.rows.origin.shape[1])
+        words, reals = (len(probs), 0) if self.is_bits else (0, len(probs))
+        found = Found(
+            probs=probs,
+            sensitivity=sensitivity,
+            means=np.empty((batch, dim)),
+            words=np.empty((words, width), np.uint64),
+            first=np.empty((batch, width), np.uint64),
+            atoms=np.zeros((reals, dim)),
+        )
+        every = np.arange(batch)
+        in_threads(lambda part: row_results.write(every[part], self.rows, places, found), batch, self.rows.inverse.size)
+        self.finish()
+        return found
 
-        def write(part: slice) -> None:
-            row_results.write(every[part], self.rows, self.problem, places, atoms, probs, sensitivity, means)
-
-        in_threads(write, len(every), self.rows.inverse.size)
-        for array in (self.rows.atoms, self.rows.vertices, self.rows.inverse, self.rows.gram):
-            give_back(array)
-        return means
+    def finish(self) -> None:
+        """Gives the memory back."""
+        bit_atoms.finish(self.rows.bits)
+        real_atoms.finish(self.rows.reals)
+        give_back(self.rows.inverse)
 
     def _stats(self, margin: Array) -> SolverStats:
-        rows, unit = self.rows, self.problem.unit
-        return SolverStats(*map(torch.from_numpy, (rows.iterations, rows.gap * unit**2, rows.converged, margin)))
-
-    def _move(self, kind: type[np.generic]) -> None:
-        """Makes room for twice as many atoms, of this dtype."""
         rows = self.rows
-        slots = rows.on.shape[1]
-        wider = min(2 * slots, _most_slots(rows.mean.shape[1]))
-
-        def moved(old: Array, dtype: type[np.generic], *axes: int) -> Array:
-            shape = tuple(wider if axis in axes else size for axis, size in enumerate(old.shape))
-            new = borrow(shape, dtype)
-            new[tuple(slice(size) for size in old.shape)] = old
-            give_back(old)
-            return new
-
-        def padded(old: Array) -> Array:
-            return np.pad(old, ((0, 0), (0, wider - slots)))
-
-        self.rows = rows._replace(
-            atoms=moved(rows.atoms, kind, 1),
-            vertices=moved(rows.vertices, kind, 1),
-            inverse=moved(rows.inverse, np.float64, 1, 2),
-            gram=moved(rows.gram, np.float32, 1, 2) if kind is np.int8 else np.empty((len(rows.on), 0, 0), np.float32),
-            on=padded(rows.on),
-            weights=padded(rows.weights),
-            gains=padded(rows.gains),
-            aims=padded(rows.aims),
-        )
+        gap = rows.gap if self.is_bits else rows.gap * rows.reals.unit**2
+        return SolverStats(*map(torch.from_numpy, (rows.iterations, gap, rows.converged, margin)))
 
 
 @dataclass(frozen=True)
@@ -271,30 +296,34 @@ class PackedJacobian:
     """P A' row by row, for packed atoms: paper eq. 17.
 
     Attributes:
-        first, block: [B + 1] int64 arrays, where the atoms and the sensitivity of each row begin.
-        atoms: [N, D] int8 array, its own: what is done to those of the distribution does not change the derivative.
+        start, block: [B + 1] int64 arrays, where the atoms and the sensitivity of each row begin.
+        first: [B, W], the first atom of each row in bits.
+        words: [N, W], where each atom is not the first of its row.
         sensitivity: P of each row, [S, S], flat.
+        dim: D.
     """
 
-    first: Array
+    start: Array
     block: Array
-    atoms: Array
+    first: Array
+    words: Array
     sensitivity: Array
+    dim: int
 
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty(len(self.first) - 1, self.atoms.shape[1], dtype=torch.float64)
+        result = torch.empty(len(self.first), self.dim, dtype=torch.float64)
         given, out = gradient.contiguous().numpy(), result.numpy()
         in_threads(lambda part: row_results.pull(*self._part(part), given, out[part]), len(out), self.sensitivity.size)
         return result
 
     def push(self, change: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty(len(self.atoms), dtype=torch.float64)
+        result = torch.empty(len(self.words), dtype=torch.float64)
         given, out = change.contiguous().numpy(), result.numpy()
         in_threads(lambda part: row_results.push(*self._part(part), given[part], out), len(given), self.sensitivity.size)
         return result
 
-    def _part(self, part: slice) -> tuple[Array, Array, Array, Array]:
+    def _part(self, part: slice) -> tuple[Array, Array, Array, Array, Array]:
         rows = slice(part.start, part.stop + 1)
-        return self.first[rows], self.block[rows], self.atoms, self.sensitivity
+        return self.start[rows], self.block[rows], self.first[part], self.words, self.sensitivity

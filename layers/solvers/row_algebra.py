@@ -1,17 +1,10 @@
 """The linear algebra of one row of the active set method, compiled for the CPU: see `row_kernel`, and `WorkingSet`."""
 
 import math
-from typing import Any
 
 import numba
-import numpy as np
-from numba.core.options import DefaultOptions
 
-from ..kernels.vectors import Array
-
-# Numba counts references to arrays, at every call, slice and field of a tuple: a quarter of the time here, for nothing, as no
-# function in this file owns an array. So the count is turned off for them (and they cannot allocate any), where Numba lets us.
-UNCOUNTED: dict[str, Any] = {"_nrt": False} if hasattr(DefaultOptions, "_nrt") else {}
+from ..kernels.vectors import UNCOUNTED, Array
 
 
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.
@@ -32,17 +25,6 @@ def products(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> 
         if on[s]:
             for place in range(size):
                 total += matrix[s, place] * vector[place]
-        out[s] = total
-
-
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
-def products_of_signs(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> None:
-    """The same for small integers, exactly."""
-    for s in range(on.shape[0]):
-        total = np.float32(0.0)
-        if on[s]:
-            for place in range(size):
-                total += np.float32(matrix[s, place]) * np.float32(vector[place])
         out[s] = total
 
 
@@ -87,18 +69,15 @@ def remove(slot: int, on: Array, inverse: Array, work: Array) -> None:
     on[slot] = False
 
 
-@numba.njit(inline="always", cache=True, **UNCOUNTED)
-def deviations(on: Array, weights: Array, gains: Array, atoms: Array, residual: Array, ones: Array, deviation: Array) -> float:
-    """Into `deviation` [S] the slopes <a_s, t - A p>, less their mean under the weights, which is returned; `ones` [S] too."""
+@numba.njit(cache=True, **UNCOUNTED)
+def center(on: Array, weights: Array, slopes: Array, ones: Array) -> float:
+    """Takes from slopes [S] their mean under the weights, which is returned; `ones` [S], too, as of now."""
     level = 0.0
-    products(atoms, on, residual, residual.shape[0], deviation)
     for s in range(on.shape[0]):
         ones[s] = on[s]
-        if on[s]:
-            deviation[s] += gains[s]
-            level += weights[s] * deviation[s]
+        level += weights[s] * slopes[s] if on[s] else 0.0
     for s in range(on.shape[0]):
-        deviation[s] -= level * ones[s]
+        slopes[s] -= level * ones[s]
     return level
 
 

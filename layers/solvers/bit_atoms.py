@@ -1,0 +1,185 @@
+"""The atoms of the compiled active set method where structures are 0/1: each the set of bits in which it is not the origin.
+
+Relative to the origin, and times -1 where that is 1, all atoms are 0/1 vectors: an eighth of a byte for each coordinate to go
+through in every iteration, with inner products that are counts.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from torch import Tensor
+
+from ...oracles import Parts
+from ..kernels.bits import WORD, combine, count, differences, overlaps, total, words_of
+from ..kernels.vectors import UNCOUNTED, Array
+from ..kernels.workspace import borrow, give_back
+from .row_algebra import products
+
+
+class Bits(NamedTuple):
+    """The atoms of every row, in coordinates that are relative to the origin and change sign where it is 1.
+
+    Inner products of atoms are exact, and kept, so that slopes need only these: A't - (A'A) p.
+    """
+
+    scores: Array  # [B, 64 W] t, relative to the origin where they are regularised
+    regularized: Array  # [64 W] 1 where they are, else 0
+    inside: Array  # [W] the same in bits
+    words: Array  # [B, S, W]; anything in slots beyond `high`
+    gram: Array  # [B, S, S] float32, A'A, anything where one of the two is not in use; anything in slots beyond `high`
+    gains: Array  # [B, S] <t, a_s>
+    residual: Array  # [B, 64 W] t - A p, the latter where they are regularised
+    seen: Array  # [B, W] where any answer of the oracle has differed from the origin
+    terms: Array  # [B] the size of the terms in the products of such a structure
+
+
+class BitScratch(NamedTuple):
+    """What is computed of one row at a time."""
+
+    found: Array  # [W] where the oracle's answer is not the origin
+    within: Array  # [W] the same, where coordinates are regularised
+    mean: Array  # [64 W]
+
+
+# Slopes from inner products are sums of terms of size 1 however small the scores; below this, from the residual, they are not.
+LEAST_SCALE = 2.0**-4
+
+
+def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int, ready: int) -> Bits:
+    """Of scores [B, D] and their origin [B, D], with the origin as the only atom; room for `slots`, so many ready for use."""
+    batch, dim = origin.shape
+    width = words_of(dim)
+    regularized = np.zeros(WORD * width)
+    regularized[:dim] = 1.0
+    if parts is not None:
+        regularized[parts.rest.numpy()] = 0.0
+    flip, scores = 1.0 - 2.0 * origin.numpy(), np.zeros((batch, WORD * width))
+    scores[:, :dim] = (target.numpy() - origin.numpy() * regularized[:dim]) * flip
+    broken = np.isnan(scores.sum(1))
+    scores[broken] = np.nan  # masks pass over a single one
+    state = Bits(
+        scores=scores,
+        regularized=regularized,
+        inside=np.packbits(regularized != 0, bitorder="little").view(np.uint64),
+        words=borrow((batch, slots, width), np.uint64),
+        gram=borrow((batch, slots, slots), np.float32),
+        gains=np.zeros((batch, slots)),
+        residual=scores.copy(),
+        seen=np.zeros((batch, width), np.uint64),
+        terms=np.where(broken, np.nan, 0.0),
+    )
+    state.words[:, 0], state.gram[:, :ready, :ready] = 0, 0
+    return state
+
+
+def wider(state: Bits, slots: int) -> Bits:
+    """The same with room for `slots` atoms."""
+    batch, before, width = state.words.shape
+    words, gram = borrow((batch, slots, width), np.uint64), borrow((batch, slots, slots), np.float32)
+    words[:, :before], gram[:, :before, :before] = state.words, state.gram
+    finish(state)
+    return state._replace(words=words, gram=gram, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
+
+
+def atoms(row: int, slots: Array, state: Bits) -> Array:
+    """Those of a row in some slots, [n, R] float64."""
+    octets = np.ascontiguousarray(state.words[row, slots]).view(np.uint8)
+    return np.unpackbits(octets, axis=1, bitorder="little")[:, state.regularized > 0].astype(np.float64)
+
+
+def finish(state: Bits) -> None:
+    """Gives the memory back."""
+    give_back(state.words)
+    give_back(state.gram)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def gradient(row: int, origin: Array, state: Bits, out: Array) -> None:
+    """Into out [D]: that of the objective at the mean of a row."""
+    residual = state.residual[row]
+    for d in range(out.shape[0]):
+        out[d] = residual[d] if origin[row, d] == 0.0 else -residual[d]
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScratch) -> tuple[float, float]:
+    """Fills in `found` and `within`; returns what the vertex gains at the mean, and the size of the terms in such products."""
+    found, seen, fresh = scratch.found, state.seen, np.uint64(0)
+    differences(vertex, origin[row], found)
+    for w in range(found.shape[0]):
+        scratch.within[w] = found[w] & state.inside[w]
+        fresh |= found[w] & ~seen[row, w]
+        seen[row, w] |= found[w]
+    if fresh != 0:
+        state.terms[row] = _terms(state.scores[row], state.regularized, seen[row])
+    return total(state.residual[row], found), state.terms[row]
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
+def _terms(scores: Array, regularized: Array, seen: Array) -> float:
+    """What the products of a row with structures that differ from the origin where `seen` says so add up."""
+    result = 0.0
+    for w in range(seen.shape[0]):
+        word = seen[w]
+        for d in range(WORD):
+            place = WORD * w + d
+            size = abs(scores[place]) + regularized[place]
+            result += size if word & (np.uint64(1) << np.uint64(d)) else 0.0
+    return result
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def slopes(row: int, scale: float, on: Array, weights: Array, state: Bits, out: Array) -> None:
+    """Into out [S]: <a_s, t - A p> of the slots in use, of a row of this `row_scale`."""
+    if scale >= LEAST_SCALE:
+        gains = state.gains[row]
+        products(state.gram[row], on, weights, on.shape[0], out)
+        for s in range(on.shape[0]):
+            out[s] = gains[s] - out[s] if on[s] else 0.0
+    else:
+        for s in range(on.shape[0]):
+            out[s] = total(state.residual[row], state.words[row, s]) if on[s] else 0.0
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -> float:
+    """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
+    overlaps(state.words[row], on, scratch.within, out)
+    size = 0
+    for w in range(scratch.within.shape[0]):
+        size += count(scratch.within[w])  # pyright: ignore[reportCallIssue]
+    return float(size)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def clear(row: int, start: int, end: int, state: Bits) -> None:
+    """Makes the slots from start to end ready for use."""
+    state.gram[row, start:end, :end], state.gram[row, :start, start:end] = 0.0, 0.0
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def put(row: int, slot: int, on: Array, inner: Array, size: float, state: Bits, scratch: BitScratch) -> None:
+    """Puts what was found in a slot: <(a_s, 1), (found, 1)> of the slots in use, [S], and <found, found>."""
+    kept, found = state.gram[row], scratch.found
+    for s in range(on.shape[0]):
+        product = inner[s] - 1.0 if on[s] else 0.0
+        kept[slot, s], kept[s, slot] = product, product
+    kept[slot, slot] = size
+    state.gains[row, slot] = total(state.scores[row], found)
+    for w in range(found.shape[0]):
+        state.words[row, slot, w] = found[w]
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def move(row: int, weights: Array, state: Bits, scratch: BitScratch) -> None:
+    """The residual at the mean under the weights [S]."""
+    combine(weights, state.words[row], scratch.mean)
+    subtract(state.scores[row], state.regularized, scratch.mean, state.residual[row])
+
+
+@numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
+def subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> None:
+    """out = scores - regularized * mean."""
+    for d in range(out.shape[0]):
+        out[d] = scores[d] - regularized[d] * mean[d]

@@ -1,0 +1,170 @@
+"""The atoms of the compiled active set method where structures are not all 0/1: vectors relative to the origin, in units."""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...oracles import Parts
+from ..kernels.vectors import UNCOUNTED, Array, maximum
+from ..kernels.workspace import borrow, give_back
+from .row_algebra import add_combination, dot, products
+
+
+class Reals(NamedTuple):
+    """The atoms of every row, as in `tensor_rows.TensorRows`."""
+
+    target: Array  # [B, R]
+    prices: Array  # [B, D - R]
+    unit: Array  # [B]
+    regularized: Array  # [R] int64
+    rest: Array  # [D - R] int64
+    atoms: Array  # [B, S, R] the atoms where they are regularised; anything in slots beyond `high`
+    vertices: Array  # [B, S, D] the atoms as the oracle gave them; likewise
+    gains: Array  # [B, S] <a_s, t> where they are not regularised
+    mean: Array  # [B, R]
+    reach: Array  # [B, R]
+    reach_of_rest: Array  # [B, D - R]
+
+
+class RealScratch(NamedTuple):
+    """What is computed of one row at a time."""
+
+    residual: Array  # [R] t - A p
+    found: Array  # [R] the oracle's answer, relative to the origin and in units
+
+
+def units(origin: Tensor) -> Tensor:
+    """[B] powers of two: of the largest coordinate of each origin [B, D]; 1 for 0/1 structures."""
+    largest = origin.abs().amax(-1)
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
+
+
+def reals(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Reals:
+    """Of scores [B, D] and their origin [B, D], with the origin as the only atom and room for `slots`."""
+    unit, every = units(origin), torch.arange(origin.shape[1])
+    regularized, rest = (every, every[:0]) if parts is None else (parts.regularized, parts.rest)
+    relative, prices = ((target - origin) / unit[:, None])[:, regularized], (target / unit[:, None])[:, rest]
+    fixed = (tensor.contiguous().numpy() for tensor in (relative, prices, unit, regularized, rest))
+    batch, dim, width = *origin.shape, len(regularized)
+    state = Reals(
+        *fixed,
+        atoms=borrow((batch, slots, width), np.float64),
+        vertices=borrow((batch, slots, dim), np.float64),
+        gains=np.zeros((batch, slots)),
+        mean=np.zeros((batch, width)),
+        reach=np.zeros((batch, width)),
+        reach_of_rest=np.zeros((batch, dim - width)),
+    )
+    state.atoms[:, 0], state.vertices[:, 0] = 0, origin.numpy()
+    return state
+
+
+def wider(state: Reals, slots: int) -> Reals:
+    """The same with room for `slots` atoms."""
+    before = state.gains.shape[1]
+
+    def moved(old: Array) -> Array:
+        new = borrow((len(old), slots, old.shape[2]), np.float64)
+        new[:, :before] = old
+        return new
+
+    atoms, vertices = moved(state.atoms), moved(state.vertices)
+    finish(state)
+    return state._replace(atoms=atoms, vertices=vertices, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
+
+
+def finish(state: Reals) -> None:
+    """Gives the memory back."""
+    give_back(state.atoms)
+    give_back(state.vertices)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def gradient(row: int, state: Reals, out: Array) -> None:
+    """Into out [D]: that of the objective at the mean of a row."""
+    unit = state.unit[row]
+    for r in range(state.regularized.shape[0]):
+        out[state.regularized[r]] = (state.target[row, r] - state.mean[row, r]) * unit
+    for r in range(state.rest.shape[0]):
+        out[state.rest[r]] = state.prices[row, r] * unit
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealScratch) -> tuple[float, float, float]:
+    """Fills in `residual` and `found`.
+
+    Returns what the vertex gains at the mean where it is regularised and where it is not, and the size of the terms in such
+    products.
+    """
+    if state.rest.shape[0] == 0:
+        one = 1.0 / state.unit[row]  # exact, as units are powers of two
+        reach, residual, found = state.reach[row], scratch.residual, scratch.found
+        terms = _relate_all(vertex, origin[row], one, state.target[row], state.mean[row], reach, residual, found)
+        return dot(residual, found, found.shape[0]), 0.0, terms
+    unit = state.unit[row]
+    gain, terms = 0.0, 0.0
+    for r in range(state.regularized.shape[0]):
+        target, d = state.target[row, r], state.regularized[r]
+        value = (vertex[d] - origin[row, d]) / unit
+        scratch.found[r], scratch.residual[r] = value, target - state.mean[row, r]
+        state.reach[row, r] = max(state.reach[row, r], abs(value))
+        terms += (abs(target) + state.reach[row, r]) * state.reach[row, r]
+    for r in range(state.rest.shape[0]):
+        price, d = state.prices[row, r], state.rest[r]
+        value = (vertex[d] - origin[row, d]) / unit
+        gain += value * price
+        state.reach_of_rest[row, r] = max(state.reach_of_rest[row, r], abs(value))
+        terms += abs(price) * state.reach_of_rest[row, r]
+    return dot(scratch.residual, scratch.found, scratch.found.shape[0]), gain, terms
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=True, **UNCOUNTED)
+def _relate_all(
+    vertex: Array, origin: Array, per_unit: float, target: Array, mean: Array, reach: Array, residual: Array, found: Array
+) -> float:
+    """`relate` where all coordinates are regularised; the size of the terms."""
+    terms = 0.0
+    for r in range(vertex.shape[0]):
+        value = (vertex[r] - origin[r]) * per_unit
+        found[r] = value
+        residual[r] = target[r] - mean[r]
+        reach[r] = maximum(reach[r], abs(value))  # pyright: ignore[reportCallIssue]
+        terms += (abs(target[r]) + reach[r]) * reach[r]
+    return terms
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def slopes(row: int, residual: Array, on: Array, state: Reals, out: Array) -> None:
+    """Into out [S]: <a_s, t - A p> of the slots in use, with what they gain where they are not regularised."""
+    gains = state.gains[row]
+    products(state.atoms[row], on, residual, residual.shape[0], out)
+    for s in range(on.shape[0]):
+        out[s] += gains[s] if on[s] else 0.0
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def compare(row: int, on: Array, state: Reals, found: Array, out: Array) -> float:
+    """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
+    products(state.atoms[row], on, found, found.shape[0], out)
+    return dot(found, found, found.shape[0])
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def put(row: int, slot: int, vertex: Array, gain: float, state: Reals, found: Array) -> None:
+    """Puts what was found in a slot."""
+    for r in range(found.shape[0]):
+        state.atoms[row, slot, r] = found[r]
+    for d in range(vertex.shape[0]):
+        state.vertices[row, slot, d] = vertex[d]
+    state.gains[row, slot] = gain
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def move(row: int, weights: Array, state: Reals) -> None:
+    """The mean under the weights [S]."""
+    mean = state.mean[row]
+    mean[:] = 0.0
+    add_combination(mean, 1.0, weights, state.atoms[row])

@@ -1,0 +1,88 @@
+"""Sets as bits, against the same in numbers, for whole and for broken words."""
+
+import numpy as np
+import pytest
+import torch
+from sparsemarg.layers.functional import refit, sparsemap
+from sparsemarg.layers.kernels import bits
+from sparsemarg.layers.solvers import ActiveSet
+from sparsemarg.oracles import Budget, Explicit, Polytope, Product, Simplex
+from torch import Tensor
+
+DIMS = [1, 8, 63, 64, 65, 130]
+
+
+def packed(values: np.ndarray) -> np.ndarray:
+    """0/1 [n, D] -> [n, W]."""
+    words = np.zeros((len(values), bits.words_of(values.shape[1])), np.uint64)
+    for row, word in zip(values, words, strict=True):
+        bits.differences(row, np.zeros_like(row), word)
+    return words
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_bits_are_in_the_order_of_coordinates(dim: int) -> None:
+    for place in range(dim):
+        words = packed(np.eye(dim)[place : place + 1])[0]
+        assert [int(word) for word in words] == [
+            2 ** (place - 64 * w) if 0 <= place - 64 * w < 64 else 0 for w in range(len(words))
+        ]
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_what_is_computed_with_bits(dim: int) -> None:
+    generator = np.random.default_rng(dim)
+    sets = generator.integers(0, 2, (9, dim)).astype(np.float64)
+    words, values, weights = packed(sets), np.full(64 * bits.words_of(dim), np.nan), generator.normal(size=9)
+    values[:dim] = generator.normal(size=dim)
+    assert bits.total(values, words[0]) == pytest.approx(values[:dim] @ sets[0], abs=1e-12)
+    sums = np.full(len(values), np.nan)
+    bits.combine(weights, words, sums)
+    np.testing.assert_allclose(sums, np.pad(weights @ sets, (0, len(values) - dim)), rtol=0, atol=1e-12)
+    on, common = generator.integers(0, 2, 9).astype(bool), np.full(9, np.nan)
+    bits.overlaps(words, on, words[3], common)
+    assert common.tolist() == np.where(on, sets @ sets[3], 0).tolist()
+    other = np.zeros_like(words[0])
+    bits.differences(sets[1], sets[2], other)
+    assert other.tolist() == (words[1] ^ words[2]).tolist()
+
+
+def test_are_bits() -> None:
+    assert bits.are_bits(np.array([[0.0, 1.0], [-0.0, 1.0]]))
+    for value in (-1.0, 0.5, 2.0, np.nan, np.inf):
+        assert not bits.are_bits(np.array([[0.0, 1.0], [1.0, value]]))
+
+
+def solved(polytope: Polytope, scores: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled method finds the structures and weights of the plain one, and the same gradients."""
+    upstream = torch.randn(scores.shape, dtype=scores.dtype, generator=torch.Generator().manual_seed(1))
+
+    def gradient() -> Tensor:
+        leaf = scores.clone().requires_grad_()
+        return torch.autograd.grad((sparsemap(leaf, polytope).mean() * upstream).sum(), leaf)[0]
+
+    fast, ours = ActiveSet().solve(scores, polytope), gradient()
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    plain, theirs = ActiveSet().solve(scores, polytope), gradient()
+    assert torch.equal(fast.atoms, plain.atoms)
+    torch.testing.assert_close(fast.probs, refit(scores, plain.atoms, plain.probs), atol=1e-11, rtol=0)
+    assert torch.equal(fast.stats.iterations, plain.stats.iterations)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_structures_of_three_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    polytope = Product(Budget(60, 20), Simplex(9), Budget(62, 31))
+    solved(polytope, torch.randn(20, 131, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), monkeypatch)
+
+
+@pytest.mark.parametrize("odd", [2.0, -1.0, 0.5])
+def test_structures_of_which_only_the_first_are_bits(odd: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method starts with bits and has to begin again."""
+    vertices = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [odd, 0, 0.25]], dtype=torch.float64)
+    polytope = Explicit(vertices)
+    scores = torch.randn(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first = polytope.maximize(scores)
+    scores = scores[((first == 0) | (first == 1)).all(-1)]
+    found = ActiveSet().solve(scores, polytope)
+    assert (found.atoms[found.probs > 0] == odd).any()
+    solved(polytope, scores, monkeypatch)
