@@ -203,6 +203,19 @@ def test_random_chains(chain: LinearChain, scale: float) -> None:
     assert float(((chain.maximize(slope) - found.mean()) * slope).sum(-1).max()) < 5e-9
 
 
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_a_dependent_atom_is_seen_through_the_errors_of_the_factorisation(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A combination of other atoms once looked independent by 1e-11 here: the factorisation was worthless from there on."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    chain = LinearChain(20, 5, regularize_transitions=False)
+    found = ActiveSet().solve(scores_of(chain, 200, 0.3, seed=29)[121:122], chain)
+    assert found.stats.converged.all()
+    assert found.stats.iterations.max() <= 150
+    atoms = found.atoms[0, found.probs[0] > 0][:, regularized(chain)]
+    bordered = torch.cat([atoms, torch.ones_like(atoms[:, :1])], -1)
+    assert torch.linalg.matrix_rank(bordered) == len(atoms)
+
+
 def test_refit_refuses_atoms_that_differ_elsewhere_only() -> None:
     atoms = torch.tensor([[[0, 0, 0], [0, 0, 1]]], dtype=torch.float64)
     with pytest.raises(ValueError, match="affinely dependent"):

@@ -153,6 +153,25 @@ def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def distance(row: int, weights: Array, state: Bits, scratch: BitScratch) -> float:
+    """The squared distance of what was found to the atoms' combination with these weights [S], where it is regularised."""
+    combine(weights, state.words[row], scratch.mean)
+    return _distance(scratch.within, state.regularized, scratch.mean)
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
+def _distance(words: Array, regularized: Array, others: Array) -> float:
+    result = 0.0
+    for w in range(words.shape[0]):
+        word = words[w]
+        for d in range(WORD):
+            place = WORD * w + d
+            rest = (1.0 if word & (np.uint64(1) << np.uint64(d)) else 0.0) - others[place]
+            result += regularized[place] * rest * rest
+    return result
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def clear(row: int, start: int, end: int, state: Bits) -> None:
     """Makes the slots from start to end ready for use."""
     state.gram[row, start:end, :end], state.gram[row, :start, start:end] = 0.0, 0.0

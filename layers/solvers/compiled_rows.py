@@ -184,7 +184,7 @@ class _CompiledRows:
         """Room for what is computed of one row at a time."""
         width = words_of(self.rows.origin.shape[1])
         bits = BitScratch(np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(self.rows.bits.scores.shape[1]))
-        reals = RealScratch(*np.empty((2, self.rows.reals.target.shape[1])))
+        reals = RealScratch(*np.empty((3, self.rows.reals.target.shape[1])))
         return Scratch(bits, reals, *np.zeros((5, self.rows.on.shape[1])))
 
     def _renew(self, stale: Array) -> None:

@@ -12,6 +12,9 @@ WEIGHT_NOISE = 1e-14
 WEIGHT_PRUNE = 0.1
 # A new atom this close to the affine hull of the others (squared, relative) is in it: rounding of a sum of D products.
 PIVOT_NOISE = 1e-12
+# A pivot this small may be no more than the errors of the factorisation, which grow with its condition: it is computed again,
+# from the distance itself. An atom that is taken for independent and is not makes all that follows worthless.
+PIVOT_IN_DOUBT = 1e-4
 # Weights are optimal on their atoms once the slopes agree to this (at scale 1): far below any gap that still counts.
 SETTLED = 1e-12
 # Weights of a sorted decomposition below this are rounding of a difference of two sorted coordinates that are equal on paper.
@@ -28,4 +31,5 @@ class Limits(NamedTuple):
     tol: float
     weight_noise: float = WEIGHT_NOISE
     pivot_noise: float = PIVOT_NOISE
+    pivot_in_doubt: float = PIVOT_IN_DOUBT
     settled: float = SETTLED

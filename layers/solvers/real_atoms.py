@@ -34,6 +34,7 @@ class RealScratch(NamedTuple):
 
     residual: Array  # [R] t - A p
     found: Array  # [R] the oracle's answer, relative to the origin and in units
+    rest: Array  # [R] what is left of it
 
 
 def units(origin: Tensor) -> Tensor:
@@ -150,6 +151,19 @@ def compare(row: int, on: Array, state: Reals, found: Array, out: Array) -> floa
     """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
     products(state.atoms[row], on, found, found.shape[0], out)
     return dot(found, found, found.shape[0])
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def distance(row: int, weights: Array, state: Reals, scratch: RealScratch) -> float:
+    """The squared distance of what was found to the atoms' combination with these weights [S]."""
+    rest = scratch.rest
+    for r in range(rest.shape[0]):
+        rest[r] = scratch.found[r]
+    for s in range(weights.shape[0]):
+        if weights[s] != 0.0:
+            for r in range(rest.shape[0]):
+                rest[r] -= weights[s] * state.atoms[row, s, r]
+    return dot(rest, rest, rest.shape[0])
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)

@@ -233,6 +233,8 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
     start, least = 0.0, limits.pivot_noise * (1.0 + size)
     products(inverse, on[:slots], gram, slots, change)
     pivot = 1.0 + size - dot(gram, change, slots)
+    if pivot <= limits.pivot_in_doubt * (1.0 + size):
+        pivot = _distance(row, change[:slots], rows, scratch)
     if pivot <= least:
         leaving = -1
         if rows.some_are_free:
@@ -243,7 +245,7 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         slot, start = leaving, weights[leaving]
         gram[slot] = 0.0
         products(inverse, on[:slots], gram, slots, change)
-        pivot = max(1.0 + size - dot(gram, change, slots), least)
+        pivot = max(_distance(row, change[:slots], rows, scratch), least)
     if slot == slots:
         slots = min(slots + BLOCK, on.shape[0])
         rows.high[row] = slots
@@ -261,6 +263,17 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
     weights[slot], on[slot] = start, True
     scratch.ones[slot], scratch.deviation[slot] = 1.0, gap
     return True
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _distance(row: int, weights: Array, rows: Rows, scratch: Scratch) -> float:
+    """The squared distance of (found, 1) to the combination of the (a_s, 1) with these weights [S]."""
+    rest = 1.0
+    for s in range(weights.shape[0]):
+        rest -= weights[s]
+    if rows.bits.words.shape[0] > 0:
+        return bit_atoms.distance(row, weights, rows.bits, scratch.bits) + rest * rest
+    return real_atoms.distance(row, weights, rows.reals, scratch.reals) + rest * rest
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
