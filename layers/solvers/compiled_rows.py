@@ -141,21 +141,21 @@ class _CompiledRows:
     def ask(self, oracle: BatchOracle, most: int) -> bool:
         """All iterations, `most` at most, asking this oracle; False if its answers are not 0/1, as the state wants them."""
         live = np.arange(len(self.rows.on))
-        for iteration in range(most):
-            going = ~self.rows.converged[live]
+        for question in range(most):
+            going = ~self.rows.converged[live] & (self.rows.iterations[live] < most)
             count = int(going.sum())
             if count == 0:
                 break
             if count <= 0.75 * len(live):
                 live, oracle = live[going], oracle.rows(torch.from_numpy(going))
-            if iteration % POLL == 0:
+            if question % POLL == 0:
                 self._renew(live[self.rows.stalled[live] >= STALE])
-            if not self._iterate(live, oracle):
+            if not self._iterate(live, oracle, most):
                 return False
         return True
 
-    def _iterate(self, live: Array, oracle: BatchOracle) -> bool:
-        """One iteration of the rows `live` [n], whose oracle this is, as in `ask`."""
+    def _iterate(self, live: Array, oracle: BatchOracle, most: int) -> bool:
+        """The rows `live` [n], whose oracle this is, to its answers and on to their next questions, as in `ask`."""
         asked = np.empty((len(live), self.rows.origin.shape[1]))
 
         def ask(part: slice) -> None:
@@ -175,7 +175,7 @@ class _CompiledRows:
             self._widen()
 
         def advance(part: slice) -> None:
-            row_kernel.advance(live[part], vertex[part], self.limits, self.rows, self._scratch())
+            row_kernel.advance(live[part], vertex[part], most, self.limits, self.rows, self._scratch())
 
         in_threads(advance, len(live), len(live) * self.rows.on.shape[1] ** 2)
         return True

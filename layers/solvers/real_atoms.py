@@ -94,6 +94,13 @@ def gradient(row: int, state: Reals, out: Array) -> None:
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def residual(row: int, state: Reals, out: Array) -> None:
+    """Into out [R]: t - A p."""
+    for r in range(out.shape[0]):
+        out[r] = state.target[row, r] - state.mean[row, r]
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealScratch) -> tuple[float, float, float]:
     """Fills in `residual` and `found`.
 

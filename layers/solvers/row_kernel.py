@@ -104,15 +104,19 @@ def _break_ties(row: int, grid: Array, tie_break: Array, rows: Rows, asked: Arra
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
-def advance(live: Array, vertex: Array, limits: Limits, rows: Rows, scratch: Scratch) -> None:
-    """One iteration of the rows `live` [n], after the oracle's answers, vertex [n, D].
+def advance(live: Array, vertex: Array, most: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
+    """The rows `live` [n] from the oracle's answers, vertex [n, D], to their next questions.
 
-    Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible. Every row needs a
-    free slot, and answers that are 0/1 if there are `bits`.
+    Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible; while there is an
+    atom to drop no answer is needed, and they go on, up to `most` iterations in all. Every row needs a free slot, and answers
+    that are 0/1 if there are `bits`.
     """
     for place in range(live.shape[0]):
-        if not rows.converged[live[place]]:
-            _iterate(live[place], vertex[place], limits, rows, scratch)
+        row = live[place]
+        asked = True
+        while not rows.converged[row] and rows.iterations[row] < most and (asked or rows.dropping[row] >= 0):
+            _iterate(row, vertex[place], limits, rows, scratch)
+            asked = False
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -130,9 +134,10 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
                 break
             if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
                 break
-            _gradient(row, rows, asked)
-            _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
-            _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
+            if rows.dropping[row] < 0:
+                _gradient(row, rows, asked)
+                _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
+                _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
             _iterate(row, vertex, limits, rows, scratch)
 
 
@@ -176,15 +181,20 @@ def _used(on: Array) -> int:
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scratch) -> None:
+    """One iteration; the vertex counts where there is no atom to drop."""
     on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
     # What the vertex gains at the mean, and the part of it where coordinates are not regularised.
     gap, gain, terms = 0.0, 0.0, 0.0
     if rows.bits.words.shape[0] > 0:
-        gap, terms = bit_atoms.relate(row, vertex, rows.origin, rows.bits, scratch.bits)
+        if drop < 0:
+            gap, terms = bit_atoms.relate(row, vertex, rows.origin, rows.bits, scratch.bits)
         bit_atoms.slopes(row, rows.scale[row], on, rows.weights[row], rows.bits, deviation)
     else:
-        gap, gain, terms = real_atoms.relate(row, vertex, rows.origin, rows.reals, scratch.reals)
-        gap += gain
+        if drop < 0:
+            gap, gain, terms = real_atoms.relate(row, vertex, rows.origin, rows.reals, scratch.reals)
+            gap += gain
+        else:
+            real_atoms.residual(row, rows.reals, scratch.reals.residual)
         real_atoms.slopes(row, scratch.reals.residual, on, rows.reals, deviation)
     noise = 8 * np.finfo(np.float64).eps * terms
     gap -= center(on, rows.weights[row], deviation, scratch.ones)

@@ -54,11 +54,13 @@ class TensorRows:
         if parts is not None:
             found, rest = parts.split(found)
         # Products with the residual carry its rounding noise, from every coordinate on which atoms differ.
-        self.reach = torch.maximum(self.reach, found.abs())
+        # A row with an atom to drop does not need the answer; compiled, it does not ask.
+        asked = (self.dropping < 0)[:, None]
+        self.reach = torch.where(asked, torch.maximum(self.reach, found.abs()), self.reach)
         terms = ((self.target.abs() + self.reach) * self.reach).sum(-1)
         if parts is not None:
             gain = (rest * self.prices).sum(-1)
-            self.reach_of_rest = torch.maximum(self.reach_of_rest, rest.abs())
+            self.reach_of_rest = torch.where(asked, torch.maximum(self.reach_of_rest, rest.abs()), self.reach_of_rest)
             terms = terms + (self.prices.abs() * self.reach_of_rest).sum(-1)
         noise = 8 * torch.finfo(residual.dtype).eps * terms
         self._advance(residual, vertex, found, gain, SETTLED * self.scale + noise, tol * self.scale + noise)

@@ -202,7 +202,7 @@ def _solve(
         rounded = (residual / steps + 6755399441055744.0) - 6755399441055744.0
         asked = (rounded + tl.where(exact, 0.0, ties)) * steps
         found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS) - start
-        reach = tl.maximum(reach, tl.abs(found))
+        reach = tl.where(drop < 0, tl.maximum(reach, tl.abs(found)), reach)
         noise = 8 * 2.220446049250313e-16 * tl.sum((tl.abs(goal) + reach) * reach, 0)
 
         slopes, overlaps = _products(atoms, residual, found, high, dim, d, s, dim, SLOTS, CHUNK)
