@@ -78,6 +78,13 @@ def gradient_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -
     return step
 
 
+def weights_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], object]:
+    """The operator alone, forward and backward: the gradient of the weights' product with fixed numbers."""
+    leaf = scores.clone().requires_grad_()
+    upstream = torch.randn(len(layer(scores).probs), generator=torch.Generator().manual_seed(1)).to(scores)
+    return lambda: torch.autograd.grad(layer(leaf).probs, leaf, upstream)
+
+
 def statistics_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], dict[str, float]]:
     """Support, iterations and converged rows of a batch; on a device also how often the host waits for it, in all."""
 
@@ -119,7 +126,7 @@ def _sparsemap(
         # PyEPO is timed where it converges in a second: not at D = 128, nor on the budget.
         compared = isinstance(solver, ActiveSet) and polytope == BernoulliCube(32) and device.type == "cpu"
         others = pyepo_projection(polytope, (1 + scores) / 2) if compared else {}
-        return {"ours": gradient_of(scores, layer), **others}
+        return {"ours": gradient_of(scores, layer), "ours, weights alone": weights_of(scores, layer), **others}
 
     return Case(
         "SparseMAP",

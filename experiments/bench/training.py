@@ -1,6 +1,8 @@
 """One training step of each experiment with each estimator, at the published sizes, on random data."""
 
 from collections.abc import Callable, Iterator
+from typing import ParamSpec
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from ...layers import SparseMAP, Sparsemax, TopKSparsemax
 from ...layers.solvers import SortedDecomposition
 from ...models import BitVectorVAE, Decoder, Encoder, Receiver, SemiSupervisedVAE, Sender, SignalGame, pixel_cross_entropy
+from ...models import vae as vae_module
 from ...models.estimators import (
     ConstantTemperature,
     DenseMarginalize,
@@ -21,6 +24,7 @@ from ...models.objective import plain
 from ...oracles import BernoulliCube, Budget, Polytope, Simplex
 from .case import Candidates, Case
 
+Given = ParamSpec("Given")
 BITS, BATCH = 32, 64
 GUMBEL = "straight-through Gumbel"
 
@@ -64,6 +68,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         lambda: {
             "ours": _bit_vector("SparseMAP", device, certain=True),
             f"{GUMBEL} (ours)": _bit_vector(GUMBEL, device, False),
+            f"{GUMBEL}, plain torch": in_plain_torch(_bit_vector(GUMBEL, device, False)),
         },
         quick=True,
     )
@@ -129,6 +134,19 @@ def bit_vector_vae(name: str, device: torch.device, certain: bool) -> tuple[nn.M
         with torch.no_grad():
             vae.encoder.output.bias.add_(10)
     return vae, torch.randint(0, 256, (BATCH, 784), dtype=torch.uint8, device=device)
+
+
+def in_plain_torch(step: Callable[Given, object]) -> Callable[Given, object]:
+    """A step with the likelihood of all pixels from all their logits, by torch's operations."""
+
+    def likelihood(features: Tensor, head: nn.Linear, images: Tensor, **_: object) -> Tensor:
+        return plain(features, head.weight, head.bias, images.long())
+
+    def replaced(*given: Given.args, **options: Given.kwargs) -> object:
+        with patch.object(vae_module, "pixel_cross_entropy", likelihood):
+            return step(*given, **options)
+
+    return replaced
 
 
 def _bit_vector(name: str, device: torch.device, certain: bool) -> Callable[[], object]:
