@@ -41,13 +41,18 @@ def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
         raise ValueError(f"sparsemax needs float scores, not {scores.dtype}; convert them with scores.float()")
     if scores.dim() == 0 or scores.shape[dim] == 0:
         raise ValueError(f"sparsemax needs at least one category along dim={dim}; scores has shape {list(scores.shape)}")
-    if check:
-        check_finite(scores, dim, some_allowed=True)
-    rows = scores.movedim(dim, -1)
     if _kernel(scores, "project_rows") is None:
-        return project_simplex(rows).movedim(-1, dim)
-    probs = _ProjectRows.apply(rows.reshape(-1, rows.shape[-1]))
-    return probs.reshape(rows.shape).movedim(-1, dim)  # pyright: ignore[reportAttributeAccessIssue]  # untyped in torch
+        if check:
+            check_finite(scores, dim, some_allowed=True)
+        return project_simplex(scores.movedim(dim, -1)).movedim(-1, dim)
+    # Views are cheap, but for small scores their derivatives are not.
+    last = dim in (-1, scores.dim() - 1)
+    rows = scores if last else scores.movedim(dim, -1)
+    probs: Tensor = _ProjectRows.apply(rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1]))  # pyright: ignore
+    if check and probs.detach()[:, 0].isnan().any():  # of rows without a projection kernels make NaN
+        check_finite(scores, dim, some_allowed=True)
+    probs = probs if rows.dim() == 2 else probs.reshape(rows.shape)
+    return probs if last else probs.movedim(-1, dim)
 
 
 class Sparsemax(nn.Module):
