@@ -1,12 +1,15 @@
 """Sets as bits, against the same in numbers, for whole and for broken words."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from sparsemarg.layers.functional import refit, sparsemap
+from sparsemarg.layers import SolverStats
+from sparsemarg.layers.functional import refit, sparsemap, sparsemax
 from sparsemarg.layers.kernels import bits
 from sparsemarg.layers.solvers import ActiveSet
-from sparsemarg.oracles import Budget, Explicit, Polytope, Product, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex
 from torch import Tensor
 
 DIMS = [1, 8, 63, 64, 65, 130]
@@ -86,3 +89,66 @@ def test_structures_of_which_only_the_first_are_bits(odd: float, monkeypatch: py
     found = ActiveSet().solve(scores, polytope)
     assert (found.atoms[found.probs > 0] == odd).any()
     solved(polytope, scores, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "polytope", [BernoulliCube(70), Budget(70, 20), Simplex(70), Product(Simplex(9), Budget(61, 5))], ids=repr
+)
+def test_only_rows_that_are_not_finite_are_broken(polytope: Polytope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An infinite score that nobody checked for is not passed over; finite ones whose sum is not are no harm."""
+    scores = torch.randn(4, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores[1, 3], scores[2, :8] = torch.inf, 8e307 * torch.tensor([1, 1, 1, 1, -1, -1, -1, -1])
+
+    def converged() -> list[bool]:
+        found = sparsemap(scores, polytope, solver=ActiveSet(max_iter=200), check=False).stats
+        assert isinstance(found, SolverStats)
+        return found.converged.tolist()
+
+    ours = converged()
+    assert not ours[1]
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert ours == converged()
+
+
+@pytest.mark.parametrize("slots", [1, 8, 24])
+def test_room_for_atoms_is_made_as_they_come(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bits, however often; from memory that holds anything."""
+    polytope, scores = Product(Simplex(9), Budget(62, 31)), torch.randn(9, 71, generator=torch.Generator().manual_seed(0))
+    wanted = ActiveSet().solve(scores.double(), polytope)
+    monkeypatch.setattr("sparsemarg.layers.solvers.compiled_rows.SLOTS", slots)
+
+    def dirty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+        return np.full(math.prod(shape) * np.dtype(dtype).itemsize, 255, np.uint8).view(dtype).reshape(shape)
+
+    for module in ("compiled_rows", "bit_atoms"):
+        monkeypatch.setattr(f"sparsemarg.layers.solvers.{module}.borrow", dirty)
+    found = ActiveSet().solve(scores.double(), polytope)
+    assert torch.equal(found.atoms, wanted.atoms)
+    assert torch.equal(found.probs, wanted.probs)
+
+
+def test_partly_regularised_bits_of_many_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(Budget):
+        regularized = slice(0, 70)
+
+    polytope = Half(130, 40)
+    scores = torch.randn(9, 130, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fast = sparsemap(scores, polytope)
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    torch.testing.assert_close(fast.mean(), sparsemap(scores, polytope).mean(), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparsemax_sees_every_broken_row(dtype: torch.dtype) -> None:
+    """It looks at one entry of each row that comes out: wherever the cause is, that has to be NaN."""
+    for count in (1, 2, 7, 8, 16, 33, 70):
+        for value in (torch.nan, torch.inf):
+            for place in range(count):
+                scores = torch.randn(3, count, dtype=dtype, generator=torch.Generator().manual_seed(place))
+                scores[1, place] = value
+                with pytest.raises(ValueError, match="row 1"):
+                    sparsemax(scores)
+                with pytest.raises(ValueError, match="row 1"):
+                    sparsemax(scores.T, 0)
+        with pytest.raises(ValueError, match="-inf"):
+            sparsemax(torch.full((3, count), -torch.inf, dtype=dtype))

@@ -86,7 +86,7 @@ def count(context: Any, word: Any) -> tuple[Any, Callable[..., Any]]:
 @intrinsic
 def _combine(context: Any, weights: Any, words: Any, column: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
     """One column of words in `combine`: 64 sums in vectors of 8. A byte is a mask of 8, of which no compiler thinks."""
-    lanes, count, index = 8, ir.IntType(32), ir.IntType(64)
+    lanes, short, index = 8, ir.IntType(32), ir.IntType(64)
     vector, mask = ir.VectorType(ir.DoubleType(), lanes), ir.VectorType(ir.IntType(1), lanes)
 
     def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -99,8 +99,8 @@ def _combine(context: Any, weights: Any, words: Any, column: Any, out: Any) -> t
         for sum_ in sums:
             builder.store(zero, sum_)
         with cgutils.for_range(builder, builder.extract_value(given.shape, 0)) as loop:
-            one = builder.insert_element(empty, builder.load(builder.gep(given.data, [loop.index])), count(0))
-            weight = builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(count, lanes), [0] * lanes))
+            one = builder.insert_element(empty, builder.load(builder.gep(given.data, [loop.index])), short(0))
+            weight = builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(short, lanes), [0] * lanes))
             start = builder.add(builder.mul(builder.mul(loop.index, stride), index(8)), first)
             for octet, sum_ in enumerate(sums):
                 byte = builder.load(builder.gep(octets, [builder.add(start, index(octet))]))

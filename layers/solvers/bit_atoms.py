@@ -56,7 +56,7 @@ def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int, ready:
         regularized[parts.rest.numpy()] = 0.0
     flip, scores = 1.0 - 2.0 * origin.numpy(), np.zeros((batch, WORD * width))
     scores[:, :dim] = (target.numpy() - origin.numpy() * regularized[:dim]) * flip
-    broken = np.isnan(scores.sum(1))
+    broken = ~np.isfinite(scores).all(1)
     scores[broken] = np.nan  # masks pass over a single one
     state = Bits(
         scores=scores,

@@ -120,7 +120,7 @@ class _CompiledRows:
     def _slots_to_begin_with(self, batch: int, in_turn: bool) -> int:
         choices = (self._most if in_turn else SLOTS, SLOTS, SLOTS // 2)
         fitting = (slots for slots in choices if batch * slots**2 * np.dtype(np.float64).itemsize <= BYTES)
-        return min(self._most, next(fitting, choices[-1]))
+        return min(self._most, max(BLOCK, next(fitting, choices[-1])))
 
     def run(self, compiled: CompiledOracle, most: int) -> None:
         """All iterations, `most` at most, with this oracle."""
@@ -177,7 +177,8 @@ class _CompiledRows:
         def advance(part: slice) -> None:
             row_kernel.advance(live[part], vertex[part], most, self.limits, self.rows, self._scratch())
 
-        in_threads(advance, len(live), len(live) * self.rows.on.shape[1] ** 2)
+        # About half of the slots are in use, in the middle of the run.
+        in_threads(advance, len(live), len(live) * (slots // 2) ** 2)
         return True
 
     def _scratch(self) -> Scratch:
@@ -202,7 +203,7 @@ class _CompiledRows:
         """Makes room for half as many atoms more."""
         rows = self.rows
         batch, before = rows.on.shape
-        slots = min(before + before // 2, self._most)
+        slots = min(-(-3 * before // (2 * BLOCK)) * BLOCK, self._most)
         inverse = borrow((batch, slots, slots), np.float64)
         inverse[:, :before, :before] = rows.inverse
         give_back(rows.inverse)

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-# Iterations between looks at the batch from Python: to stop, to drop converged rows, to grow the buffers.
+# Iterations (compiled: answers of the oracle) between looks at the batch from Python: to stop, to drop converged rows, to grow
+# the buffers.
 POLL = 8
 # A weight that the step would leave below this (in magnitude) is zero: noise of the linear solve, not a direction.
 WEIGHT_NOISE = 1e-14
