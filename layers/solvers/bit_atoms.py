@@ -78,7 +78,7 @@ def wider(state: Bits, slots: int) -> Bits:
     batch, before, width = state.words.shape
     words, gram = borrow((batch, slots, width), np.uint64), borrow((batch, slots, slots), np.float32)
     words[:, :before], gram[:, :before, :before] = state.words, state.gram
-    finish(state)
+    release(state)
     return state._replace(words=words, gram=gram, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
 
 
@@ -88,7 +88,7 @@ def atoms(row: int, slots: Array, state: Bits) -> Array:
     return np.unpackbits(octets, axis=1, bitorder="little")[:, state.regularized > 0].astype(np.float64)
 
 
-def finish(state: Bits) -> None:
+def release(state: Bits) -> None:
     """Gives the memory back."""
     give_back(state.words)
     give_back(state.gram)
@@ -112,21 +112,11 @@ def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScra
         fresh |= found[w] & ~seen[row, w]
         seen[row, w] |= found[w]
     if fresh != 0:
-        state.terms[row] = _terms(state.scores[row], state.regularized, seen[row])
+        sizes = scratch.mean
+        for d in range(sizes.shape[0]):
+            sizes[d] = abs(state.scores[row, d]) + state.regularized[d]
+        state.terms[row] = total(sizes, seen[row])
     return total(state.residual[row], found), state.terms[row]
-
-
-@numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
-def _terms(scores: Array, regularized: Array, seen: Array) -> float:
-    """What the products of a row with structures that differ from the origin where `seen` says so add up."""
-    result = 0.0
-    for w in range(seen.shape[0]):
-        word = seen[w]
-        for d in range(WORD):
-            place = WORD * w + d
-            size = abs(scores[place]) + regularized[place]
-            result += size if word & (np.uint64(1) << np.uint64(d)) else 0.0
-    return result
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
@@ -138,8 +128,14 @@ def slopes(row: int, scale: float, on: Array, weights: Array, state: Bits, out: 
         for s in range(on.shape[0]):
             out[s] = gains[s] - out[s] if on[s] else 0.0
     else:
-        for s in range(on.shape[0]):
-            out[s] = total(state.residual[row], state.words[row, s]) if on[s] else 0.0
+        slopes_of_residual(row, on, state, out)
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def slopes_of_residual(row: int, on: Array, state: Bits, out: Array) -> None:
+    """`slopes` from the residual, whatever the scale."""
+    for s in range(on.shape[0]):
+        out[s] = total(state.residual[row], state.words[row, s]) if on[s] else 0.0
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
@@ -191,14 +187,14 @@ def put(row: int, slot: int, on: Array, inner: Array, size: float, state: Bits, 
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def move(row: int, weights: Array, state: Bits, scratch: BitScratch) -> None:
-    """The residual at the mean under the weights [S]."""
-    combine(weights, state.words[row], scratch.mean)
-    subtract(state.scores[row], state.regularized, scratch.mean, state.residual[row])
+def move(row: int, weights: Array, state: Bits, mean: Array) -> None:
+    """The mean under the weights [S], into mean [64 W], and the residual there."""
+    combine(weights, state.words[row], mean)
+    _subtract(state.scores[row], state.regularized, mean, state.residual[row])
 
 
 @numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
-def subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> None:
+def _subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> None:
     """out = scores - regularized * mean."""
     for d in range(out.shape[0]):
         out[d] = scores[d] - regularized[d] * mean[d]

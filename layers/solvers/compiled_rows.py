@@ -56,7 +56,7 @@ def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
     is_bits = are_bits(start.contiguous().numpy())
     state = _CompiledRows(oracle, start, Limits(tol), is_bits, in_turn=False)
     if not state.ask(oracle, max_iter):  # the first structures are 0/1, and others not: all over again, with vectors
-        state.finish()
+        state.release()
         state = _CompiledRows(oracle, start, Limits(tol), is_bits=False, in_turn=False)
         state.ask(oracle, max_iter)
     return state
@@ -100,6 +100,7 @@ class _CompiledRows:
         self.rows = Rows(
             bits=bit_atoms.bits(target[:bits], origin[:bits], parts, slots, BLOCK),
             reals=real_atoms.reals(target[:reals], origin[:reals], parts, slots),
+            is_bits=is_bits,
             origin=origin.contiguous().numpy(),
             scale=row_scale(target / real_atoms.units(origin)[:, None]).numpy(),
             some_are_free=parts is not None,
@@ -277,13 +278,13 @@ class _CompiledRows:
         )
         every = np.arange(batch)
         in_threads(lambda part: row_results.write(every[part], self.rows, places, found), batch, self.rows.inverse.size)
-        self.finish()
+        self.release()
         return found
 
-    def finish(self) -> None:
+    def release(self) -> None:
         """Gives the memory back."""
-        bit_atoms.finish(self.rows.bits)
-        real_atoms.finish(self.rows.reals)
+        bit_atoms.release(self.rows.bits)
+        real_atoms.release(self.rows.reals)
         give_back(self.rows.inverse)
 
     def _stats(self, margin: Array) -> SolverStats:

@@ -73,11 +73,11 @@ def wider(state: Reals, slots: int) -> Reals:
         return new
 
     atoms, vertices = moved(state.atoms), moved(state.vertices)
-    finish(state)
+    release(state)
     return state._replace(atoms=atoms, vertices=vertices, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
 
 
-def finish(state: Reals) -> None:
+def release(state: Reals) -> None:
     """Gives the memory back."""
     give_back(state.atoms)
     give_back(state.vertices)

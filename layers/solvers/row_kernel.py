@@ -33,6 +33,7 @@ class Rows(NamedTuple):
 
     bits: Bits  # of no rows where there are `reals`
     reals: Reals  # of no rows where there are `bits`
+    is_bits: bool
     origin: Array  # [B, D]
     scale: Array  # [B]
     some_are_free: bool  # whether there are coordinates that are not regularised
@@ -88,7 +89,7 @@ def gradients(live: Array, grid: Array, tie_break: Array, rows: Rows, out: Array
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _gradient(row: int, rows: Rows, out: Array) -> None:
     """Into out [D]: that of a row's objective at its mean."""
-    if rows.bits.words.shape[0] > 0:
+    if rows.is_bits:
         bit_atoms.gradient(row, rows.origin, rows.bits, out)
     else:
         real_atoms.gradient(row, rows.reals, out)
@@ -185,7 +186,7 @@ def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scrat
     on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
     # What the vertex gains at the mean, and the part of it where coordinates are not regularised.
     gap, gain, terms = 0.0, 0.0, 0.0
-    if rows.bits.words.shape[0] > 0:
+    if rows.is_bits:
         if drop < 0:
             gap, terms = bit_atoms.relate(row, vertex, rows.origin, rows.bits, scratch.bits)
         bit_atoms.slopes(row, rows.scale[row], on, rows.weights[row], rows.bits, deviation)
@@ -225,10 +226,10 @@ def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scrat
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows: Rows, scratch: Scratch) -> bool:
     """Adds what the oracle found to the atoms, if it is not an affine combination of them; whether it did."""
-    slots, is_bits = rows.high[row], rows.bits.words.shape[0] > 0
+    slots = rows.high[row]
     on, weights, inverse = rows.on[row], rows.weights[row], rows.inverse[row]
     gram, change = scratch.gram, scratch.change
-    if is_bits:
+    if rows.is_bits:
         size = bit_atoms.compare(row, on[:slots], rows.bits, scratch.bits, gram)
     else:
         size = real_atoms.compare(row, on[:slots], rows.reals, scratch.reals.found, gram)
@@ -262,9 +263,9 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         inverse[slot:slots, :slots], inverse[:slot, slot:slots] = 0.0, 0.0
         gram[slot:slots], change[slot:slots] = 0.0, 0.0
         scratch.ones[slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
-        if is_bits:
+        if rows.is_bits:
             bit_atoms.clear(row, slot, slots, rows.bits)
-    if is_bits:
+    if rows.is_bits:
         bit_atoms.put(row, slot, on[:slots], gram, size, rows.bits, scratch.bits)
     else:
         real_atoms.put(row, slot, vertex, gain, rows.reals, scratch.reals.found)
@@ -281,7 +282,7 @@ def _distance(row: int, weights: Array, rows: Rows, scratch: Scratch) -> float:
     rest = 1.0
     for s in range(weights.shape[0]):
         rest -= weights[s]
-    if rows.bits.words.shape[0] > 0:
+    if rows.is_bits:
         return bit_atoms.distance(row, weights, rows.bits, scratch.bits) + rest * rest
     return real_atoms.distance(row, weights, rows.reals, scratch.reals) + rest * rest
 
@@ -306,7 +307,7 @@ def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     rows.dropping[row] = blocking
     for s in range(slots):
         weights[s] = 0.0 if s == blocking else max(weights[s] + min(reached, 1.0) * step[s], 0.0)
-    if rows.bits.words.shape[0] > 0:
-        bit_atoms.move(row, weights, rows.bits, scratch.bits)
+    if rows.is_bits:
+        bit_atoms.move(row, weights, rows.bits, scratch.bits.mean)
     else:
         real_atoms.move(row, weights, rows.reals)

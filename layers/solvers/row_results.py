@@ -28,15 +28,15 @@ def prune(span: Array, least: float, rows: Rows, margin: Array, count: Array) ->
             heaviest = max(heaviest, weights[s])
             if weights[s] > 0.0:
                 margin[row] = min(margin[row], weights[s])
-        total_, left = 0.0, 0
+        mass, left = 0.0, 0
         for s in range(slots):
             if on[s] and weights[s] <= least * rows.scale[row] and weights[s] < heaviest:
                 remove(s, on, rows.inverse[row], work)
                 weights[s] = 0.0
-            total_ += weights[s]
+            mass += weights[s]
             left += on[s]
         for s in range(slots):
-            weights[s] /= total_
+            weights[s] /= mass
         count[row] = left
 
 
@@ -62,17 +62,14 @@ class Found(NamedTuple):
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
     """The supports of the rows `span` [n]. The weights are those of one more Newton step, where it is feasible."""
-    is_bits = rows.bits.words.shape[0] > 0
     for row in span:
         slots = rows.high[row]
         on, weights, inverse = rows.on[row, :slots], rows.weights[row, :slots], rows.inverse[row]
         ones, deviation, step, level = np.zeros(slots), np.zeros(slots), np.zeros(slots), np.zeros(slots)
-        if is_bits:
+        if rows.is_bits:
             mean = np.empty(rows.bits.scores.shape[1])
-            combine(weights, rows.bits.words[row], mean)
-            bit_atoms.subtract(rows.bits.scores[row], rows.bits.regularized, mean, rows.bits.residual[row])
-            for s in range(slots):
-                deviation[s] = total(rows.bits.residual[row], rows.bits.words[row, s]) if on[s] else 0.0
+            bit_atoms.move(row, weights, rows.bits, mean)
+            bit_atoms.slopes_of_residual(row, on, rows.bits, deviation)
         else:
             residual = rows.reals.target[row].copy()
             add_combination(residual, -1.0, weights, rows.reals.atoms[row])
@@ -88,14 +85,14 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
                 count += 1
         for s in range(slots):
             step[s] = (weights[s] + step[s] if feasible else weights[s]) if on[s] else 0.0
-        if is_bits:
+        if rows.is_bits:
             _write_bits(row, used[:count], places, step, rows, found)
         else:
             found.means[row] = 0.0
             add_combination(found.means[row], 1.0, step, rows.reals.vertices[row])
             for place in range(count):
                 found.atoms[places.first[row] + place] = rows.reals.vertices[row, used[place]]
-        size = 1.0 if is_bits else rows.reals.unit[row] * rows.reals.unit[row]
+        size = 1.0 if rows.is_bits else rows.reals.unit[row] * rows.reals.unit[row]
         for place in range(count):
             s = used[place]
             found.probs[places.first[row] + place] = step[s]
@@ -137,7 +134,7 @@ def pull(start: Array, block: Array, first: Array, words: Array, sensitivity: Ar
 
     P has no part along 1, so that atoms count relative to any one of them: where all agree the result is exactly 0.
     """
-    total_ = np.empty(WORD * words.shape[1])
+    sums = np.empty(WORD * words.shape[1])
     for row in range(result.shape[0]):
         begin, end = start[row], start[row + 1]
         given, count = gradient[begin:end], end - begin
@@ -145,10 +142,10 @@ def pull(start: Array, block: Array, first: Array, words: Array, sensitivity: Ar
         for place in range(count):
             here = block[row] + place * count
             share[place] = dot(sensitivity[here : here + count], given, count)
-        combine(share, words[begin:end], total_)
+        combine(share, words[begin:end], sums)
         for d in range(result.shape[1]):
             flipped = first[row, d // WORD] & (ONE << np.uint64(d % WORD))
-            result[row, d] = -total_[d] if flipped else total_[d]
+            result[row, d] = -sums[d] if flipped else sums[d]
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
