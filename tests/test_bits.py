@@ -42,12 +42,26 @@ def test_what_is_computed_with_bits(dim: int) -> None:
     sums = np.full(len(values), np.nan)
     bits.combine(weights, words, sums)
     np.testing.assert_allclose(sums, np.pad(weights @ sets, (0, len(values) - dim)), rtol=0, atol=1e-12)
+    each = np.full(9, np.nan)
+    bits.totals(values, words, each)
+    np.testing.assert_allclose(each, sets @ values[:dim], rtol=0, atol=1e-12)
     on, common = generator.integers(0, 2, 9).astype(bool), np.full(9, np.nan)
     bits.overlaps(words, on, words[3], common)
     assert common.tolist() == np.where(on, sets @ sets[3], 0).tolist()
     other = np.zeros_like(words[0])
     bits.differences(sets[1], sets[2], other)
     assert other.tolist() == (words[1] ^ words[2]).tolist()
+
+
+@pytest.mark.parametrize("dim", [64, 65, 300])
+def test_the_first_words_of_longer_ones(dim: int) -> None:
+    generator = np.random.default_rng(dim)
+    sets, values, weights = generator.integers(0, 2, (9, dim)), generator.normal(size=64), generator.normal(size=9)
+    first, sums, each = packed(sets.astype(np.float64))[:, :1], np.empty(64), np.empty(9)
+    bits.combine(weights, first, sums)
+    bits.totals(values, first, each)
+    np.testing.assert_allclose(sums, weights @ sets[:, :64], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(each, sets[:, :64] @ values, rtol=0, atol=1e-12)
 
 
 def test_are_bits() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .lanes import FAST, LANES, ZEROS, Lanes
 from .vectors import UNCOUNTED, Array
 
 if sys.byteorder != "little":
@@ -21,6 +21,9 @@ if sys.byteorder != "little":
 
 WORD = 64
 ONE = np.uint64(1)
+OCTETS = WORD // LANES
+# Sums that are independent of one another, so that none waits for the one before.
+SUMS = 4
 
 
 def words_of(dim: int) -> int:
@@ -72,9 +75,15 @@ def total(values: Array, words: Array) -> float:
 
 @numba.njit(cache=True, **UNCOUNTED)
 def combine(weights: Array, words: Array, out: Array) -> None:
-    """out [64 W] = sum_s weights[s] words[s], for words [S, W]; in the order of s."""
+    """out [64 W] = sum_s weights[s] words[s], for words [S, W], which may be a part of longer ones; in the order of s."""
     for w in range(words.shape[1]):
         _combine(weights, words, w, out)  # pyright: ignore[reportCallIssue]
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def totals(values: Array, words: Array, out: Array) -> None:
+    """out[s] = the sum of those of the values [64 W] whose bit is set in words[s] [W], likewise."""
+    _totals(values, words, out)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic
@@ -86,30 +95,49 @@ def count(context: Any, word: Any) -> tuple[Any, Callable[..., Any]]:
 @intrinsic
 def _combine(context: Any, weights: Any, words: Any, column: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
     """One column of words in `combine`: 64 sums in vectors of 8. A byte is a mask of 8, of which no compiler thinks."""
-    lanes, short, index = 8, ir.IntType(32), ir.IntType(64)
-    vector, mask = ir.VectorType(ir.DoubleType(), lanes), ir.VectorType(ir.IntType(1), lanes)
 
     def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds, (*_, place, _) = signature.args, arguments
-        given, bits, result = (c.make_array(kinds[i])(c, builder, arguments[i]) for i in (0, 1, 3))
-        octets, stride = builder.bitcast(bits.data, ir.IntType(8).as_pointer()), builder.extract_value(bits.shape, 1)
-        first = builder.mul(place, index(8))
-        empty, zero = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * lanes)
-        sums = [cgutils.alloca_once(builder, vector) for _ in range(8)]
-        for sum_ in sums:
-            builder.store(zero, sum_)
-        with cgutils.for_range(builder, builder.extract_value(given.shape, 0)) as loop:
-            one = builder.insert_element(empty, builder.load(builder.gep(given.data, [loop.index])), short(0))
-            weight = builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(short, lanes), [0] * lanes))
-            start = builder.add(builder.mul(builder.mul(loop.index, stride), index(8)), first)
+        lanes, column = Lanes(c, builder), arguments[2]
+        given, bits, result = (lanes.array(signature.args[i], arguments[i]) for i in (0, 1, 3))
+        sums = lanes.variables(OCTETS)
+        with cgutils.for_range(builder, lanes.shape(given, 0)) as rows:
+            weight = lanes.one(given.data, rows.index)
+            word = builder.add(builder.mul(rows.index, lanes.stride(bits)), column)
             for octet, sum_ in enumerate(sums):
-                byte = builder.load(builder.gep(octets, [builder.add(start, index(octet))]))
                 before = builder.load(sum_)
-                after = builder.select(builder.bitcast(byte, mask), builder.fadd(before, weight), before)
-                builder.store(after, sum_)
+                after = builder.fadd(before, weight)
+                builder.store(builder.select(lanes.mask(bits.data, lanes.place(word, octet)), after, before), sum_)
         for octet, sum_ in enumerate(sums):
-            where = builder.gep(result.data, [builder.mul(builder.add(first, index(octet)), index(lanes))])
-            builder.store(builder.load(sum_), builder.bitcast(where, vector.as_pointer()), align=8)
+            lanes.store(builder.load(sum_), result.data, lanes.place(lanes.place(column, octet)))
         return c.get_dummy_value()
 
     return types.void(weights, words, types.int64, out), generate
+
+
+@intrinsic
+def _totals(context: Any, values: Any, words: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
+    """`totals`, likewise."""
+
+    def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(c, builder)
+        given, bits, result = (lanes.array(kind, value) for kind, value in zip(signature.args, arguments, strict=True))
+        sums, width = lanes.variables(SUMS), lanes.shape(bits, 1)
+        with cgutils.for_range(builder, lanes.shape(bits, 0)) as rows:
+            for sum_ in sums:
+                builder.store(ZEROS, sum_)
+            first = builder.mul(rows.index, lanes.stride(bits))
+            with cgutils.for_range(builder, width) as columns:
+                word = builder.add(first, columns.index)
+                for octet in range(OCTETS):
+                    sum_ = sums[octet % SUMS]
+                    before = builder.load(sum_)
+                    here = lanes.load(given.data, lanes.place(lanes.place(columns.index, octet)))
+                    after = builder.fadd(before, here, flags=FAST)
+                    builder.store(builder.select(lanes.mask(bits.data, lanes.place(word, octet)), after, before), sum_)
+            whole = [builder.load(sum_) for sum_ in sums]
+            while len(whole) > 1:
+                whole = [builder.fadd(a, b, flags=FAST) for a, b in zip(whole[::2], whole[1::2], strict=True)]
+            builder.store(lanes.total(whole[0]), builder.gep(result.data, [rows.index]))
+        return c.get_dummy_value()
+
+    return types.void(values, words, out), generate

@@ -1,7 +1,8 @@
 """The atoms of the compiled active set method where structures are 0/1: each the set of bits in which it is not the origin.
 
 Relative to the origin, and times -1 where that is 1, all atoms are 0/1 vectors: an eighth of a byte for each coordinate to go
-through in every iteration, with inner products that are counts.
+through in every iteration, with inner products that are counts. Only what is regularised changes: of structures with many
+parts that are not, what each gains there is kept.
 """
 
 from typing import NamedTuple
@@ -11,24 +12,20 @@ import numpy as np
 from torch import Tensor
 
 from ...oracles import Parts
-from ..kernels.bits import WORD, combine, count, differences, overlaps, total, words_of
+from ..kernels.bits import WORD, combine, count, differences, overlaps, total, totals, words_of
 from ..kernels.vectors import UNCOUNTED, Array
 from ..kernels.workspace import borrow, give_back
-from .row_algebra import products
 
 
 class Bits(NamedTuple):
-    """The atoms of every row, in coordinates that are relative to the origin and change sign where it is 1.
-
-    Inner products of atoms are exact, and kept, so that slopes need only these: A't - (A'A) p.
-    """
+    """The atoms of every row, in coordinates that are relative to the origin and change sign where it is 1."""
 
     scores: Array  # [B, 64 W] t, relative to the origin where they are regularised
     regularized: Array  # [64 W] 1 where they are, else 0
     inside: Array  # [W] the same in bits
+    reach: int  # V, the words up to the last with a coordinate that is regularised: the residual changes in these
     words: Array  # [B, S, W]; anything in slots beyond `high`
-    gram: Array  # [B, S, S] float32, A'A, anything where one of the two is not in use; anything in slots beyond `high`
-    gains: Array  # [B, S] <t, a_s>
+    gains: Array  # [B, S] <t, a_s> in the other words
     residual: Array  # [B, 64 W] t - A p, the latter where they are regularised
     seen: Array  # [B, W] where any answer of the oracle has differed from the origin
     terms: Array  # [B] the size of the terms in the products of such a structure
@@ -42,12 +39,8 @@ class BitScratch(NamedTuple):
     mean: Array  # [64 W]
 
 
-# Slopes from inner products are sums of terms of size 1 however small the scores; below this, from the residual, they are not.
-LEAST_SCALE = 2.0**-4
-
-
-def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int, ready: int) -> Bits:
-    """Of scores [B, D] and their origin [B, D], with the origin as the only atom; room for `slots`, so many ready for use."""
+def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bits:
+    """Of scores [B, D] and their origin [B, D], with the origin as the only atom; room for `slots`."""
     batch, dim = origin.shape
     width = words_of(dim)
     regularized = np.zeros(WORD * width)
@@ -58,28 +51,29 @@ def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int, ready:
     scores[:, :dim] = (target.numpy() - origin.numpy() * regularized[:dim]) * flip
     broken = ~np.isfinite(scores).all(1)
     scores[broken] = np.nan  # masks pass over a single one
+    inside = np.packbits(regularized != 0, bitorder="little").view(np.uint64)
     state = Bits(
         scores=scores,
         regularized=regularized,
-        inside=np.packbits(regularized != 0, bitorder="little").view(np.uint64),
+        inside=inside,
+        reach=int(inside.nonzero()[0].max(initial=-1)) + 1,
         words=borrow((batch, slots, width), np.uint64),
-        gram=borrow((batch, slots, slots), np.float32),
         gains=np.zeros((batch, slots)),
         residual=scores.copy(),
         seen=np.zeros((batch, width), np.uint64),
         terms=np.where(broken, np.nan, 0.0),
     )
-    state.words[:, 0], state.gram[:, :ready, :ready] = 0, 0
+    state.words[:, 0] = 0
     return state
 
 
 def wider(state: Bits, slots: int) -> Bits:
     """The same with room for `slots` atoms."""
     batch, before, width = state.words.shape
-    words, gram = borrow((batch, slots, width), np.uint64), borrow((batch, slots, slots), np.float32)
-    words[:, :before], gram[:, :before, :before] = state.words, state.gram
+    words = borrow((batch, slots, width), np.uint64)
+    words[:, :before] = state.words
     release(state)
-    return state._replace(words=words, gram=gram, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
+    return state._replace(words=words, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
 
 
 def atoms(row: int, slots: Array, state: Bits) -> Array:
@@ -91,7 +85,6 @@ def atoms(row: int, slots: Array, state: Bits) -> Array:
 def release(state: Bits) -> None:
     """Gives the memory back."""
     give_back(state.words)
-    give_back(state.gram)
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
@@ -120,30 +113,20 @@ def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScra
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def slopes(row: int, scale: float, on: Array, weights: Array, state: Bits, out: Array) -> None:
-    """Into out [S]: <a_s, t - A p> of the slots in use, of a row of this `row_scale`."""
-    if scale >= LEAST_SCALE:
-        gains = state.gains[row]
-        products(state.gram[row], on, weights, on.shape[0], out)
-        for s in range(on.shape[0]):
-            out[s] = gains[s] - out[s] if on[s] else 0.0
-    else:
-        slopes_of_residual(row, on, state, out)
-
-
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def slopes_of_residual(row: int, on: Array, state: Bits, out: Array) -> None:
-    """`slopes` from the residual, whatever the scale."""
-    for s in range(on.shape[0]):
-        out[s] = total(state.residual[row], state.words[row, s]) if on[s] else 0.0
+def slopes(row: int, on: Array, state: Bits, out: Array) -> None:
+    """Into out [S]: <a_s, t - A p> of the slots in use."""
+    size, gains = on.shape[0], state.gains[row]
+    totals(state.residual[row], state.words[row, :size, : state.reach], out)
+    for s in range(size):
+        out[s] = out[s] + gains[s] if on[s] else 0.0
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -> float:
     """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
-    overlaps(state.words[row], on, scratch.within, out)
+    overlaps(state.words[row], on, scratch.within[: state.reach], out)
     size = 0
-    for w in range(scratch.within.shape[0]):
+    for w in range(state.reach):
         size += count(scratch.within[w])  # pyright: ignore[reportCallIssue]
     return float(size)
 
@@ -151,8 +134,8 @@ def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def distance(row: int, weights: Array, state: Bits, scratch: BitScratch) -> float:
     """The squared distance of what was found to the atoms' combination with these weights [S], where it is regularised."""
-    combine(weights, state.words[row], scratch.mean)
-    return _distance(scratch.within, state.regularized, scratch.mean)
+    combine(weights, state.words[row, :, : state.reach], scratch.mean)
+    return _distance(scratch.within[: state.reach], state.regularized, scratch.mean)
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
@@ -168,29 +151,20 @@ def _distance(words: Array, regularized: Array, others: Array) -> float:
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def clear(row: int, start: int, end: int, state: Bits) -> None:
-    """Makes the slots from start to end ready for use."""
-    state.gram[row, start:end, :end], state.gram[row, :start, start:end] = 0.0, 0.0
-
-
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def put(row: int, slot: int, on: Array, inner: Array, size: float, state: Bits, scratch: BitScratch) -> None:
-    """Puts what was found in a slot: <(a_s, 1), (found, 1)> of the slots in use, [S], and <found, found>."""
-    kept, found = state.gram[row], scratch.found
-    for s in range(on.shape[0]):
-        product = inner[s] - 1.0 if on[s] else 0.0
-        kept[slot, s], kept[s, slot] = product, product
-    kept[slot, slot] = size
-    state.gains[row, slot] = total(state.scores[row], found)
+def put(row: int, slot: int, state: Bits, scratch: BitScratch) -> None:
+    """Puts what was found in a slot."""
+    found, reach = scratch.found, state.reach
+    state.gains[row, slot] = total(state.scores[row, WORD * reach :], found[reach:])
     for w in range(found.shape[0]):
         state.words[row, slot, w] = found[w]
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def move(row: int, weights: Array, state: Bits, mean: Array) -> None:
-    """The mean under the weights [S], into mean [64 W], and the residual there."""
-    combine(weights, state.words[row], mean)
-    _subtract(state.scores[row], state.regularized, mean, state.residual[row])
+    """The residual at the mean under the weights [S]; mean [64 W] is lost."""
+    changing = WORD * state.reach
+    combine(weights, state.words[row, :, : state.reach], mean)
+    _subtract(state.scores[row, :changing], state.regularized, mean, state.residual[row, :changing])
 
 
 @numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)

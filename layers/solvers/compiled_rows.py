@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels import in_threads
 from ..kernels.bits import are_bits, words_of
+from ..kernels.symmetric import SIDE, put, tiles_of
 from ..kernels.vectors import Array
 from ..kernels.workspace import borrow, give_back
 from ..stats import SolverStats
@@ -26,6 +27,7 @@ from .row_results import Found, Places
 # one after the other only what they use of their factorisation is ever touched: as many as there can be, up to so many bytes.
 SLOTS = 64
 BYTES = 2**27
+TILE_BYTES = SIDE**2 * np.dtype(np.float64).itemsize
 
 
 class Packed(NamedTuple):
@@ -72,6 +74,11 @@ def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
     return CompiledOracle(kind, getattr(oracle.polytope, "budget", 0), ties.grid.contiguous().numpy(), ties.tie_break.numpy())
 
 
+def _room(batch: int, slots: int) -> Array:
+    """Memory for factorisations, of anything."""
+    return borrow((batch, tiles_of(slots), SIDE, SIDE), np.float64)
+
+
 def _most_slots(width: int) -> int:
     """For structures of so many coordinates that are regularised: one more than there can be atoms, in whole blocks."""
     return -(-(width + 2) // BLOCK) * BLOCK
@@ -98,13 +105,13 @@ class _CompiledRows:
         slots = self._slots_to_begin_with(batch, in_turn)
         bits, reals = (batch, 0) if is_bits else (0, batch)
         self.rows = Rows(
-            bits=bit_atoms.bits(target[:bits], origin[:bits], parts, slots, BLOCK),
+            bits=bit_atoms.bits(target[:bits], origin[:bits], parts, slots),
             reals=real_atoms.reals(target[:reals], origin[:reals], parts, slots),
             is_bits=is_bits,
             origin=origin.contiguous().numpy(),
             scale=row_scale(target / real_atoms.units(origin)[:, None]).numpy(),
             some_are_free=parts is not None,
-            inverse=borrow((batch, slots, slots), np.float64),
+            inverse=_room(batch, slots),
             on=np.zeros((batch, slots), bool),
             weights=np.zeros((batch, slots)),
             high=np.full(batch, BLOCK),
@@ -115,12 +122,12 @@ class _CompiledRows:
             exact=np.zeros(batch, bool),
             converged=np.zeros(batch, bool),
         )
-        self.rows.inverse[:, :BLOCK, :BLOCK] = 0
-        self.rows.on[:, 0], self.rows.inverse[:, 0, 0], self.rows.weights[:, 0] = True, 1, 1
+        self.rows.inverse[:, 0] = 0
+        self.rows.on[:, 0], self.rows.inverse[:, 0, 0, 0], self.rows.weights[:, 0] = True, 1, 1
 
     def _slots_to_begin_with(self, batch: int, in_turn: bool) -> int:
         choices = (self._most if in_turn else SLOTS, SLOTS, SLOTS // 2)
-        fitting = (slots for slots in choices if batch * slots**2 * np.dtype(np.float64).itemsize <= BYTES)
+        fitting = (slots for slots in choices if batch * tiles_of(slots) * TILE_BYTES <= BYTES)
         return min(self._most, max(BLOCK, next(fitting, choices[-1])))
 
     def run(self, compiled: CompiledOracle, most: int) -> None:
@@ -197,7 +204,9 @@ class _CompiledRows:
             factor, info = torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))
             fresh = torch.cholesky_inverse(factor).numpy()
             if info == 0 and np.isfinite(fresh).all():
-                self.rows.inverse[row][np.ix_(on, on)] = fresh
+                whole = np.zeros((self.rows.high[row], self.rows.high[row]))
+                whole[np.ix_(on, on)] = fresh
+                put(whole, self.rows.inverse[row])
             self.rows.stalled[row] = 0
 
     def _widen(self) -> None:
@@ -205,8 +214,8 @@ class _CompiledRows:
         rows = self.rows
         batch, before = rows.on.shape
         slots = min(-(-3 * before // (2 * BLOCK)) * BLOCK, self._most)
-        inverse = borrow((batch, slots, slots), np.float64)
-        inverse[:, :before, :before] = rows.inverse
+        inverse = _room(batch, slots)
+        inverse[:, : tiles_of(before)] = rows.inverse
         give_back(rows.inverse)
         self.rows = rows._replace(
             bits=bit_atoms.wider(rows.bits, slots),

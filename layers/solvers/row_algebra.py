@@ -4,6 +4,7 @@ import math
 
 import numba
 
+from ..kernels.symmetric import add_square, clear_row, read_row, times
 from ..kernels.vectors import UNCOUNTED, Array
 
 
@@ -50,22 +51,13 @@ def add_combination(into: Array, scale: float, weights: Array, atoms: Array) -> 
             into[r] += share * atoms[s, r]
 
 
-@numba.njit(cache=True, **UNCOUNTED)
-def update(inverse: Array, change: Array, pivot: float, slots: int) -> None:
-    """H += y y' / pivot for the change y [slots]."""
-    for s in range(slots):
-        if change[s] != 0.0:
-            share = change[s] / pivot
-            for k in range(slots):
-                inverse[s, k] += share * change[k]
-
-
-@numba.njit(cache=True, **UNCOUNTED)
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def remove(slot: int, on: Array, inverse: Array, work: Array) -> None:
     """Takes the atom of a slot out of H: `WorkingSet.removal`. What is in `work` [S] is lost."""
-    for k in range(on.shape[0]):
-        work[k] = inverse[slot, k]
-    update(inverse, work, -inverse[slot, slot], on.shape[0])
+    size = on.shape[0]
+    read_row(inverse, slot, work[:size])
+    add_square(inverse, -1.0 / work[slot], work[:size])
+    clear_row(inverse, slot, size)
     on[slot] = False
 
 
@@ -107,20 +99,15 @@ def make_way(weight_noise: float, combination: Array, on: Array, weights: Array,
 
 
 @numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy", cache=True, **UNCOUNTED)
-def newton_step(on: Array, inverse: Array, deviation: Array, ones: Array, step: Array, level: Array) -> float:
-    """`WorkingSet.step`: into `step`; also H 1 into `level` [S], and 1'H 1 as the result."""
-    slots = on.shape[0]
+def newton_step(inverse: Array, deviation: Array, ones: Array, step: Array, level: Array) -> float:
+    """`WorkingSet.step`: into `step` [S]; also H 1 into `level` [S], and 1'H 1 as the result."""
+    times(inverse, deviation, step)
+    times(inverse, ones, level)
     along, across = 0.0, 0.0
-    for s in range(slots):
-        one, two = 0.0, 0.0
-        if on[s]:
-            for k in range(slots):
-                one += inverse[s, k] * deviation[k]
-                two += inverse[s, k] * ones[k]
-        step[s], level[s] = one, two
-        along += one
-        across += two
+    for s in range(step.shape[0]):
+        along += step[s]
+        across += level[s]
     share = along / across
-    for s in range(slots):
+    for s in range(step.shape[0]):
         step[s] -= share * level[s]
     return across

@@ -15,20 +15,20 @@ import numba
 import numpy as np
 
 from ..kernels.selection import nth_largest
+from ..kernels.symmetric import SIDE, add_square, clear_block, times
 from ..kernels.vectors import UNCOUNTED, Array
 from . import bit_atoms, real_atoms
 from .bit_atoms import Bits, BitScratch
 from .kinds import AT_MOST, CUBE, SIMPLEX
 from .limits import POLL, STALE, Limits
 from .real_atoms import Reals, RealScratch
-from .row_algebra import center, dot, make_way, newton_step, products, remove, update
+from .row_algebra import center, dot, make_way, newton_step, remove
 
 
 class Rows(NamedTuple):
     """The state of every row, updated in place; S slots, of which a row has used no more than the first `high`.
 
-    Atoms are bits where structures are 0/1, else vectors. Slots come into use BLOCK at a time, so that loops over them are a
-    whole number of vector instructions long.
+    Atoms are bits where structures are 0/1, else vectors. Slots come into use BLOCK at a time, a tile of the factorisation.
     """
 
     bits: Bits  # of no rows where there are `reals`
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
     origin: Array  # [B, D]
     scale: Array  # [B]
     some_are_free: bool  # whether there are coordinates that are not regularised
-    inverse: Array  # [B, S, S], see `WorkingSet`; anything in slots beyond `high`
+    inverse: Array  # [B, T, 8, 8], `symmetric` for S: see `WorkingSet`; 0 in slots not in use, anything beyond `high`
     on: Array  # [B, S] bool
     weights: Array  # [B, S]
     high: Array  # [B] int64
@@ -59,7 +59,7 @@ class CompiledOracle(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What is computed of one row; by slot, zero to begin with and where it is not in use: products need no index."""
+    """What is computed of one row; by slot, 0 to begin with and where it is not in use."""
 
     bits: BitScratch
     reals: RealScratch
@@ -71,7 +71,7 @@ class Scratch(NamedTuple):
 
 
 # Slots that come into use at a time.
-BLOCK = 8
+BLOCK = SIDE
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -189,7 +189,7 @@ def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scrat
     if rows.is_bits:
         if drop < 0:
             gap, terms = bit_atoms.relate(row, vertex, rows.origin, rows.bits, scratch.bits)
-        bit_atoms.slopes(row, rows.scale[row], on, rows.weights[row], rows.bits, deviation)
+        bit_atoms.slopes(row, on, rows.bits, deviation)
     else:
         if drop < 0:
             gap, gain, terms = real_atoms.relate(row, vertex, rows.origin, rows.reals, scratch.reals)
@@ -242,7 +242,7 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
     if slot == on.shape[0]:
         return False
     start, least = 0.0, limits.pivot_noise * (1.0 + size)
-    products(inverse, on[:slots], gram, slots, change)
+    times(inverse, gram[:slots], change[:slots])
     pivot = 1.0 + size - dot(gram, change, slots)
     if pivot <= limits.pivot_in_doubt * (1.0 + size):
         pivot = _distance(row, change[:slots], rows, scratch)
@@ -255,22 +255,20 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         # What left had a share in the new atom, so that this is independent of those that stay, though maybe hardly so.
         slot, start = leaving, weights[leaving]
         gram[slot] = 0.0
-        products(inverse, on[:slots], gram, slots, change)
+        times(inverse, gram[:slots], change[:slots])
         pivot = max(_distance(row, change[:slots], rows, scratch), least)
     if slot == slots:
         slots = min(slots + BLOCK, on.shape[0])
         rows.high[row] = slots
-        inverse[slot:slots, :slots], inverse[:slot, slot:slots] = 0.0, 0.0
+        clear_block(inverse, slot // BLOCK)
         gram[slot:slots], change[slot:slots] = 0.0, 0.0
         scratch.ones[slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
-        if rows.is_bits:
-            bit_atoms.clear(row, slot, slots, rows.bits)
     if rows.is_bits:
-        bit_atoms.put(row, slot, on[:slots], gram, size, rows.bits, scratch.bits)
+        bit_atoms.put(row, slot, rows.bits, scratch.bits)
     else:
         real_atoms.put(row, slot, vertex, gain, rows.reals, scratch.reals.found)
     change[slot] = -1.0
-    update(inverse, change, pivot, slots)
+    add_square(inverse, 1.0 / pivot, change[:slots])
     weights[slot], on[slot] = start, True
     scratch.ones[slot], scratch.deviation[slot] = 1.0, gap
     return True
@@ -292,7 +290,8 @@ def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     """The Newton step on the weights, as far as they stay nonnegative (paper eq. 15), and the mean there."""
     slots = rows.high[row]
     weights, step = rows.weights[row, :slots], scratch.step
-    newton_step(rows.on[row, :slots], rows.inverse[row], scratch.deviation[:slots], scratch.ones[:slots], step, scratch.change)
+    deviation, ones, level = scratch.deviation[:slots], scratch.ones[:slots], scratch.change[:slots]
+    newton_step(rows.inverse[row], deviation, ones, step[:slots], level)
     reached = math.inf
     for s in range(slots):
         full = weights[s] + step[s]

@@ -7,6 +7,7 @@ import numba
 import numpy as np
 
 from ..kernels.bits import ONE, WORD, combine, differences, total
+from ..kernels.symmetric import read_row
 from ..kernels.vectors import Array
 from . import bit_atoms, real_atoms
 from .row_algebra import add_combination, center, dot, newton_step, remove
@@ -69,13 +70,13 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
         if rows.is_bits:
             mean = np.empty(rows.bits.scores.shape[1])
             bit_atoms.move(row, weights, rows.bits, mean)
-            bit_atoms.slopes_of_residual(row, on, rows.bits, deviation)
+            bit_atoms.slopes(row, on, rows.bits, deviation)
         else:
             residual = rows.reals.target[row].copy()
             add_combination(residual, -1.0, weights, rows.reals.atoms[row])
             real_atoms.slopes(row, residual, on, rows.reals, deviation)
         center(on, weights, deviation, ones)
-        across = newton_step(on, inverse, deviation, ones, step, level)
+        across = newton_step(inverse, deviation, ones, step, level)
         used, feasible = np.empty(slots, np.int64), True
         count = 0
         for s in range(slots):
@@ -96,10 +97,11 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
         for place in range(count):
             s = used[place]
             found.probs[places.first[row] + place] = step[s]
+            read_row(inverse, s, deviation)
             start = places.block[row] + place * places.stride[row]
             for other in range(count):
                 k = used[other]
-                found.sensitivity[start + other] = (inverse[s, k] - level[s] * level[k] / across) / size
+                found.sensitivity[start + other] = (deviation[k] - level[s] * level[k] / across) / size
 
 
 @numba.njit(error_model="numpy", cache=True)
