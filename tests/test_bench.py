@@ -11,7 +11,7 @@ from sparsemarg.experiments.cli import main
 
 
 def test_quick_benchmarks_write_a_page_and_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    suites = ["sparsemax", "top-k", "structured", "decoder"]
+    suites = ["sparsemax", "top-k", "score scale", "structured", "decoder"]
     assert main(["bench", *suites, "--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "torch softmax" in printed
@@ -35,9 +35,12 @@ def test_memory_and_scaling(tmp_path: Path) -> None:
 
 def test_candidates_run_in_turn() -> None:
     order: list[str] = []
-    times = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
-    assert order == ["a", "b"] * 3
-    assert {name: len(taken.seconds) for name, taken in times.items()} == {"a": 2, "b": 2}
+    times = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 20)
+    rounds = ["".join(order[place : place + 2]) for place in range(0, len(order), 2)]
+    assert len(rounds) == 21
+    assert set(rounds) == {"ab", "ba"}
+    assert list(times) == ["a", "b"]
+    assert {name: len(taken.seconds) for name, taken in times.items()} == {"a": 20, "b": 20}
 
 
 def test_medians_and_quartiles() -> None:

@@ -1,6 +1,6 @@
 """What is timed: a case, and what came out of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .timing import Times
@@ -24,7 +24,7 @@ class Case:
 
     suite: str
     operation: str
-    sizes: dict[str, int]
+    sizes: Mapping[str, float]
     build: Callable[[], Candidates]
     recorded: tuple[str, float] | None = None
     quick: bool = False

@@ -14,13 +14,13 @@ from ...layers.kernels import compiled, in_triton
 from ..allocator import keep_freed_memory
 from ..command_parser import CommandParser
 from ..errors import UsageError
-from . import operators, structured, training
+from . import operators, scales, structured, training
 from .case import Case, Outcome
 from .memory import peak_megabytes
 from .scaling import draw
 from .timing import interleave
 
-SUITES = ("sparsemax", "top-k", "SparseMAP", "structured", "decoder", "training step", "memory", "scaling")
+SUITES = ("sparsemax", "top-k", "SparseMAP", "score scale", "structured", "decoder", "training step", "memory", "scaling")
 
 DESCRIPTION = """Time the layers, the decoder's cost and whole training steps, forward and backward, in turn with other
 libraries where they are installed (entmax, cvxpylayers, PyEPO). What the published code took on another machine stands
@@ -77,6 +77,7 @@ def _device(name: str) -> torch.device:
 
 def _cases(device: torch.device, quick: bool) -> Iterator[Case]:
     yield from operators.cases(device)
+    yield from scales.cases(device)
     yield from structured.cases(device, quick)
     yield from training.cases(device)
 

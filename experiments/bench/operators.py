@@ -35,7 +35,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             "sparsemax",
             "sparsemax, float32",
             {"B": 512, "K": count},
-            lambda count=count: _sparsemax(512, count, device),
+            lambda count=count: sparsemax_candidates(normal_scores(512, count, device)),
             quick=count == 256,
         )
     for dim, batch in ((32, 64), (128, 64), (128, 512)):
@@ -52,7 +52,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     official = RECORDED_BUDGET[128, 64]
     yield _sparsemap("SparseMAP, budget D/2, ActiveSet, oracle in Python", HalfOn(128, 64), ActiveSet(), 64, official, device)
     for (dim, batch), official in RECORDED_TOPK.items():
-        scores = _scores(batch, dim, device)
+        scores = normal_scores(batch, dim, device)
         yield Case(
             "top-k",
             "top-k sparsemax, cube, k = 10",
@@ -102,7 +102,8 @@ def statistics_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution])
     return describe
 
 
-def _scores(batch: int, dim: int, device: torch.device) -> Tensor:
+def normal_scores(batch: int, dim: int, device: torch.device) -> Tensor:
+    """N(0, 1) [B, D], the same in every run."""
     return torch.randn(batch, dim, generator=torch.Generator().manual_seed(0)).to(device)
 
 
@@ -114,7 +115,7 @@ def _sparsemap(
     official: float,
     device: torch.device,
 ) -> Case:
-    scores = _scores(batch, polytope.dim, device)
+    scores = normal_scores(batch, polytope.dim, device)
 
     def layer(t: Tensor, solver: ActiveSet | SortedDecomposition = solver) -> SparseDistribution:
         return sparsemap(t, polytope, coding="pairs", solver=solver)
@@ -139,8 +140,8 @@ def _sparsemap(
     )
 
 
-def _sparsemax(batch: int, count: int, device: torch.device) -> Candidates:
-    scores = _scores(batch, count, device)
+def sparsemax_candidates(scores: Tensor) -> Candidates:
+    """Ours, torch's softmax and entmax on scores [B, K], forward and backward."""
     weights = torch.randn_like(scores)
     leaf = scores.clone().requires_grad_()
 
@@ -150,6 +151,6 @@ def _sparsemax(batch: int, count: int, device: torch.device) -> Candidates:
     functions = {"ours": sparsemax, "torch softmax": lambda t: t.softmax(-1), **entmax_sparsemax()}
     candidates = {name: backward_of(function) for name, function in functions.items()}
     # Forward reads scores and writes probabilities; backward reads those and a gradient, and writes one: two and a half copies.
-    moved = torch.empty(5 * scores.numel() // 2, device=device)
+    moved = scores.new_empty(5 * scores.numel() // 2)
     into = torch.empty_like(moved)
     return candidates | {"floor: a copy of as many bytes": lambda: into.copy_(moved)}

@@ -1,5 +1,6 @@
 """Time several callables in turn, so that what else the machine does falls on all of them alike."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +32,9 @@ class Times:
 
 
 def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_seconds: float = 0.0) -> dict[str, Times]:
-    """Run every candidate once to warm up, then all in turn, so many rounds: A B C A B C ...
+    """Run every candidate once to warm up, then all in turn, so many rounds: A B C, C A B, B A C ...
+
+    Each round is in an order of its own, so that what one leaves in the caches falls on all of them alike.
 
     Args:
         candidates: what to time, by name.
@@ -41,12 +44,13 @@ def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_s
     for candidate in candidates.values():
         candidate()
     taken: dict[str, list[float]] = {name: [] for name in candidates}
+    order = random.Random(0)
     begin = time.perf_counter()
     while min(map(len, taken.values())) < rounds or time.perf_counter() - begin < least_seconds:
-        for name, candidate in candidates.items():
+        for name in order.sample(list(candidates), len(candidates)):
             _wait()
             start = time.perf_counter()
-            candidate()
+            candidates[name]()
             _wait()
             taken[name].append(time.perf_counter() - start)
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
