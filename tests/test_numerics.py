@@ -352,12 +352,12 @@ def test_gibbs_of_half_precision_scores(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+@pytest.mark.parametrize("count", [1, 2, 7, 40, 1000])
 def test_the_compiled_sparsemax_is_the_plain_one(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Supports of one to all categories, ties, masks, large and small scores, two threads; first derivatives and second."""
     torch.manual_seed(count)
-    scales = torch.tensor([1e-8, 0.01, 1, 10, 1e8])[:, None, None]
-    scores = torch.cat([(scales * torch.randn(5, 3, count)).flatten(0, 1), torch.ones(1, count), torch.randn(3, count).round()])
+    scales = torch.tensor([1e-8, 0.01, 0.1, 0.4, 1, 10, 1e8])[:, None, None]
+    scores = torch.cat([(scales * torch.randn(7, 3, count)).flatten(0, 1), torch.ones(1, count), torch.randn(3, count).round()])
     scores[3, 1:] = -torch.inf
     weights = torch.randn(scores.shape, dtype=dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -376,6 +376,18 @@ def test_the_compiled_sparsemax_is_the_plain_one(count: int, dtype: torch.dtype,
     tolerance = 16 * torch.finfo(dtype).eps
     for ours, plain in zip(fast, results(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=tolerance, atol=16 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparsemax_ends_where_rounding_decides(dtype: torch.dtype) -> None:
+    """Of n categories at 0 and others at tau = -1 / n, or one rounding beside it, with many more candidates below."""
+    for n in range(30, 90):
+        last = -torch.tensor(1.0, dtype=dtype) / n
+        for tied in (last, last.nextafter(-torch.ones_like(last)), last.nextafter(torch.zeros_like(last))):
+            scores = torch.cat([torch.zeros(n, dtype=dtype), tied.repeat(3), -torch.rand(60, dtype=dtype)])[None]
+            scores[:, n + 3 :] += last
+            expected = torch.zeros_like(scores).index_fill(1, torch.arange(n), 1 / n)
+            torch.testing.assert_close(sparsemax(scores), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -48,7 +48,7 @@ def _threshold(kept: Array, left: int) -> float:
     while left > FEW:
         before = count
         total, count = _above(kept, left, tau)
-        if count == before:
+        if count >= before:  # more, where rounding decides about the last
             return tau
         if 2 * count < left:
             left = _move_forward(kept, left, tau)
