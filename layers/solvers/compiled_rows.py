@@ -66,12 +66,15 @@ def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
 
 def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
     """The oracle as compiled, if it is."""
-    if not isinstance(oracle, Oracle) or oracle.forbidden is not None or oracle.parts is not None:
+    if not isinstance(oracle, Oracle) or oracle.parts is not None:
         return None
     kind, ties = kind_of(oracle.polytope), oracle.ties
     if kind is None:
         return None
-    return CompiledOracle(kind, getattr(oracle.polytope, "budget", 0), ties.grid.contiguous().numpy(), ties.tie_break.numpy())
+    budget, forbidden = getattr(oracle.polytope, "budget", 0), oracle.forbidden
+    if forbidden is None:
+        forbidden = torch.zeros(0, oracle.target.shape[1], dtype=torch.bool)
+    return CompiledOracle(kind, budget, *(given.contiguous().numpy() for given in (ties.grid, ties.tie_break, forbidden)))
 
 
 def _room(batch: int, slots: int) -> Array:

@@ -115,7 +115,7 @@ def _nest(row: int, level: Array, target: Array, between: int, rows: Rows) -> No
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
-    """The budget polytope: intervals end to end, of points [B, D], finite. Without coincidences only: count 0 says where."""
+    """The budget polytope: intervals end to end, of points [B, D]; `-inf` is off. Number 0 where cuts coincide."""
     dim = target.shape[1]
     level, ends, work = np.empty(dim), np.empty(dim), np.empty(dim)
     for row in range(target.shape[0]):
@@ -132,7 +132,7 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
             for place in range(dim):
                 work[place] = values[place]
             origin = nth_largest(work, budget)
-            shift = _multiplier(values, origin, budget)
+            shift = _multiplier(values, origin, budget) if origin > -math.inf else math.nan  # too few are allowed
             if shift != shift:
                 rows.number[row] = 0
                 continue
@@ -148,8 +148,9 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
                 level[between], coordinate[between] = mean, place
                 between += 1
             work[place] = values[place] - mean
-            outside -= work[place] * mean
-            size += abs(work[place]) * mean
+            if mean > 0.0:  # elsewhere a score may be -inf
+                outside -= work[place] * mean
+                size += abs(work[place]) * mean
         best, largest = _best(work, budget, exactly)
         outside += best
         size += largest

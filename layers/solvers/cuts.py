@@ -34,8 +34,8 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
     """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
 
     There is no kernel for a class derived from theirs, nor where there is no Numba. And one row for which this form does not
-    hold sends the whole batch the other way, which is slower and may differ in the last digits: NaN, and on a budget forbidden
-    coordinates, or cuts that coincide (sums of the means that differ by an integer: the structures do not span the face).
+    hold sends the whole batch the other way, which is slower and may differ in the last digits: NaN, and on a budget cuts that
+    coincide (sums of the means that differ by an integer: the structures do not span the face).
 
     Args:
         scores: t, [B, D] float64, finite or `-inf`.
@@ -63,8 +63,6 @@ class _Cuts(PackedRows):
     def of(scores: Tensor, polytope: Polytope) -> "_Cuts | None":
         """The structures of scores [B, D] float64; None where one row has another form."""
         target, chained = scores.contiguous().numpy(), isinstance(polytope, Budget)
-        if chained and np.isneginf(target).any():
-            return None
         batch, dim = target.shape
         lines, numbers = np.empty((3, batch, dim), np.int32), np.empty((2, batch))
         counts, flags = np.zeros((2, batch), np.int64), np.empty((2, batch), bool)

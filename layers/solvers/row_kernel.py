@@ -56,6 +56,7 @@ class CompiledOracle(NamedTuple):
     budget: int
     grid: Array  # [B, D]
     tie_break: Array  # [D]
+    forbidden: Array  # [B, D] bool, coordinates that are 0 in every structure; of no rows where there are none
 
 
 class Scratch(NamedTuple):
@@ -138,8 +139,18 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
             if rows.dropping[row] < 0:
                 _gradient(row, rows, asked)
                 _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
+                if oracle.forbidden.shape[0] > 0:
+                    _forbid(oracle.forbidden[row], asked)
                 _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
             _iterate(row, vertex, limits, rows, scratch)
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _forbid(forbidden: Array, asked: Array) -> None:
+    """Makes `-inf` of what a row asks [D] where it is forbidden [D]."""
+    for d in range(asked.shape[0]):
+        if forbidden[d]:
+            asked[d] = -math.inf
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)

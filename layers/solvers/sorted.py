@@ -66,16 +66,14 @@ class SortedDecomposition(Solver):
         """The same support, for a polytope with `chained`, without writing the structures down.
 
         None where cuts coincide in some row (sums of the means that differ by an integer: the structures do not span the face,
-        and what is here is not the derivative), or a score is `-inf`.
+        and what is here is not the derivative).
         """
         with torch.no_grad():
-            if scores.isneginf().any():
-                return None
             oracle, mean = _projected(scores, polytope)
             if not supports(polytope, SupportsChained):
                 raise missing(polytope, SupportsChained, "SortedDecomposition.solve_chained")
             order, ends = polytope.chained(mean)
-            ordered, residual = mean.gather(-1, order), (scores - mean).gather(-1, order)
+            ordered, residual = mean.gather(-1, order), (oracle.target - mean).gather(-1, order)
             between = (ordered > 0) & (ordered < 1)
             # Where the sum is held fixed the last of them ends at an integer, up to rounding: no cut, the line begins anew.
             whole, last = nearest_integer(ends), between.cumsum(-1) == between.sum(-1, keepdim=True)
