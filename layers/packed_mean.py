@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import compiled, in_threads, readable
+from ..kernels import compiled, in_threads, readable
 
 
 def packed_mean(probs: Tensor, atoms: Tensor, first: Tensor) -> Tensor | None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import readable
 from .distribution import SparseDistribution
-from .kernels import readable
 from .solvers.base import PackedSupport
 
 

@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..kernels import readable
 from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, SupportsProjection, supports
 from ..oracles.checks import cannot_branch, check_dimension, check_finite
 from .chained import chained_distribution
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
-from .kernels import readable
 from .nested import nested_distribution
 from .packed_weights import packed_distribution
 from .refit import refit

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels import compiled, in_threads, in_triton, readable
 from ..oracles.checks import check_finite
 from ..oracles.simplex import project_simplex
-from .kernels import compiled, in_threads, in_triton, readable
 
 
 def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:

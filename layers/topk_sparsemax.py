@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from ..kernels import readable
 from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
 from ..oracles.checks import check_count, check_dimension, check_finite
 from ..oracles.simplex import project_simplex
 from .distribution import SparseDistribution
-from .kernels import readable
 from .packed_weights import packed_distribution
 from .solvers.flips import in_one_pass
 from .stats import TopKStats

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.kernels import compiled, in_threads, in_triton
+from ..kernels import compiled, in_threads, in_triton
 from ..oracles.checks import all_finite
 
 # Logits held at a time when the caller sets no bound. CPU: 1 MB in float32, one image of 784 pixels and 256 levels, which

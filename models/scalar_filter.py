@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.kernels import compiled, in_threads
+from ..kernels import compiled, in_threads
 from ..oracles.checks import all_finite, cannot_branch
 
 

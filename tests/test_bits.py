@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from sparsemarg.kernels import bits
 from sparsemarg.layers import SolverStats
 from sparsemarg.layers.functional import refit, sparsemap, sparsemax
-from sparsemarg.layers.kernels import bits
 from sparsemarg.layers.solvers import ActiveSet
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex
 from torch import Tensor

@@ -56,7 +56,7 @@ def test_the_mean_and_its_derivatives(switch: str, dtype: torch.dtype, monkeypat
     """Against padded tensors, in two threads, with the kernel and without; a row of one atom and rows of many."""
     monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.layers.kernels.dispatch.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
     scores = scores_for(BernoulliCube(6), "small", batch=12).to(dtype)
     scores[5] = 10
     given = sparsemap(scores, BernoulliCube(6))

@@ -35,7 +35,7 @@ def test_the_kernel_is_the_plain_path(dim: int, k: int, kind: str, dtype: torch.
     scores = (scores_for(polytope, kind, batch=30).clamp(-1e3, 1e3) * 2**10).round().to(dtype) / 2**10
     scores[3, 0], scores[5], scores[6] = -torch.inf, -torch.inf, scores[6] * 2**20
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.layers.kernels.dispatch.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
     assert in_one_pass(scores.double(), polytope, k, dtype) is not None
     fast, ours = with_derivatives(scores, k)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")

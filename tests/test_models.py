@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from sparsemarg.kernels import compiled
 from sparsemarg.layers import SparseMAP, TopKSparsemax
-from sparsemarg.layers.kernels import compiled
 from sparsemarg.layers.solvers import SortedDecomposition
 from sparsemarg.models import BitVectorVAE, Decoder, Encoder, pixel_cross_entropy
 from sparsemarg.models.estimators import Marginalize

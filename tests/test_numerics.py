@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, enumerated, projection, scores_for
+from sparsemarg.kernels import compiled, in_threads
+from sparsemarg.kernels.dispatch import WORTH_A_THREAD
 from sparsemarg.layers import SparseDistribution, SparseMAP, Sparsemax, TopKSparsemax
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
-from sparsemarg.layers.kernels import compiled, in_threads
-from sparsemarg.layers.kernels.dispatch import WORTH_A_THREAD
 from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.layers.stats import SolverStats
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
@@ -361,7 +361,7 @@ def test_the_compiled_sparsemax_is_the_plain_one(count: int, dtype: torch.dtype,
     scores[3, 1:] = -torch.inf
     weights = torch.randn(scores.shape, dtype=dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.layers.kernels.dispatch.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
 
     def results() -> list[Tensor]:
         leaf = scores.to(dtype).requires_grad_()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ["oracles", "layers", "models", "experiments", "verification"]
+FOLDERS = ["kernels", "oracles", "layers", "models", "experiments", "verification"]
 
 
 def nested_packages() -> list[str]:
@@ -48,7 +48,7 @@ def test_the_core_imports_neither_cvxpy_nor_lightning(module: str) -> None:
 
 
 def test_imports_go_one_way() -> None:
-    order = ["oracles", "layers", "models", "experiments"]
+    order = ["kernels", "oracles", "layers", "models", "experiments"]
     for place, folder in enumerate(order):
         for path in (ROOT / folder).rglob("*.py"):
             for later in [*order[place + 1 :], "verification"]:

@@ -189,7 +189,7 @@ def test_packed_weights_are_those_of_the_refit(polytope: Polytope, kind: str, mo
     scores = scores_for(polytope, kind, batch=30)
     scores[4] *= 1e3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.layers.kernels.dispatch.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
     packed, ours = with_derivatives(scores, polytope, ActiveSet())
     monkeypatch.delattr(ActiveSet, "solve_packed")
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
@@ -387,7 +387,7 @@ def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: s
     """Atoms to the bit, in two threads; ties, masks and large scores among them."""
     scores = masked_in_part(polytope, kind)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.layers.kernels.dispatch.WORTH_A_THREAD", 1)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
     used = in_one_pass(scores, polytope, scores.dtype) is not None
     assert used or kind in ("integer", "equal", "zero"), "cuts coincide where scores tie, and only there"
     fast, ours = with_derivatives(scores, polytope, SortedDecomposition())

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sparsemarg.layers.kernels import symmetric
+from sparsemarg.kernels import symmetric
 
 SIZES = [8, 16, 40]
 

@@ -76,7 +76,7 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
 
 def test_triton_is_left_alone_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, or no C compiler for what Triton compiles at its first launch."""
-    from sparsemarg.layers.kernels import dispatch
+    from sparsemarg.kernels import dispatch
 
     where = (".kernels.triton_simplex", "sparsemarg.layers", "project_rows", torch.device("cuda"))
     monkeypatch.setattr(dispatch, "_triton_runs", lambda: False)

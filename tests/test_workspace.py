@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from sparsemarg.kernels import workspace
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.layers.kernels import workspace
 from sparsemarg.oracles import BernoulliCube, Polytope
 from torch import Tensor
 

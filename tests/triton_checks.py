@@ -7,8 +7,8 @@ import os
 
 import pytest
 import torch
+from sparsemarg.kernels import in_triton
 from sparsemarg.layers.functional import sparsemax
-from sparsemarg.layers.kernels import in_triton
 from sparsemarg.layers.solvers import ActiveSet, triton_active_set
 from sparsemarg.layers.solvers.base import Support
 from sparsemarg.models.objective import pixel_cross_entropy, plain

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...layers.kernels import compiled, in_triton
+from ...kernels import compiled, in_triton
 from ..allocator import keep_freed_memory
 from ..command_parser import CommandParser
 from ..errors import UsageError

@@ -2,7 +2,7 @@
 
 import numba
 
-from .vectors import Array
+from ...kernels.vectors import Array
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)

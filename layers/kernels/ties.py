@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from .vectors import Array
+from ...kernels.vectors import Array
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels import compiled, in_triton
 from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
-from ..kernels import compiled, in_triton
 from ..stats import SolverStats
 from . import recorded
 from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, row_scale

@@ -7,9 +7,9 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ...kernels import compiled
 from ...oracles import Parts, Polytope
 from ...oracles.checks import cannot_branch, check_structures, checked_maximize
-from ..kernels import compiled
 from ..stats import SolverStats, TopKStats
 
 

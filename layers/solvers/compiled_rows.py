@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import in_threads
-from ..kernels.bits import are_bits, words_of
-from ..kernels.symmetric import SIDE, put, tiles_of
-from ..kernels.vectors import Array
-from ..kernels.workspace import borrow, give_back
+from ...kernels import in_threads
+from ...kernels.bits import are_bits, words_of
+from ...kernels.symmetric import SIDE, put, tiles_of
+from ...kernels.vectors import Array
+from ...kernels.workspace import borrow, give_back
 from ..stats import SolverStats
 from . import bit_atoms, real_atoms, row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.selection import nth_largest
-from ..kernels.vectors import Array
+from ...kernels.selection import nth_largest
+from ...kernels.vectors import Array
 from .limits import CLOSED, SORTED_PRUNE
 
 # The step to the multiplier is that of Newton, or half of the bracket; ten would do.

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import compiled, in_threads, part_of
 from ...oracles import BernoulliCube, Budget, Polytope
-from ..kernels import compiled, in_threads, part_of
 from ..stats import SolverStats
 from .base import PackedSupport
 from .packed_rows import PackedRows, first_of

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.vectors import Array
 from ...oracles.cube import LEAST_TOTAL
-from ..kernels.vectors import Array
 
 
 class Rows(NamedTuple):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import compiled, in_threads, part_of
 from ...oracles import BernoulliCube
 from ...oracles.flip_sets import flip_sets
-from ..kernels import compiled, in_threads, part_of
 from ..stats import TopKStats
 from .base import PackedSupport
 from .packed_rows import PackedRows, first_of

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import in_threads
+from ...kernels import in_threads
 from .base import FoundBy, PackedSupport
 
 

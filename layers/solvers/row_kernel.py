@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.selection import nth_largest
-from ..kernels.symmetric import SIDE, add_square, clear_block, times
-from ..kernels.vectors import UNCOUNTED, Array
+from ...kernels.selection import nth_largest
+from ...kernels.symmetric import SIDE, add_square, clear_block, times
+from ...kernels.vectors import UNCOUNTED, Array
 from . import bit_atoms, real_atoms
 from .bit_atoms import Bits, BitScratch
 from .kinds import AT_MOST, CUBE, SIMPLEX

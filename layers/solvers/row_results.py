@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.bits import ONE, WORD, combine, differences, total
-from ..kernels.symmetric import read_row
-from ..kernels.vectors import Array
+from ...kernels.bits import ONE, WORD, combine, differences, total
+from ...kernels.symmetric import read_row
+from ...kernels.vectors import Array
 from . import bit_atoms, real_atoms
 from .row_algebra import add_combination, center, dot, newton_step, remove
 from .row_kernel import Rows

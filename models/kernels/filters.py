@@ -2,7 +2,7 @@
 
 import numba
 
-from ...layers.kernels.vectors import FAST, LARGEST, ONE, ZERO, Array, Scalar, exp
+from ...kernels.vectors import FAST, LARGEST, ONE, ZERO, Array, Scalar, exp
 
 # Entries whose derivatives by the filters are added in float32; their sums are added by the caller.
 BLOCK = 256

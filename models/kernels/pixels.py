@@ -6,7 +6,7 @@ Four, because what they share, the head and its derivatives, is then read and wr
 import numba
 import numpy as np
 
-from ...layers.kernels.vectors import FAST, ONE, ZERO, Array, Scalar, exponentiate, largest
+from ...kernels.vectors import FAST, ONE, ZERO, Array, Scalar, exponentiate, largest
 
 GROUP = 4
 
