@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Polytope
-from .checks import check_count, check_dimension, check_finite
+from .checks import cannot_branch, check_count, check_dimension, check_finite
 from .gibbs import check_some_allowed
 from .hypergraph import Hypergraph
 
@@ -31,11 +31,12 @@ class Derivations(Polytope):
         return None
 
     def maximize(self, scores: Tensor) -> Tensor:
-        """The best derivation; O(edges) a row, two steps a level of the graph for the whole batch."""
-        graph = self.graph.on(scores.device)
-        structures, total = graph.best(graph.weights(scores, self.gates(scores)))
-        # A row without a structure answers with what is forbidden, by which solvers know it.
-        return torch.where(total[:, None].isneginf(), scores.isneginf().to(scores), structures)
+        """The best derivation; O(edges) a row."""
+        structures, total = self.graph.on(scores.device).best(scores, self.gates(scores))
+        none = total.isneginf()
+        if cannot_branch(none) or none.any():  # such a row answers with what is forbidden, by which solvers know it
+            return torch.where(none[:, None], scores.isneginf().to(scores), structures)
+        return structures
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best derivations; O(edges k log^2 k) a row."""

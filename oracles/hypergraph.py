@@ -7,14 +7,22 @@ one recursion over the nodes in different semirings (Goodman 1999; Huang and Chi
 is, of the same longest distance from the leaves, are computed together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..kernels import compiled, in_threads, readable
+
+if TYPE_CHECKING:
+    from .derivation_rows import Edges
+
 TAILS = 2
+# The kernel takes as long for an edge as to pass over so many numbers.
+PASSES = 8
 
 
 class Edge(NamedTuple):
@@ -122,8 +130,15 @@ class Hypergraph:
         opened[-1] = -torch.inf  # of the edge that is never taken
         return total + opened[self.gates]
 
-    def best(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The structure of highest weight and its weight, -inf if there is none: [B, D], [B]. O(E) time, two steps a level."""
+    def best(self, scores: Tensor, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The structures of highest weight and their weights, -inf if there is none: [B, D], [B], for what `weights` takes.
+
+        O(E) time a row, by a kernel on the CPU with Numba installed, or two steps a level for the whole batch.
+        """
+        kernel = compiled(".derivation_rows", __package__, "best", scores.device)
+        if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
+            return self._best_in_rows(kernel, scores.detach(), gates)
+        weights = self.weights(scores, gates)
         chart = weights.new_zeros(self.count + 1, weights.shape[1])  # the last is the node of value one
         choices = []
         for level in self.levels:
@@ -131,6 +146,29 @@ class Hypergraph:
             chart[level.nodes] = values
             choices.append(choice.T[:, None])
         return self.structures(choices, weights)[:, 0], chart[self.goal]
+
+    def _best_in_rows(self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None) -> tuple[Tensor, Tensor]:
+        structures, totals = torch.empty(scores.shape, dtype=scores.dtype), scores.new_empty(len(scores))
+        opened = scores.new_zeros(len(scores), 0) if gates is None else gates
+        given, shut, out, sums = (tensor.numpy() for tensor in (scores.contiguous(), opened.contiguous(), structures, totals))
+
+        def run(part: slice) -> None:
+            kernel(given[part], shut[part], self._edges, self.goal, out[part], sums[part])
+
+        in_threads(run, len(scores), len(scores) * len(self._edges.gates) * PASSES)
+        return structures, totals
+
+    @cached_property
+    def _edges(self) -> "Edges":
+        """What the kernel reads, made when it is first asked for."""
+        from .derivation_rows import Edges
+
+        kept = [level.edges < len(self.coordinates) - 1 for level in self.levels]
+        edges = torch.cat([level.edges[used] for level, used in zip(self.levels, kept, strict=True)])
+        tails = torch.cat([level.tails[used] for level, used in zip(self.levels, kept, strict=True)])
+        counts = torch.cat([torch.zeros(1, dtype=torch.int64), *(used.sum(1) for used in kept)])
+        narrow = (tensor.to(torch.uint32).numpy() for tensor in (tails, self.coordinates[edges], self.gates[edges]))
+        return Edges(counts.cumsum(0).to(torch.uint64).numpy(), *narrow)
 
     def kbest(self, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k structures of highest weight, best first, and their weights, -inf beyond their number: [B, k, D], [B, k].

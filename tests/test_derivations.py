@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import dependency_trees
+from sparsemarg.kernels import compiled
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
@@ -111,6 +112,46 @@ def test_maximize(name: str, dtype: torch.dtype) -> None:
     found = polytope.maximize(scores)
     assert found.dtype == dtype
     assert torch.equal(found.double(), structures[(scores.double() @ structures.T).argmax(-1)])
+
+
+LARGER = [
+    LinearChain(9, 4),
+    LinearChain(7, 3, regularize_transitions=False),
+    ProjectiveTree(8),
+    ProjectiveTree(8, single_root=True),
+    Segmentation(12, 3, 4),
+    Knapsack([1, 2, 3, 4, 5, 6, 7] * 3, 20),
+    ShortestPath.grid(6, 7),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("polytope", LARGER, ids=repr)
+def test_the_compiled_recursion_is_the_plain_one(
+    polytope: Derivations, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Structures and totals to the bit, in two threads: ties, forbidden coordinates, rows that allow nothing."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(polytope.dim, 40, generator=generator, dtype=dtype).T  # not contiguous
+    masked = torch.where(torch.rand(normal.shape, generator=generator) < 0.1, -torch.inf, normal)
+    scores = torch.cat(
+        [normal, (2 * normal).round(), masked, torch.zeros_like(normal[:1]), torch.full_like(normal[:1], -torch.inf)]
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
+    for given in (scores, normal):
+        assert compiled(".derivation_rows", "sparsemarg.oracles", "best", given.device) is not None
+        fast, total = polytope.graph.best(given, polytope.gates(given))
+        answer = polytope.maximize(given)
+        with monkeypatch.context() as patch:
+            patch.setenv("SPARSEMARG_KERNELS", "off")
+            plain, wanted = polytope.graph.best(given, polytope.gates(given))
+            assert torch.equal(answer, polytope.maximize(given))
+        assert fast.dtype == total.dtype == dtype
+        assert torch.equal(total, wanted)
+        allowed = ~wanted.isneginf()
+        assert torch.equal(fast[allowed], plain[allowed])
+    assert not wanted.isneginf().any()
 
 
 @pytest.mark.parametrize("name", CASES)
