@@ -8,8 +8,10 @@ import pytest
 import torch
 from cases import dependency_trees
 from scipy.optimize import linprog
+from sparsemarg.kernels import compiled
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Arborescence, ProjectiveTree, topk
+from sparsemarg.oracles.edmonds import best_arborescence
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_gibbs, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 from torch import Tensor
@@ -306,3 +308,23 @@ def test_verification(check: Callable[[], None]) -> None:
 @parametrize_with_checks(VERIFIED[:2], batch=2, skip=["by cvxpy"], dtype=torch.float32)
 def test_verification_float32(check: Callable[[], None]) -> None:
     check()
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9, 20])
+def test_compiled_contractions_are_the_plain_ones(size: int, single_root: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads and all, in two threads: ties, missing arcs, absent nodes, graphs without an arborescence."""
+    generator = torch.Generator().manual_seed(size)
+    normal = torch.randn(60, size, size, generator=generator, dtype=torch.float64)
+    sparse = torch.where(torch.rand(normal.shape, generator=generator) < 0.5, -torch.inf, normal)
+    weights = torch.cat([normal, (2 * normal).round(), sparse, torch.zeros_like(normal)])
+    present = torch.rand(weights.shape[:2], generator=generator) < 0.9
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
+    assert compiled(".edmonds_rows", "sparsemarg.oracles", "best", weights.device) is not None
+    heads, found = best_arborescence(weights, present, single_root=single_root)
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    wanted, there = best_arborescence(weights, present, single_root=single_root)
+    assert torch.equal(found, there)
+    assert torch.equal(heads[found], wanted[there])
+    assert found.any() or (size == 1 and single_root)

@@ -104,6 +104,7 @@ def _explanation(device: torch.device) -> str:
         "ActiveSet's iteration": (".solvers.compiled_rows", "sparsemarg.layers", "solve"),
         "sorted decomposition on cube and budget": (".solvers.cut_rows", "sparsemarg.layers", "write"),
         "top-k sparsemax on the cube": (".solvers.flip_rows", "sparsemarg.layers", "find"),
+        "trees by Chu-Liu and Edmonds": (".edmonds_rows", "sparsemarg.oracles", "best"),
         "best derivations of chains, trees, paths": (".derivation_rows", "sparsemarg.oracles", "best"),
         "means of packed atoms": (".kernels.packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),
