@@ -1,6 +1,6 @@
-"""The best derivations of a `Hypergraph`, compiled for the CPU: row by row, in a chart that stays in the processor's cache.
+"""The best and the k best derivations of a `Hypergraph`, compiled for the CPU.
 
-Importing this module needs Numba.
+Row by row, in a chart that stays in the processor's cache. Importing this module needs Numba.
 """
 
 from typing import NamedTuple
@@ -65,3 +65,111 @@ def _climb(given: Array, opened: Array, edges: Edges, chart: Array, choice: Arra
             if value > most:
                 most, chosen = value, edge
         chart[node], choice[node] = most, chosen
+
+
+class Ranked(NamedTuple):
+    """The k best derivations of each node, best first: an edge, and which derivation of each tail."""
+
+    value: Array  # [N + 1, k], -inf where there is none
+    edge: Array  # [N, k] int64
+    ranks: Array  # [N, k, 2] int64
+
+
+class Frontier(NamedTuple):
+    """What may be the next best derivation of a node, in any order."""
+
+    value: Array  # [F]
+    edge: Array  # [F] int64
+    ranks: Array  # [F, 2] int64
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def kbest(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array, totals: Array) -> None:
+    """The k structures [B, k, D] of highest total [B, k], best first, -inf beyond their number.
+
+    Each node takes its best derivation from a frontier, and puts there what then may be next (Huang and Chiang 2005, Algorithm
+    2). Of tied ones those of the first edge come first, and of one edge those of the better first tail, as in `Hypergraph`.
+    """
+    count, dim, k = len(edges.start) - 1, scores.shape[1], totals.shape[1]
+    widest = 0
+    for node in range(count):
+        widest = max(widest, np.int64(edges.start[node + 1] - edges.start[node]))
+    most = widest + k + 1
+    found = Ranked(np.empty((count + 1, k)), np.empty((count, k), np.int64), np.empty((count, k, 2), np.int64))
+    frontier = Frontier(np.empty(most), np.empty(most, np.int64), np.empty((most, 2), np.int64))
+    given, opened = np.zeros(dim + 1), np.zeros(gates.shape[1] + 1)
+    waiting, rank = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+    for row in range(scores.shape[0]):
+        given[:dim], opened[:-1] = scores[row], gates[row]
+        found.value[count], found.value[count, 0] = -np.inf, 0.0
+        for node in range(count):
+            _rank(node, given, opened, edges, found, frontier)
+        for place in range(k):
+            totals[row, place], structures[row, place] = found.value[goal, place], 0
+            if not totals[row, place] > -np.inf:
+                continue
+            waiting[0], rank[0], left = goal, place, 1
+            while left > 0:
+                left -= 1
+                node, which = waiting[left], rank[left]
+                edge = found.edge[node, which]
+                for column in range(edges.coordinates.shape[1]):
+                    if edges.coordinates[edge, column] < dim:
+                        structures[row, place, edges.coordinates[edge, column]] += 1
+                for side in range(2):
+                    if edges.tails[edge, side] < count:
+                        waiting[left], rank[left] = edges.tails[edge, side], found.ranks[node, which, side]
+                        left += 1
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _rank(node: int, given: Array, opened: Array, edges: Edges, found: Ranked, frontier: Frontier) -> None:
+    """The k best derivations of a node, from those of its tails."""
+    size, k = 0, found.value.shape[1]
+    for edge in range(edges.start[node], edges.start[node + 1]):
+        size = _put(edge, 0, 0, given, opened, edges, found, frontier, size)
+    for place in range(k):
+        if size == 0:
+            found.value[node, place:] = -np.inf
+            return
+        best = 0
+        for other in range(1, size):
+            if _precedes(other, best, frontier):
+                best = other
+        edge, one, two = frontier.edge[best], frontier.ranks[best, 0], frontier.ranks[best, 1]
+        found.value[node, place], found.edge[node, place] = frontier.value[best], edge
+        found.ranks[node, place, 0], found.ranks[node, place, 1] = one, two
+        size -= 1
+        frontier.value[best], frontier.edge[best] = frontier.value[size], frontier.edge[size]
+        frontier.ranks[best, 0], frontier.ranks[best, 1] = frontier.ranks[size, 0], frontier.ranks[size, 1]
+        if two == 0 and one + 1 < k:
+            size = _put(edge, one + 1, 0, given, opened, edges, found, frontier, size)
+        if two + 1 < k:
+            size = _put(edge, one, two + 1, given, opened, edges, found, frontier, size)
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _precedes(one: int, other: int, frontier: Frontier) -> bool:
+    if frontier.value[one] != frontier.value[other]:
+        return frontier.value[one] > frontier.value[other]
+    if frontier.edge[one] != frontier.edge[other]:
+        return frontier.edge[one] < frontier.edge[other]
+    return frontier.ranks[one, 0] < frontier.ranks[other, 0]
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _put(
+    edge: int, one: int, two: int, given: Array, opened: Array, edges: Edges, found: Ranked, frontier: Frontier, size: int
+) -> int:
+    """Puts an edge, with those derivations of its tails, into the frontier if they exist; the new size."""
+    value = given[edges.coordinates[edge, 0]]
+    for place in range(1, edges.coordinates.shape[1]):
+        value += given[edges.coordinates[edge, place]]
+    value += opened[edges.gates[edge]]
+    value += found.value[edges.tails[edge, 0], one]
+    value += found.value[edges.tails[edge, 1], two]
+    if not value > -np.inf:
+        return size
+    frontier.value[size], frontier.edge[size] = value, edge
+    frontier.ranks[size, 0], frontier.ranks[size, 1] = one, two
+    return size + 1

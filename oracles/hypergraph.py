@@ -7,6 +7,7 @@ one recursion over the nodes in different semirings (Goodman 1999; Huang and Chi
 is, of the same longest distance from the leaves, are computed together.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -137,7 +138,7 @@ class Hypergraph:
         """
         kernel = compiled(".derivation_rows", __package__, "best", scores.device)
         if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
-            return self._best_in_rows(kernel, scores.detach(), gates)
+            return self._in_rows(kernel, scores.detach(), gates, ())
         weights = self.weights(scores, gates)
         chart = weights.new_zeros(self.count + 1, weights.shape[1])  # the last is the node of value one
         choices = []
@@ -147,15 +148,19 @@ class Hypergraph:
             choices.append(choice.T[:, None])
         return self.structures(choices, weights)[:, 0], chart[self.goal]
 
-    def _best_in_rows(self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None) -> tuple[Tensor, Tensor]:
-        structures, totals = torch.empty(scores.shape, dtype=scores.dtype), scores.new_empty(len(scores))
+    def _in_rows(
+        self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None, several: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """By the kernel: structures [B, *several, D] and their totals [B, *several]."""
+        batch, dim = scores.shape
+        structures, totals = scores.new_empty(batch, *several, dim), scores.new_empty(batch, *several)
         opened = scores.new_zeros(len(scores), 0) if gates is None else gates
         given, shut, out, sums = (tensor.numpy() for tensor in (scores.contiguous(), opened.contiguous(), structures, totals))
 
         def run(part: slice) -> None:
             kernel(given[part], shut[part], self._edges, self.goal, out[part], sums[part])
 
-        in_threads(run, len(scores), len(scores) * len(self._edges.gates) * PASSES)
+        in_threads(run, batch, batch * len(self._edges.gates) * PASSES * math.prod(several))
         return structures, totals
 
     @cached_property
@@ -170,11 +175,16 @@ class Hypergraph:
         narrow = (tensor.to(torch.uint32).numpy() for tensor in (tails, self.coordinates[edges], self.gates[edges]))
         return Edges(counts.cumsum(0).to(torch.uint64).numpy(), *narrow)
 
-    def kbest(self, weights: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def kbest(self, scores: Tensor, k: int, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k structures of highest weight, best first, and their weights, -inf beyond their number: [B, k, D], [B, k].
 
-        Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time.
+        Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time; by a kernel on the CPU
+        with Numba installed O(E + N k (k + E / N)).
         """
+        kernel = compiled(".derivation_rows", __package__, "kbest", scores.device)
+        if kernel is not None and scores.dtype == torch.float64 and readable(scores):
+            return self._in_rows(kernel, scores.detach(), gates, (k,))
+        weights = self.weights(scores, gates)
         device, batch = weights.device, weights.shape[1]
         # The i-th best of one tail with the j-th best of the other is beaten by all i j - 1 pairs before it.
         both = torch.tensor([(i, j) for i in range(k) for j in range(k // (i + 1))], device=device).T

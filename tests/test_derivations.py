@@ -154,6 +154,24 @@ def test_the_compiled_recursion_is_the_plain_one(
     assert not wanted.isneginf().any()
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 60])
+@pytest.mark.parametrize("polytope", LARGER, ids=repr)
+def test_the_compiled_k_best_are_the_plain_ones(polytope: Derivations, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, ties and all, in two threads; with forbidden coordinates there are fewer than k."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(6, polytope.dim, generator=generator, dtype=torch.float64)
+    few = torch.where(torch.rand(normal.shape, generator=generator) < 0.3, -torch.inf, normal)
+    scores = torch.cat([normal, (2 * normal).round(), few, torch.zeros_like(normal[:1])])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
+    assert compiled(".derivation_rows", "sparsemarg.oracles", "kbest", scores.device) is not None
+    fast, totals = polytope.graph.kbest(scores, k, polytope.gates(scores))
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    plain, wanted = polytope.graph.kbest(scores, k, polytope.gates(scores))
+    assert torch.equal(totals, wanted)
+    assert torch.equal(fast, plain)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("k", [1, 4, 300])
 def test_k_best(name: str, k: int) -> None:
@@ -392,7 +410,7 @@ def test_a_hypergraph_by_hand() -> None:
     """Two ways to derive one node, which two edges share: 2 x 1 + 1 derivations."""
     graph = Hypergraph(4, [Edge(0, (), (0,)), Edge(0, (), (1,)), Edge(1), Edge(2, (0, 1), (2,)), Edge(2, (1,), (3,))], 2)
     assert graph.count_derivations() == 3
-    structures, totals = graph.kbest(graph.weights(torch.tensor([[1.0, 2, 4, 5.5]])), 4)
+    structures, totals = graph.kbest(torch.tensor([[1.0, 2, 4, 5.5]]), 4)
     assert structures[0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0]]
     assert totals[0].tolist() == [6, 5.5, 5, -math.inf]
 
