@@ -43,12 +43,12 @@ def _as_float(context: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
 
 @intrinsic
 def maximum(context: Any, left: Any, right: Any) -> tuple[Any, Callable[..., Any]]:
-    """The larger of two floats. Python's max compiles to a branch, which is not turned into vector instructions."""
+    """The larger of two floats; anything if one is NaN. Python's max compiles to a branch: no vector instructions."""
 
     def generate(c: Any, builder: Any, s: Any, arguments: Any) -> Any:
         kind = arguments[0].type
         function = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind] * 2))
-        return builder.call(function, arguments, fastmath=("fast",))
+        return builder.call(function, arguments, fastmath=("nnan", "nsz"))  # infinities are allowed
 
     return left(left, right), generate
 

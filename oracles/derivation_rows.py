@@ -25,7 +25,10 @@ class Edges(NamedTuple):
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array, totals: Array) -> None:
-    """The structures [B, D] of highest total [B], -inf if there is none, for scores [B, D] and gates [B, G]."""
+    """The structures [B, D] of highest total [B], -inf if there is none, for scores [B, D] and gates [B, G].
+
+    The total of a row with NaN is NaN.
+    """
     count, dim = len(edges.start) - 1, scores.shape[1]
     chart = np.zeros(count + 1, scores.dtype)
     given, opened = np.zeros(dim + 1, scores.dtype), np.zeros(gates.shape[1] + 1, scores.dtype)
@@ -33,7 +36,7 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
     for row in range(scores.shape[0]):
         given[:dim], opened[:-1] = scores[row], gates[row]
         _climb(given, opened, edges, chart, choice)
-        totals[row], structures[row] = chart[goal], 0
+        totals[row], structures[row] = chart[goal] if not _broken(given) else np.nan, 0
         waiting[0], left = goal, 1
         while left > 0:
             left -= 1
@@ -45,6 +48,15 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
                 if edges.tails[edge, side] < count:
                     waiting[left] = edges.tails[edge, side]
                     left += 1
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _broken(values: Array) -> bool:
+    """Whether there is NaN, which no comparison finds."""
+    others = 0
+    for place in range(values.shape[0]):
+        others += values[place] != values[place]
+    return others > 0
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
@@ -104,8 +116,9 @@ def kbest(scores: Array, gates: Array, edges: Edges, goal: int, structures: Arra
         found.value[count], found.value[count, 0] = -np.inf, 0.0
         for node in range(count):
             _rank(node, given, opened, edges, found, frontier)
+        broken = _broken(given)
         for place in range(k):
-            totals[row, place], structures[row, place] = found.value[goal, place], 0
+            totals[row, place], structures[row, place] = found.value[goal, place] if not broken else np.nan, 0
             if not totals[row, place] > -np.inf:
                 continue
             waiting[0], rank[0], left = goal, place, 1

@@ -39,7 +39,7 @@ class Derivations(Polytope):
         return structures
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best derivations; O(edges k log^2 k) a row, or O(edges + nodes k^2) by a kernel on the CPU."""
+        """The k best derivations; O(edges k log^2 k) a row, or O(edges k + nodes k^2) by a kernel on the CPU."""
         precise = scores.double()
         structures, totals = self.graph.on(scores.device).kbest(precise, k, self.gates(precise))
         return structures.to(scores.dtype), totals > -torch.inf

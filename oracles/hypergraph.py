@@ -134,6 +134,8 @@ class Hypergraph:
     def best(self, scores: Tensor, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The structures of highest weight and their weights, -inf if there is none: [B, D], [B], for what `weights` takes.
 
+        Where a score is NaN, so is the weight, and the structure is any.
+
         O(E) time a row, by a kernel on the CPU with Numba installed, or two steps a level for the whole batch.
         """
         kernel = compiled(".derivation_rows", __package__, "best", scores.device)
@@ -154,7 +156,7 @@ class Hypergraph:
         """By the kernel: structures [B, *several, D] and their totals [B, *several]."""
         batch, dim = scores.shape
         structures, totals = scores.new_empty(batch, *several, dim), scores.new_empty(batch, *several)
-        opened = scores.new_zeros(len(scores), 0) if gates is None else gates
+        opened = scores.new_zeros(batch, self.gate_count) if gates is None else gates.detach()
         given, shut, out, sums = (tensor.numpy() for tensor in (scores.contiguous(), opened.contiguous(), structures, totals))
 
         def run(part: slice) -> None:
@@ -179,7 +181,7 @@ class Hypergraph:
         """The k structures of highest weight, best first, and their weights, -inf beyond their number: [B, k, D], [B, k].
 
         Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time; by a kernel on the CPU
-        with Numba installed O(E + N k (k + E / N)).
+        with Numba installed O(E k + N k^2).
         """
         kernel = compiled(".derivation_rows", __package__, "kbest", scores.device)
         if kernel is not None and scores.dtype == torch.float64 and readable(scores):

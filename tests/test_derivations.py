@@ -415,6 +415,29 @@ def test_a_hypergraph_by_hand() -> None:
     assert totals[0].tolist() == [6, 5.5, 5, -math.inf]
 
 
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_gates_are_open_where_none_are_given(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
+    graph = Hypergraph(2, [Edge(0, (), (0,), gate=4000), Edge(0, (), (1,))], 0)
+    scores = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    assert graph.kbest(scores, 2)[1].tolist() == [[1.0, 0.5]]
+    assert graph.best(scores)[1].tolist() == [1.0]
+    shut = torch.full((1, 4001), -math.inf, dtype=torch.float64, requires_grad=True)
+    assert graph.kbest(scores, 2, shut)[1].tolist() == [[0.5, -math.inf]]
+    assert graph.best(scores, shut)[0].tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_nan_is_passed_on(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
+    chain = LinearChain(3, 2)
+    scores = scores_of(chain, 4)
+    scores[1, 0] = math.nan
+    assert chain.graph.best(scores, chain.gates(scores))[1].isnan().tolist() == [False, True, False, False]
+    assert chain.topk(scores, 3)[1].all(-1).tolist() == [True, False, True, True]
+    assert not chain.topk(scores, 3)[1][1].any()
+
+
 @parametrize_with_checks(
     [LinearChain(3, 2), ShortestPath.grid(2, 3), Segmentation(3, 2, 2), Knapsack([2, 1, 3, 2], 4), ProjectiveTree(3)],
     batch=2,

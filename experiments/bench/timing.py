@@ -32,7 +32,7 @@ class Times:
 
 
 def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_seconds: float = 0.0) -> dict[str, Times]:
-    """Run every candidate once to warm up, then all in turn, so many rounds: A B C, C A B, B A C ...
+    """Run every candidate once to warm up, then all in turn, so many rounds, such as A B C, C A B, B A C.
 
     Each round is in an order of its own, so that what one leaves in the caches falls on all of them alike.
 

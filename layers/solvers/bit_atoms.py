@@ -23,7 +23,7 @@ class Bits(NamedTuple):
     scores: Array  # [B, 64 W] t, relative to the origin where they are regularised
     regularized: Array  # [64 W] 1 where they are, else 0
     inside: Array  # [W] the same in bits
-    reach: int  # V, the words up to the last with a coordinate that is regularised: the residual changes in these
+    changing: int  # V, the words up to the last with a coordinate that is regularised: the residual changes in these
     words: Array  # [B, S, W]; anything in slots beyond `high`
     gains: Array  # [B, S] <t, a_s> in the other words
     residual: Array  # [B, 64 W] t - A p, the latter where they are regularised
@@ -56,7 +56,7 @@ def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bit
         scores=scores,
         regularized=regularized,
         inside=inside,
-        reach=int(inside.nonzero()[0].max(initial=-1)) + 1,
+        changing=int(inside.nonzero()[0].max(initial=-1)) + 1,
         words=borrow((batch, slots, width), np.uint64),
         gains=np.zeros((batch, slots)),
         residual=scores.copy(),
@@ -116,7 +116,7 @@ def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScra
 def slopes(row: int, on: Array, state: Bits, out: Array) -> None:
     """Into out [S]: <a_s, t - A p> of the slots in use."""
     size, gains = on.shape[0], state.gains[row]
-    totals(state.residual[row], state.words[row, :size, : state.reach], out)
+    totals(state.residual[row], state.words[row, :size, : state.changing], out)
     for s in range(size):
         out[s] = out[s] + gains[s] if on[s] else 0.0
 
@@ -124,9 +124,9 @@ def slopes(row: int, on: Array, state: Bits, out: Array) -> None:
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -> float:
     """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
-    overlaps(state.words[row], on, scratch.within[: state.reach], out)
+    overlaps(state.words[row], on, scratch.within[: state.changing], out)
     size = 0
-    for w in range(state.reach):
+    for w in range(state.changing):
         size += count(scratch.within[w])  # pyright: ignore[reportCallIssue]
     return float(size)
 
@@ -134,8 +134,8 @@ def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def distance(row: int, weights: Array, state: Bits, scratch: BitScratch) -> float:
     """The squared distance of what was found to the atoms' combination with these weights [S], where it is regularised."""
-    combine(weights, state.words[row, :, : state.reach], scratch.mean)
-    return _distance(scratch.within[: state.reach], state.regularized, scratch.mean)
+    combine(weights, state.words[row, :, : state.changing], scratch.mean)
+    return _distance(scratch.within[: state.changing], state.regularized, scratch.mean)
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
@@ -153,8 +153,8 @@ def _distance(words: Array, regularized: Array, others: Array) -> float:
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def put(row: int, slot: int, state: Bits, scratch: BitScratch) -> None:
     """Puts what was found in a slot."""
-    found, reach = scratch.found, state.reach
-    state.gains[row, slot] = total(state.scores[row, WORD * reach :], found[reach:])
+    found, rest = scratch.found, state.changing
+    state.gains[row, slot] = total(state.scores[row, WORD * rest :], found[rest:])
     for w in range(found.shape[0]):
         state.words[row, slot, w] = found[w]
 
@@ -162,9 +162,9 @@ def put(row: int, slot: int, state: Bits, scratch: BitScratch) -> None:
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def move(row: int, weights: Array, state: Bits, mean: Array) -> None:
     """The residual at the mean under the weights [S]; mean [64 W] is lost."""
-    changing = WORD * state.reach
-    combine(weights, state.words[row, :, : state.reach], mean)
-    _subtract(state.scores[row, :changing], state.regularized, mean, state.residual[row, :changing])
+    end = WORD * state.changing
+    combine(weights, state.words[row, :, : state.changing], mean)
+    _subtract(state.scores[row, :end], state.regularized, mean, state.residual[row, :end])
 
 
 @numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)

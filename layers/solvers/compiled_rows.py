@@ -20,7 +20,7 @@ from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from .packed_rows import first_of
 from .real_atoms import RealScratch
-from .row_kernel import BLOCK, CompiledOracle, Rows, Scratch
+from .row_kernel import CompiledOracle, Rows, Scratch
 from .row_results import Found, Places
 
 # Slots to begin with, as long as the factorisations take no more than so many bytes, and half of them otherwise. Where rows run
@@ -84,7 +84,7 @@ def _room(batch: int, slots: int) -> Array:
 
 def _most_slots(width: int) -> int:
     """For structures of so many coordinates that are regularised: one more than there can be atoms, in whole blocks."""
-    return -(-(width + 2) // BLOCK) * BLOCK
+    return -(-(width + 2) // SIDE) * SIDE
 
 
 class _CompiledRows:
@@ -117,7 +117,7 @@ class _CompiledRows:
             inverse=_room(batch, slots),
             on=np.zeros((batch, slots), bool),
             weights=np.zeros((batch, slots)),
-            high=np.full(batch, BLOCK),
+            high=np.full(batch, SIDE),
             dropping=np.full(batch, -1),
             stalled=np.zeros(batch, np.int64),
             iterations=np.zeros(batch, np.int64),
@@ -131,7 +131,7 @@ class _CompiledRows:
     def _slots_to_begin_with(self, batch: int, in_turn: bool) -> int:
         choices = (self._most if in_turn else SLOTS, SLOTS, SLOTS // 2)
         fitting = (slots for slots in choices if batch * tiles_of(slots) * TILE_BYTES <= BYTES)
-        return min(self._most, max(BLOCK, next(fitting, choices[-1])))
+        return min(self._most, max(SIDE, next(fitting, choices[-1])))
 
     def run(self, compiled: CompiledOracle, most: int) -> None:
         """All iterations, `most` at most, with this oracle."""
@@ -216,7 +216,7 @@ class _CompiledRows:
         """Makes room for half as many atoms more."""
         rows = self.rows
         batch, before = rows.on.shape
-        slots = min(-(-3 * before // (2 * BLOCK)) * BLOCK, self._most)
+        slots = min(-(-3 * before // (2 * SIDE)) * SIDE, self._most)
         inverse = _room(batch, slots)
         inverse[:, : tiles_of(before)] = rows.inverse
         give_back(rows.inverse)

@@ -28,7 +28,7 @@ from .row_algebra import center, dot, make_way, newton_step, remove
 class Rows(NamedTuple):
     """The state of every row, updated in place; S slots, of which a row has used no more than the first `high`.
 
-    Atoms are bits where structures are 0/1, else vectors. Slots come into use BLOCK at a time, a tile of the factorisation.
+    Atoms are bits where structures are 0/1, else vectors. Slots come into use a tile of the factorisation at a time.
     """
 
     bits: Bits  # of no rows where there are `reals`
@@ -60,7 +60,7 @@ class CompiledOracle(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What is computed of one row; by slot, 0 to begin with and where it is not in use."""
+    """What is computed of one row; by slot, 0 to begin with and, but for `change` and `step`, where it is not in use."""
 
     bits: BitScratch
     reals: RealScratch
@@ -69,10 +69,6 @@ class Scratch(NamedTuple):
     gram: Array  # [S] <(a_s, 1), (found, 1)>
     change: Array  # [S]
     step: Array  # [S] of the weights
-
-
-# Slots that come into use at a time.
-BLOCK = SIDE
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -269,9 +265,9 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         times(inverse, gram[:slots], change[:slots])
         pivot = max(_distance(row, change[:slots], rows, scratch), least)
     if slot == slots:
-        slots = min(slots + BLOCK, on.shape[0])
+        slots = min(slots + SIDE, on.shape[0])
         rows.high[row] = slots
-        clear_block(inverse, slot // BLOCK)
+        clear_block(inverse, slot // SIDE)
         gram[slot:slots], change[slot:slots] = 0.0, 0.0
         scratch.ones[slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
     if rows.is_bits:
