@@ -27,7 +27,7 @@ class Edges(NamedTuple):
 def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array, totals: Array) -> None:
     """The structures [B, D] of highest total [B], -inf if there is none, for scores [B, D] and gates [B, G].
 
-    The total of a row with NaN is NaN.
+    A row without a structure answers with what is forbidden. The total of a row with NaN is NaN.
     """
     count, dim = len(edges.start) - 1, scores.shape[1]
     chart = np.zeros(count + 1, scores.dtype)
@@ -37,6 +37,10 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
         given[:dim], opened[:-1] = scores[row], gates[row]
         _climb(given, opened, edges, chart, choice)
         totals[row], structures[row] = chart[goal] if not _broken(given) else np.nan, 0
+        if totals[row] == -np.inf:
+            for d in range(dim):
+                structures[row, d] = given[d] == -np.inf
+            continue
         waiting[0], left = goal, 1
         while left > 0:
             left -= 1

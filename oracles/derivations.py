@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Polytope
-from .checks import cannot_branch, check_count, check_dimension, check_finite
+from .checks import check_count, check_dimension, check_finite
 from .gibbs import check_some_allowed
 from .hypergraph import Hypergraph
 
@@ -32,11 +32,7 @@ class Derivations(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best derivation; O(edges) a row."""
-        structures, total = self.graph.on(scores.device).best(scores, self.gates(scores))
-        none = total.isneginf()
-        if cannot_branch(none) or none.any():  # such a row answers with what is forbidden, by which solvers know it
-            return torch.where(none[:, None], scores.isneginf().to(scores), structures)
-        return structures
+        return self.graph.on(scores.device).best(scores, self.gates(scores))[0]
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best derivations; O(edges k log^2 k) a row, or O(edges k + nodes k^2) by a kernel on the CPU."""

@@ -134,7 +134,8 @@ class Hypergraph:
     def best(self, scores: Tensor, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The structures of highest weight and their weights, -inf if there is none: [B, D], [B], for what `weights` takes.
 
-        Where a score is NaN, so is the weight, and the structure is any.
+        A row without a structure answers with what is forbidden, by which solvers know it. Where a score is NaN, so is the
+        weight, and the structure is any.
 
         O(E) time a row, by a kernel on the CPU with Numba installed, or two steps a level for the whole batch.
         """
@@ -148,7 +149,8 @@ class Hypergraph:
             values, choice = self._values(weights, chart, level).max(1)
             chart[level.nodes] = values
             choices.append(choice.T[:, None])
-        return self.structures(choices, weights)[:, 0], chart[self.goal]
+        structures, totals = self.structures(choices, weights)[:, 0], chart[self.goal]
+        return torch.where(totals[:, None].isneginf(), scores.isneginf().to(scores), structures), totals
 
     def _in_rows(
         self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None, several: tuple[int, ...]
