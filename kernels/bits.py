@@ -101,7 +101,7 @@ def _combine(context: Any, weights: Any, words: Any, column: Any, out: Any) -> t
         given, bits, result = (lanes.array(signature.args[i], arguments[i]) for i in (0, 1, 3))
         sums = lanes.variables(OCTETS)
         with cgutils.for_range(builder, lanes.shape(given, 0)) as rows:
-            weight = lanes.one(given.data, rows.index)
+            weight = lanes.load_repeated(given.data, rows.index)
             word = builder.add(builder.mul(rows.index, lanes.stride(bits)), column)
             for octet, sum_ in enumerate(sums):
                 before = builder.load(sum_)

@@ -65,7 +65,7 @@ class Lanes:
         octets = self.builder.bitcast(octets, OCTET.as_pointer())
         return self.builder.bitcast(self.builder.load(self.builder.gep(octets, [place])), MASK)
 
-    def one(self, data: Any, place: Any) -> Any:
+    def load_repeated(self, data: Any, place: Any) -> Any:
         """The number at a place, eight times."""
         return self.repeat(self.builder.load(self.builder.gep(data, [place])))
 

@@ -20,8 +20,13 @@ SIDE = LANES
 
 def tiles_of(size: int) -> int:
     """T, for so many rows."""
-    blocks = -(-size // SIDE)
-    return blocks * (blocks + 1) // 2
+    return first_tile(-(-size // SIDE))
+
+
+@numba.njit(inline="always")
+def first_tile(block: int) -> int:
+    """Where the tiles of a row of them begin."""
+    return block * (block + 1) // 2
 
 
 @numba.njit(cache=True, **UNCOUNTED)
@@ -40,32 +45,32 @@ def add_square(tiles: Array, scale: float, vector: Array) -> None:
 def read_row(tiles: Array, row: int, out: Array) -> None:
     """out [S] = M[row]."""
     block, inside = row // SIDE, row % SIDE
-    first = block * (block + 1) // 2
+    first = first_tile(block)
     for other in range(block + 1):
         for k in range(SIDE):
             out[SIDE * other + k] = tiles[first + other, inside, k]
     for other in range(block + 1, out.shape[0] // SIDE):
         for k in range(SIDE):
-            out[SIDE * other + k] = tiles[other * (other + 1) // 2 + block, k, inside]
+            out[SIDE * other + k] = tiles[first_tile(other) + block, k, inside]
 
 
 @numba.njit(cache=True, **UNCOUNTED)
 def clear_row(tiles: Array, row: int, size: int) -> None:
     """M[row] = 0 and M[:, row] = 0, for a matrix of `size` rows."""
     block, inside = row // SIDE, row % SIDE
-    first = block * (block + 1) // 2
+    first = first_tile(block)
     for other in range(block + 1):
         for k in range(SIDE):
             tiles[first + other, inside, k] = 0.0
     for other in range(block, size // SIDE):
         for k in range(SIDE):
-            tiles[other * (other + 1) // 2 + block, k, inside] = 0.0
+            tiles[first_tile(other) + block, k, inside] = 0.0
 
 
 @numba.njit(cache=True, **UNCOUNTED)
 def clear_block(tiles: Array, block: int) -> None:
     """Zeros in eight rows, 8 `block` and on, as far as the diagonal: a matrix grows by them."""
-    first = block * (block + 1) // 2
+    first = first_tile(block)
     for other in range(block + 1):
         for i in range(SIDE):
             for k in range(SIDE):
@@ -77,8 +82,7 @@ def put(matrix: Array, tiles: Array) -> None:
     """M = matrix [S, S]."""
     for block in range(matrix.shape[0] // SIDE):
         for other in range(block + 1):
-            place = block * (block + 1) // 2 + other
-            tiles[place] = matrix[SIDE * block : SIDE * (block + 1), SIDE * other : SIDE * (other + 1)]
+            tiles[first_tile(block) + other] = matrix[SIDE * block : SIDE * (block + 1), SIDE * other : SIDE * (other + 1)]
 
 
 @intrinsic
@@ -105,7 +109,7 @@ def _times(context: Any, tiles: Any, vector: Any, out: Any) -> tuple[Any, Callab
                 for i, sum_ in enumerate(sums):
                     here = tile_row(i)
                     builder.store(lanes.add_product(here, x, builder.load(sum_)), sum_)
-                    below = lanes.add_product(here, lanes.one(given.data, lanes.place(rows.index, i)), below)
+                    below = lanes.add_product(here, lanes.load_repeated(given.data, lanes.place(rows.index, i)), below)
                 lanes.store(below, result.data, start)
                 next_tile()
             start, found = lanes.place(rows.index), UNDEFINED
@@ -129,7 +133,7 @@ def _add_square(context: Any, tiles: Any, scale: Any, vector: Any) -> tuple[Any,
         matrix, given = lanes.array(signature.args[0], arguments[0]), lanes.array(signature.args[2], arguments[2])
         place, scaled = cgutils.alloca_once_value(builder, INDEX(0)), lanes.repeat(arguments[1])
         with cgutils.for_range(builder, builder.udiv(lanes.shape(given, 0), INDEX(SIDE))) as rows:
-            shares = [builder.fmul(scaled, lanes.one(given.data, lanes.place(rows.index, i))) for i in range(SIDE)]
+            shares = [builder.fmul(scaled, lanes.load_repeated(given.data, lanes.place(rows.index, i))) for i in range(SIDE)]
             with cgutils.for_range(builder, builder.add(rows.index, INDEX(1))) as columns:
                 x = lanes.load(given.data, lanes.place(columns.index))
                 for share in shares:

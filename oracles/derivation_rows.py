@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array
+from ..kernels.vectors import UNCOUNTED, Array, Scalar
 
 
 class Edges(NamedTuple):
@@ -45,9 +45,7 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
         while left > 0:
             left -= 1
             edge = choice[waiting[left]]
-            for place in range(edges.coordinates.shape[1]):
-                if edges.coordinates[edge, place] < dim:
-                    structures[row, edges.coordinates[edge, place]] += 1
+            _switch_on(edge, edges, structures[row])
             for side in range(2):
                 if edges.tails[edge, side] < count:
                     waiting[left] = edges.tails[edge, side]
@@ -63,19 +61,30 @@ def _broken(values: Array) -> bool:
     return others > 0
 
 
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _weight(edge: Scalar, given: Array, opened: Array, edges: Edges) -> Scalar:
+    """Of one edge, for scores [D + 1] and gates [G + 1] of one row, of which the last are 0: `Hypergraph.weights`."""
+    value = given[edges.coordinates[edge, 0]]
+    for place in range(1, edges.coordinates.shape[1]):
+        value += given[edges.coordinates[edge, place]]
+    return value + opened[edges.gates[edge]]
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _switch_on(edge: Scalar, edges: Edges, structure: Array) -> None:
+    """Adds the coordinates of an edge to a structure [D]."""
+    for place in range(edges.coordinates.shape[1]):
+        if edges.coordinates[edge, place] < structure.shape[0]:
+            structure[edges.coordinates[edge, place]] += 1
+
+
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _climb(given: Array, opened: Array, edges: Edges, chart: Array, choice: Array) -> None:
-    """From the leaves up: the value of each node into chart [N + 1], and the first edge that has it into choice [N].
-
-    For scores [D + 1] and gates [G + 1] of one row, of which the last are 0.
-    """
+    """From the leaves up: the value of each node into chart [N + 1], and the first edge that has it into choice [N]."""
     for node in range(choice.shape[0]):
         most, chosen = -np.inf, edges.start[node]
         for edge in range(edges.start[node], edges.start[node + 1]):
-            value = given[edges.coordinates[edge, 0]]
-            for place in range(1, edges.coordinates.shape[1]):
-                value += given[edges.coordinates[edge, place]]
-            value += opened[edges.gates[edge]]
+            value = _weight(edge, given, opened, edges)
             value += chart[edges.tails[edge, 0]]
             value += chart[edges.tails[edge, 1]]
             if value > most:
@@ -101,7 +110,7 @@ class Frontier(NamedTuple):
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def kbest(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array, totals: Array) -> None:
-    """The k structures [B, k, D] of highest total [B, k], best first, -inf beyond their number.
+    """The k structures [B, k, D] of highest total [B, k], best first, -inf beyond their number, for float64 as `best` has it.
 
     Each node takes its best derivation from a frontier, and puts there what then may be next (Huang and Chiang 2005, Algorithm
     2). Of tied ones those of the first edge come first, and of one edge those of the better first tail, as in `Hypergraph`.
@@ -130,9 +139,7 @@ def kbest(scores: Array, gates: Array, edges: Edges, goal: int, structures: Arra
                 left -= 1
                 node, which = waiting[left], rank[left]
                 edge = found.edge[node, which]
-                for column in range(edges.coordinates.shape[1]):
-                    if edges.coordinates[edge, column] < dim:
-                        structures[row, place, edges.coordinates[edge, column]] += 1
+                _switch_on(edge, edges, structures[row, place])
                 for side in range(2):
                     if edges.tails[edge, side] < count:
                         waiting[left], rank[left] = edges.tails[edge, side], found.ranks[node, which, side]
@@ -167,6 +174,7 @@ def _rank(node: int, given: Array, opened: Array, edges: Edges, found: Ranked, f
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _precedes(one: int, other: int, frontier: Frontier) -> bool:
+    """Whether one place of a frontier comes before another: by value, then by edge, then by the first tail's rank."""
     if frontier.value[one] != frontier.value[other]:
         return frontier.value[one] > frontier.value[other]
     if frontier.edge[one] != frontier.edge[other]:
@@ -179,10 +187,7 @@ def _put(
     edge: int, one: int, two: int, given: Array, opened: Array, edges: Edges, found: Ranked, frontier: Frontier, size: int
 ) -> int:
     """Puts an edge, with those derivations of its tails, into the frontier if they exist; the new size."""
-    value = given[edges.coordinates[edge, 0]]
-    for place in range(1, edges.coordinates.shape[1]):
-        value += given[edges.coordinates[edge, place]]
-    value += opened[edges.gates[edge]]
+    value = _weight(edge, given, opened, edges)
     value += found.value[edges.tails[edge, 0], one]
     value += found.value[edges.tails[edge, 1], two]
     if not value > -np.inf:

@@ -1,6 +1,6 @@
 """Maximum spanning arborescences compiled for the CPU, one graph after the other: the rounds of `edmonds`, ties and all.
 
-Importing this module needs Numba.
+Chu and Liu (1965), Edmonds (1967). Importing this module needs Numba.
 """
 
 from typing import NamedTuple
@@ -61,6 +61,7 @@ def best(weights: Array, present: Array, single_root: bool, heads: Array, found:
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _begin(weights: Array, present: Array, single_root: bool, rounds: Rounds, scratch: Scratch) -> None:
+    """The arcs that there are, of weights [N, N] and nodes present [N]; every node is a component."""
     size = weights.shape[0]
     for head in range(size):
         for word in range(size):

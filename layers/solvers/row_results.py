@@ -77,7 +77,7 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
             real_atoms.slopes(row, residual, on, rows.reals, deviation)
         center(on, weights, deviation, ones)
         across = newton_step(inverse, deviation, ones, step, level)
-        used, feasible = np.empty(slots, np.int64), True
+        used, feasible, line = np.empty(slots, np.int64), True, np.empty(slots)
         count = 0
         for s in range(slots):
             feasible = feasible and not weights[s] + step[s] < 0.0
@@ -97,11 +97,11 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
         for place in range(count):
             s = used[place]
             found.probs[places.first[row] + place] = step[s]
-            read_row(inverse, s, deviation)
+            read_row(inverse, s, line)
             start = places.block[row] + place * places.stride[row]
             for other in range(count):
                 k = used[other]
-                found.sensitivity[start + other] = (deviation[k] - level[s] * level[k] / across) / size
+                found.sensitivity[start + other] = (line[k] - level[s] * level[k] / across) / size
 
 
 @numba.njit(error_model="numpy", cache=True)
