@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from cases import dependency_trees
-from sparsemarg.kernels import compiled
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
@@ -112,63 +111,6 @@ def test_maximize(name: str, dtype: torch.dtype) -> None:
     found = polytope.maximize(scores)
     assert found.dtype == dtype
     assert torch.equal(found.double(), structures[(scores.double() @ structures.T).argmax(-1)])
-
-
-LARGER = [
-    LinearChain(9, 4),
-    LinearChain(7, 3, regularize_transitions=False),
-    ProjectiveTree(8),
-    ProjectiveTree(8, single_root=True),
-    Segmentation(12, 3, 4),
-    Knapsack([1, 2, 3, 4, 5, 6, 7] * 3, 20),
-    ShortestPath.grid(6, 7),
-]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("polytope", LARGER, ids=repr)
-def test_the_compiled_recursion_is_the_plain_one(
-    polytope: Derivations, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Structures and totals to the bit, in two threads: ties, forbidden coordinates, rows that allow nothing."""
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(polytope.dim, 40, generator=generator, dtype=dtype).T  # not contiguous
-    masked = torch.where(torch.rand(normal.shape, generator=generator) < 0.1, -torch.inf, normal)
-    scores = torch.cat(
-        [normal, (2 * normal).round(), masked, torch.zeros_like(normal[:1]), torch.full_like(normal[:1], -torch.inf)]
-    )
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
-    for given in (scores, normal):
-        assert compiled(".derivation_rows", "sparsemarg.oracles", "best", given.device) is not None
-        fast, total = polytope.graph.best(given, polytope.gates(given))
-        answer = polytope.maximize(given)
-        with monkeypatch.context() as patch:
-            patch.setenv("SPARSEMARG_KERNELS", "off")
-            plain, wanted = polytope.graph.best(given, polytope.gates(given))
-            assert torch.equal(answer, polytope.maximize(given))
-        assert fast.dtype == total.dtype == dtype
-        assert torch.equal(total, wanted)
-        assert torch.equal(fast, plain)
-    assert not wanted.isneginf().any()
-
-
-@pytest.mark.parametrize("k", [1, 2, 7, 60])
-@pytest.mark.parametrize("polytope", LARGER, ids=repr)
-def test_the_compiled_k_best_are_the_plain_ones(polytope: Derivations, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order, ties and all, in two threads; with forbidden coordinates there are fewer than k."""
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(6, polytope.dim, generator=generator, dtype=torch.float64)
-    few = torch.where(torch.rand(normal.shape, generator=generator) < 0.3, -torch.inf, normal)
-    scores = torch.cat([normal, (2 * normal).round(), few, torch.zeros_like(normal[:1])])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
-    assert compiled(".derivation_rows", "sparsemarg.oracles", "kbest", scores.device) is not None
-    fast, totals = polytope.graph.kbest(scores, k, polytope.gates(scores))
-    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    plain, wanted = polytope.graph.kbest(scores, k, polytope.gates(scores))
-    assert torch.equal(totals, wanted)
-    assert torch.equal(fast, plain)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -412,29 +354,6 @@ def test_a_hypergraph_by_hand() -> None:
     structures, totals = graph.kbest(torch.tensor([[1.0, 2, 4, 5.5]]), 4)
     assert structures[0].tolist() == [[0, 1, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0], [0, 0, 0, 0]]
     assert totals[0].tolist() == [6, 5.5, 5, -math.inf]
-
-
-@pytest.mark.parametrize("kernels", ["on", "off"])
-def test_gates_are_open_where_none_are_given(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
-    graph = Hypergraph(2, [Edge(0, (), (0,), gate=4000), Edge(0, (), (1,))], 0)
-    scores = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
-    assert graph.kbest(scores, 2)[1].tolist() == [[1.0, 0.5]]
-    assert graph.best(scores)[1].tolist() == [1.0]
-    shut = torch.full((1, 4001), -math.inf, dtype=torch.float64, requires_grad=True)
-    assert graph.kbest(scores, 2, shut)[1].tolist() == [[0.5, -math.inf]]
-    assert graph.best(scores, shut)[0].tolist() == [[0.0, 1.0]]
-
-
-@pytest.mark.parametrize("kernels", ["on", "off"])
-def test_nan_is_passed_on(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
-    chain = LinearChain(3, 2)
-    scores = scores_of(chain, 4)
-    scores[1, 0] = math.nan
-    assert chain.graph.best(scores, chain.gates(scores))[1].isnan().tolist() == [False, True, False, False]
-    assert chain.topk(scores, 3)[1].all(-1).tolist() == [True, False, True, True]
-    assert not chain.topk(scores, 3)[1][1].any()
 
 
 @parametrize_with_checks(
