@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import FAST, LANES, ZEROS, Lanes
+from .lanes import FAST, LANES, Lanes
 from .vectors import UNCOUNTED, Array
 
 if sys.byteorder != "little":
@@ -121,12 +121,10 @@ def _totals(context: Any, values: Any, words: Any, out: Any) -> tuple[Any, Calla
     def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes = Lanes(c, builder)
         given, bits, result = (lanes.array(kind, value) for kind, value in zip(signature.args, arguments, strict=True))
-        sums, width = lanes.variables(SUMS), lanes.shape(bits, 1)
         with cgutils.for_range(builder, lanes.shape(bits, 0)) as rows:
-            for sum_ in sums:
-                builder.store(ZEROS, sum_)
+            sums = lanes.variables(SUMS)
             first = builder.mul(rows.index, lanes.stride(bits))
-            with cgutils.for_range(builder, width) as columns:
+            with cgutils.for_range(builder, lanes.shape(bits, 1)) as columns:
                 word = builder.add(first, columns.index)
                 for octet in range(OCTETS):
                     sum_ = sums[octet % SUMS]

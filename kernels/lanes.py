@@ -1,7 +1,7 @@
-"""Eight float64 at a time, for kernels that are written in LLVM's own terms: Numba has no type for vectors.
+"""Vectors of 64 bytes, for kernels that are written in LLVM's own terms: Numba has no type for vectors.
 
-Compilers find vectors in loops over long arrays. Where all of an operation stays in registers, or a byte is a mask of eight,
-they do not; there `Lanes` builds the instructions. A processor with shorter vectors does each in several.
+Compilers find vectors in loops over long arrays. Where all of an operation is to stay in registers, or a byte is a mask of
+eight, they do not; there `Lanes` builds the instructions. A processor with shorter vectors does each in several.
 """
 
 from typing import Any
@@ -9,28 +9,40 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-LANES = 8
+LANES = 8  # float64 in a vector
 
-INDEX, SHORT, DOUBLE = ir.IntType(64), ir.IntType(32), ir.DoubleType()
-OCTET = ir.IntType(LANES)
-VECTOR, MASK = ir.VectorType(DOUBLE, LANES), ir.VectorType(ir.IntType(1), LANES)
-UNDEFINED, ZEROS = ir.Constant(VECTOR, ir.Undefined), ir.Constant(VECTOR, [0.0] * LANES)
-FIRST = ir.Constant(ir.VectorType(SHORT, LANES), [0] * LANES)
+INDEX, SHORT = ir.IntType(64), ir.IntType(32)
+SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
+# An entry's bytes, how many are in a vector, and what LLVM's functions call that vector.
+FORMATS = {SINGLE: (4, 2 * LANES, f"v{2 * LANES}f32"), DOUBLE: (8, LANES, f"v{LANES}f64")}
 
 # Sums may be reordered, and products added without rounding them first.
 FAST = ("reassoc", "contract", "nsz")
 
 
 class Lanes:
-    """What an intrinsic of Numba's needs, beside its builder, to compute with vectors of eight.
+    """What an intrinsic of Numba's needs, beside its builder, to compute with vectors.
 
     Args:
         context: of Numba, as an intrinsic gets it.
         builder: of LLVM, likewise.
+        kind: of the entries, `DOUBLE` or `SINGLE`.
+
+    Attributes:
+        count: how many entries a vector has: 8 or 16.
+        vector, integers: the types of a vector, and of one of as many int32.
+        zeros, undefined: vectors.
     """
 
-    def __init__(self, context: Any, builder: Any) -> None:
-        self.context, self.builder = context, builder
+    def __init__(self, context: Any, builder: Any, kind: Any = DOUBLE) -> None:
+        self.context, self.builder, self.kind = context, builder, kind
+        self.bytes, self.count, self.name = FORMATS[kind]
+        self.vector, self.integers = (ir.VectorType(entry, self.count) for entry in (kind, SHORT))
+        self.zeros, self.undefined = self.constant(0.0), ir.Constant(self.vector, ir.Undefined)
+
+    def constant(self, number: float) -> Any:
+        """This number in every lane."""
+        return ir.Constant(self.vector, [number] * self.count)
 
     def array(self, kind: Any, value: Any) -> Any:
         """An argument that is an array: it has `data`, `shape` and `strides`."""
@@ -41,48 +53,85 @@ class Lanes:
         return self.builder.extract_value(array.shape, axis)
 
     def stride(self, array: Any) -> Any:
-        """How many entries of 64 bits the rows of a matrix are apart."""
-        return self.builder.udiv(self.builder.extract_value(array.strides, 0), INDEX(8))
+        """How many entries the rows of a matrix are apart."""
+        return self.builder.udiv(self.builder.extract_value(array.strides, 0), INDEX(self.bytes))
+
+    def rows(self, array: Any, count: int) -> list[Any]:
+        """Where each of the first rows of a matrix begins: as `data` of an array."""
+        stride = self.stride(array)
+        return [self.builder.gep(array.data, [self.builder.mul(stride, INDEX(row))]) for row in range(count)]
 
     def place(self, block: Any, offset: int = 0) -> Any:
-        """8 block + offset."""
-        start = self.builder.mul(block, INDEX(LANES))
+        """Where block of so many entries as a vector has begins, and `offset` on."""
+        start = self.builder.mul(block, INDEX(self.count))
         return self.builder.add(start, INDEX(offset)) if offset else start
 
+    def blocks(self, array: Any, axis: int) -> Any:
+        """How many vectors an axis is long."""
+        return self.builder.udiv(self.shape(array, axis), INDEX(self.count))
+
     def load(self, data: Any, place: Any) -> Any:
-        """The eight from a place on."""
-        return self.builder.load(self._pointer(data, place), align=8)
+        """The vector from a place on."""
+        return self.builder.load(self._pointer(data, place), align=self.bytes)
 
     def store(self, vector: Any, data: Any, place: Any) -> None:
-        """Writes eight from a place on."""
-        self.builder.store(vector, self._pointer(data, place), align=8)
+        """Writes a vector from a place on."""
+        self.builder.store(vector, self._pointer(data, place), align=self.bytes)
 
     def _pointer(self, data: Any, place: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(data, [place]), VECTOR.as_pointer())
+        return self.builder.bitcast(self.builder.gep(data, [place]), self.vector.as_pointer())
 
-    def mask(self, octets: Any, place: Any) -> Any:
-        """The byte at a place, as a mask."""
-        octets = self.builder.bitcast(octets, OCTET.as_pointer())
-        return self.builder.bitcast(self.builder.load(self.builder.gep(octets, [place])), MASK)
+    def store_entry(self, number: Any, data: Any, place: int) -> None:
+        """Writes one number."""
+        self.builder.store(number, self.builder.gep(data, [INDEX(place)]))
+
+    def mask(self, bits: Any, place: Any) -> Any:
+        """As many bits as a vector has entries, as a mask: the one at a place among such."""
+        whole = ir.IntType(self.count)
+        word = self.builder.load(self.builder.gep(self.builder.bitcast(bits, whole.as_pointer()), [place]))
+        return self.builder.bitcast(word, ir.VectorType(ir.IntType(1), self.count))
 
     def load_repeated(self, data: Any, place: Any) -> Any:
-        """The number at a place, eight times."""
+        """The number at a place, in every lane."""
+        place = INDEX(place) if isinstance(place, int) else place
         return self.repeat(self.builder.load(self.builder.gep(data, [place])))
 
     def repeat(self, number: Any) -> Any:
-        """A number, eight times."""
-        return self.builder.shuffle_vector(self.builder.insert_element(UNDEFINED, number, SHORT(0)), UNDEFINED, FIRST)
+        """A number in every lane."""
+        one, first = self.builder.insert_element(self.undefined, number, SHORT(0)), ir.Constant(self.integers, [0] * self.count)
+        return self.builder.shuffle_vector(one, self.undefined, first)
 
-    def variables(self, count: int) -> list[Any]:
-        """So many variables that hold a vector, zeros to begin with."""
-        return [cgutils.alloca_once_value(self.builder, ZEROS) for _ in range(count)]
+    def variables(self, count: int, start: Any = None) -> list[Any]:
+        """So many variables that hold a vector, `start` (zeros) each time that this is passed."""
+        start = self.zeros if start is None else start
+        made = [cgutils.alloca_once(self.builder, self.vector) for _ in range(count)]
+        for variable in made:
+            self.builder.store(start, variable)
+        return made
+
+    def update(self, variable: Any, vector: Any) -> None:
+        """Adds a vector to a variable."""
+        self.builder.store(self.builder.fadd(self.builder.load(variable), vector, flags=FAST), variable)
 
     def add_product(self, left: Any, right: Any, to: Any) -> Any:
         """left * right + to."""
         return self.builder.fadd(self.builder.fmul(left, right, flags=FAST), to, flags=FAST)
 
+    def maximum(self, left: Any, right: Any) -> Any:
+        """The larger of each two; anything where one is NaN."""
+        function = self._function("llvm.maxnum", self.vector, [self.vector] * 2)
+        return self.builder.call(function, [left, right], fastmath=("nnan", "nsz"))
+
+    def largest(self, vector: Any) -> Any:
+        """The largest entry."""
+        return self.builder.call(
+            self._function("llvm.vector.reduce.fmax", self.kind, [self.vector]), [vector], fastmath=("nnan", "nsz")
+        )
+
     def total(self, vector: Any) -> Any:
-        """The sum of the eight."""
-        kind, name = ir.FunctionType(DOUBLE, [DOUBLE, VECTOR]), f"llvm.vector.reduce.fadd.v{LANES}f64"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [DOUBLE(0.0), vector], fastmath=FAST)
+        """The sum of the entries."""
+        function = self._function("llvm.vector.reduce.fadd", self.kind, [self.kind, self.vector])
+        return self.builder.call(function, [self.kind(0.0), vector], fastmath=FAST)
+
+    def _function(self, name: str, result: Any, given: list[Any]) -> Any:
+        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, given), f"{name}.{self.name}")

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import INDEX, LANES, SHORT, UNDEFINED, ZEROS, Lanes
+from .lanes import INDEX, LANES, SHORT, Lanes
 from .vectors import UNCOUNTED, Array
 
 SIDE = LANES
@@ -92,7 +92,7 @@ def _times(context: Any, tiles: Any, vector: Any, out: Any) -> tuple[Any, Callab
     def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes = Lanes(c, builder)
         matrix, given, result = (lanes.array(kind, value) for kind, value in zip(signature.args, arguments, strict=True))
-        place, sums = cgutils.alloca_once_value(builder, INDEX(0)), lanes.variables(SIDE)
+        place = cgutils.alloca_once_value(builder, INDEX(0))
 
         def tile_row(i: int) -> Any:
             return lanes.load(matrix.data, builder.add(builder.load(place), INDEX(SIDE * i)))
@@ -100,9 +100,8 @@ def _times(context: Any, tiles: Any, vector: Any, out: Any) -> tuple[Any, Callab
         def next_tile() -> None:
             builder.store(builder.add(builder.load(place), INDEX(SIDE * SIDE)), place)
 
-        with cgutils.for_range(builder, builder.udiv(lanes.shape(given, 0), INDEX(SIDE))) as rows:
-            for sum_ in sums:
-                builder.store(ZEROS, sum_)
+        with cgutils.for_range(builder, lanes.blocks(given, 0)) as rows:
+            sums = lanes.variables(SIDE)
             with cgutils.for_range(builder, rows.index) as columns:
                 start = lanes.place(columns.index)
                 x, below = lanes.load(given.data, start), lanes.load(result.data, start)
@@ -112,7 +111,7 @@ def _times(context: Any, tiles: Any, vector: Any, out: Any) -> tuple[Any, Callab
                     below = lanes.add_product(here, lanes.load_repeated(given.data, lanes.place(rows.index, i)), below)
                 lanes.store(below, result.data, start)
                 next_tile()
-            start, found = lanes.place(rows.index), UNDEFINED
+            start, found = lanes.place(rows.index), lanes.undefined
             x = lanes.load(given.data, start)
             for i, sum_ in enumerate(sums):
                 total = lanes.total(lanes.add_product(tile_row(i), x, builder.load(sum_)))
@@ -132,7 +131,7 @@ def _add_square(context: Any, tiles: Any, scale: Any, vector: Any) -> tuple[Any,
         lanes = Lanes(c, builder)
         matrix, given = lanes.array(signature.args[0], arguments[0]), lanes.array(signature.args[2], arguments[2])
         place, scaled = cgutils.alloca_once_value(builder, INDEX(0)), lanes.repeat(arguments[1])
-        with cgutils.for_range(builder, builder.udiv(lanes.shape(given, 0), INDEX(SIDE))) as rows:
+        with cgutils.for_range(builder, lanes.blocks(given, 0)) as rows:
             shares = [builder.fmul(scaled, lanes.load_repeated(given.data, lanes.place(rows.index, i))) for i in range(SIDE)]
             with cgutils.for_range(builder, builder.add(rows.index, INDEX(1))) as columns:
                 x = lanes.load(given.data, lanes.place(columns.index))

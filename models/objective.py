@@ -1,5 +1,6 @@
 """The reconstruction cost: categorical pixels from low-rank features, without ever holding the logits."""
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
     exist for a few pairs at a time, and their derivatives are taken while they do: of the softmax s_i of a pair,
     d/dh_i = V'(s_i - e_{x_i}) and d/d(V, v) = sum_i (s_i - e_{x_i}) (h_i, 1)' have the size of h and of V. The backward pass
     only weighs them. Value and gradient are those of the plain formula; derivatives of higher order recompute it. In float32 a
-    compiled kernel does the same for a pixel or a few at a time: on the CPU with Numba installed, about twice as fast, and on
+    compiled kernel does the same for a pixel or a few at a time: on the CPU with Numba installed, several times as fast, and on
     a GPU with Triton for a rank below 16 and up to 1,024 levels, where the logits never leave the registers.
 
     Args:
@@ -128,18 +129,19 @@ def _compiled(
     if kernel is None or not all(map(all_finite, (features, weight, bias))):
         return None
     count, pixels, rank = features.shape
+    in_bits = import_module(".kernels.pixels", __package__).in_bits
+    by_pair = [tensor.detach().contiguous().numpy() for tensor in (features, images)]
+    head = in_bits(weight.detach().T.contiguous().numpy(), bias.detach().numpy())
     costs = features.new_empty(count)
     by_features = features.new_empty(count, pixels if wanted else 0, rank)
-    by_head = features.new_empty(count, rank + 1 if wanted else 0, len(bias))
-    by_pair = [tensor.detach().contiguous().numpy() for tensor in (features, images)]
-    head = [tensor.detach().contiguous().numpy() for tensor in (weight.T, bias)]
+    by_head = features.new_empty(count, rank + 1 if wanted else 0, len(head[1]))
     into = [tensor.numpy() for tensor in (costs, by_features, by_head)]
 
     def work(part: slice) -> None:
         kernel(tuple(range(rank)), by_pair[0][part], *head, by_pair[1][part], *(array[part] for array in into), wanted)
 
     in_threads(work, count)
-    return costs, by_features, by_head
+    return costs, by_features, by_head[..., : len(bias)]
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -258,6 +258,21 @@ def test_the_compiled_pixel_kernel_is_the_plain_formula(monkeypatch: pytest.Monk
         assert torch.equal(pixel_cross_entropy(features.detach(), head, images), found)
 
 
+@pytest.mark.parametrize(("pixels", "rank", "levels"), [(1, 1, 1), (4, 5, 16), (6, 2, 17), (33, 12, 100), (50, 6, 255)])
+def test_the_compiled_pixel_kernel_in_any_size(pixels: int, rank: int, levels: int) -> None:
+    """Pixels that do not come in fours, levels that do not fill a vector, more ranks than have registers."""
+    torch.manual_seed(levels)
+    head, images = nn.Linear(rank, levels), torch.randint(0, levels, (3, pixels))
+    inputs = [torch.randn(3, pixels, rank).requires_grad_(), head.weight, head.bias]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected, found = plain(*exact, images), pixel_cross_entropy(inputs[0], head, images)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    weights = torch.rand(3)
+    ours, theirs = torch.autograd.grad(found @ weights, inputs), torch.autograd.grad(expected @ weights.double(), exact)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
 def test_pixels_that_are_not_finite_are_not_hidden() -> None:
     head, images = nn.Linear(2, 3), torch.zeros(2, 4, dtype=torch.int64)
     features = torch.zeros(2, 4, 2)

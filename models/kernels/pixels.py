@@ -1,99 +1,66 @@
-"""`objective.pixel_cross_entropy` compiled for the CPU: the logits of four pixels at a time, which stay in the core's cache.
-
-Four, because what they share, the head and its derivatives, is then read and written once for all of them.
-"""
+"""`objective.pixel_cross_entropy` compiled for the CPU: the logits of four pixels at a time, which stay in the core's cache."""
 
 import numba
 import numpy as np
 
-from ...kernels.vectors import FAST, ONE, ZERO, Array, Scalar, exponentiate, largest
+from ...kernels.vectors import ONE, ZERO, Array
+from .pixel_lanes import LEVELS, PIXELS, add_outer, exponentiate, find_logits, find_products
 
-GROUP = 4
+LN2 = np.log(2.0)
+LOG2_E = np.float32(1 / LN2)
+SLOPE = np.float32(LN2)
 
 
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True)
 def pixel_costs(
     ranks: tuple[int, ...],  # 0 ... rank - 1: of known length when this is compiled, so that loops over it are unrolled
     features: Array,  # [n, pixels, rank]
-    weight: Array,  # [rank, levels]
-    bias: Array,  # [levels]
+    weight: Array,  # [rank, L], of a head `in_bits`
+    bias: Array,  # [L]
     images: Array,  # [n, pixels] int64
     costs: Array,  # [n], and the following, are written
     by_features: Array,  # [n, pixels, rank]
-    by_head: Array,  # [n, rank + 1, levels]
+    by_head: Array,  # [n, rank + 1, L]
     wanted: bool,  # whether derivatives are
 ) -> None:
-    """-log p(x | z) of pairs, and its derivatives by features and head."""
-    pixels = features.shape[1]
-    masses = np.empty((GROUP, bias.shape[0]), np.float32)
-    here = np.empty((GROUP, len(ranks)), np.float32)
-    scales = np.empty(GROUP, np.float32)
+    """-log p(x | z) of pairs, and its derivatives by features and head (that in nats)."""
+    masses, products = np.empty((PIXELS, bias.shape[0]), np.float32), np.empty((PIXELS, len(ranks)), np.float32)
+    shares = np.empty((PIXELS, len(ranks) + 1), np.float32)  # a pixel's features, and for the head's derivative (h, 1) / total
+    peaks, totals = np.empty(PIXELS, np.float32), np.empty(PIXELS, np.float32)
     for pair in range(features.shape[0]):
         cost = 0.0
         if wanted:
             by_head[pair] = ZERO
-        for start in range(0, pixels, GROUP):
-            count = min(GROUP, pixels - start)
-            for place in range(GROUP):  # beyond the last pixel: features and scales of zero
+        for start in range(0, features.shape[1], PIXELS):
+            count = min(PIXELS, features.shape[1] - start)
+            targets = images[pair, start : start + count]
+            shares[:] = ZERO  # and so they remain beyond the last pixel
+            for p in range(count):
                 for r in range(len(ranks)):
-                    here[place, r] = features[pair, start + place, r] if place < count else ZERO
-            _logits(ranks, masses, here, weight, bias)
-            for place in range(GROUP):
-                scales[place] = ZERO
-                if place < count:
-                    picked, peak = masses[place, images[pair, start + place]], largest(masses[place])
-                    total = exponentiate(masses[place], peak)
-                    cost += np.log(np.float64(total)) + peak - picked
-                    scales[place] = ONE / total
+                    shares[p, r] = features[pair, start + p, r]
+            find_logits(ranks, shares, weight, bias, masses, peaks)  # pyright: ignore[reportCallIssue]
+            for p in range(count):
+                cost += LN2 * (peaks[p] - masses[p, targets[p]])
+            exponentiate(masses, peaks, totals)
+            total = 1.0
+            for p in range(count):
+                total *= totals[p]
+            cost += np.log(total)
             if wanted:
-                for r in range(len(ranks)):
-                    means = _products(weight[r], masses)
-                    for place in range(count):
-                        target = images[pair, start + place]
-                        by_features[pair, start + place, r] = means[place] * scales[place] - weight[r, target]
-                        by_head[pair, r, target] -= here[place, r]
-                for place in range(count):
-                    by_head[pair, len(ranks), images[pair, start + place]] -= ONE
-                _add_outer(ranks, by_head[pair], here, masses, scales)
+                for p in range(count):  # what is left is the softmax less the target, times the total
+                    masses[p, targets[p]] -= totals[p]
+                find_products(ranks, masses, weight, products)
+                for p in range(count):
+                    scale = ONE / totals[p]
+                    for r in range(len(ranks)):
+                        by_features[pair, start + p, r] = products[p, r] * scale * SLOPE
+                        shares[p, r] *= scale
+                    shares[p, len(ranks)] = scale
+                add_outer(ranks, shares, masses, by_head[pair])
         costs[pair] = cost
 
 
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def _logits(ranks: tuple[int, ...], logits: Array, features: Array, weight: Array, bias: Array) -> None:
-    one, two, three, four = logits[0], logits[1], logits[2], logits[3]
-    for level in range(bias.shape[0]):
-        a = b = c = d = bias[level]
-        for r in range(len(ranks)):
-            slope = weight[r, level]
-            a += slope * features[0, r]
-            b += slope * features[1, r]
-            c += slope * features[2, r]
-            d += slope * features[3, r]
-        one[level], two[level], three[level], four[level] = a, b, c, d
-
-
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def _products(values: Array, masses: Array) -> tuple[Scalar, Scalar, Scalar, Scalar]:
-    one, two, three, four = masses[0], masses[1], masses[2], masses[3]
-    a = b = c = d = ZERO
-    for level in range(values.shape[0]):
-        value = values[level]
-        a += value * one[level]
-        b += value * two[level]
-        c += value * three[level]
-        d += value * four[level]
-    return a, b, c, d
-
-
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def _add_outer(ranks: tuple[int, ...], into: Array, features: Array, masses: Array, scales: Array) -> None:
-    """into += sum over the pixels of scale (features, 1) masses'."""
-    one, two, three, four = masses[0], masses[1], masses[2], masses[3]
-    for r in range(len(ranks)):
-        row, a, b = into[r], features[0, r] * scales[0], features[1, r] * scales[1]
-        c, d = features[2, r] * scales[2], features[3, r] * scales[3]
-        for level in range(row.shape[0]):
-            row[level] += a * one[level] + b * two[level] + c * three[level] + d * four[level]
-    row, a, b, c, d = into[len(ranks)], scales[0], scales[1], scales[2], scales[3]
-    for level in range(row.shape[0]):
-        row[level] += a * one[level] + b * two[level] + c * three[level] + d * four[level]
+def in_bits(weight: Array, bias: Array) -> tuple[Array, Array]:
+    """A head [rank, levels], [levels] as the kernel takes it: in bits, with levels of no mass to fill up the last vector."""
+    missing = -len(bias) % LEVELS
+    return np.pad(weight * LOG2_E, ((0, 0), (0, missing))), np.pad(bias * LOG2_E, (0, missing), constant_values=-np.inf)
