@@ -42,6 +42,17 @@ def _as_float(context: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
 
 
 @intrinsic
+def power_below(context: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
+    """The largest power of two that is at most x, a positive float64 and not denormal: its exponent's bits."""
+
+    def generate(c: Any, builder: Any, s: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(64))
+        return builder.bitcast(builder.and_(bits, ir.IntType(64)(0x7FF << 52)), ir.DoubleType())
+
+    return types.float64(types.float64), generate
+
+
+@intrinsic
 def maximum(context: Any, left: Any, right: Any) -> tuple[Any, Callable[..., Any]]:
     """The larger of two floats; anything if one is NaN. Python's max compiles to a branch: no vector instructions."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..oracles.checks import check_count
-from .packed_mean import packed_mean
+from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
 
 
@@ -124,10 +124,14 @@ class SparseDistribution:
         means = packed_mean(self.probs, self.atoms, self._first)
         if means is None:
             means = self._sum(self.probs[:, None] * self.atoms)
-        return means.reshape((*self.batch_shape, self.atoms.shape[1]))
+        shape = (*self.batch_shape, self.atoms.shape[1])
+        return means if means.shape == shape else means.reshape(shape)
 
     def entropy(self) -> Tensor:
         """The Shannon entropy -sum p log p, nats, [*B]; computed in float32 for float16 and bfloat16."""
+        found = packed_entropy(self.probs, self._first, self.row)
+        if found is not None:
+            return found if found.shape == self.batch_shape else found.reshape(self.batch_shape)
         probs = self.probs.float() if self.probs.dtype in (torch.float16, torch.bfloat16) else self.probs
         # In float16 an atom's probability can underflow to 0, where log has no gradient.
         logs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()

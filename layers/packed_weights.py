@@ -14,25 +14,27 @@ from .distribution import SparseDistribution
 from .solvers.base import PackedSupport
 
 
-def packed_distribution(scores: Tensor, support: PackedSupport[Any], shape: torch.Size) -> SparseDistribution:
-    """The distribution on a support, as a function of the scores t, [B, D] float64; `shape` is the batch's, of B rows."""
-    probs: Any = _Weights.apply(scores, support.probs, support)
-    stats = support.stats.reshape(shape)
-    probs = probs.to(support.atoms.dtype)
-    return SparseDistribution(support.atoms, probs, support.row, shape, stats=stats, first=support.first)
+def packed_distribution(scores: Tensor, support: PackedSupport[Any], slope: float = 1.0) -> SparseDistribution:
+    """The distribution on a support, as a function of the scores [*B, D]; the solver had `slope` times them, and something."""
+    probs: Any = _Weights.apply(scores, support, slope)
+    shape = scores.shape[:-1]
+    return SparseDistribution(support.atoms, probs, support.row, shape, stats=support.stats.reshape(shape), first=support.first)
 
 
 class _Weights(torch.autograd.Function):
-    """Weights that were found, as a function of the scores."""
+    """Weights that were found, in the dtype of the atoms, as a function of the scores."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, probs: Tensor, support: PackedSupport[Any]) -> Tensor:
-        ctx.support = support
-        return probs.clone()
+    def forward(ctx: Any, scores: Tensor, support: PackedSupport[Any], slope: float) -> Tensor:
+        ctx.support, ctx.slope, ctx.shape, ctx.dtype = support, slope, scores.shape, scores.dtype
+        return support.probs.to(support.atoms.dtype, copy=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
-        return _apply(gradients[0], ctx.support, True), None, None
+        found = _apply(gradients[0].double(), ctx.support, True)
+        if ctx.slope != 1:
+            found = found * ctx.slope if torch.is_grad_enabled() else found.mul_(ctx.slope)
+        return found.to(ctx.dtype).reshape(ctx.shape), None, None
 
 
 class _Applied(torch.autograd.Function):

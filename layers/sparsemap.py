@@ -72,16 +72,16 @@ def sparsemap(
     >>> sparsemap(torch.tensor([[0.5, 2.0, -1.0]]), BernoulliCube(3)).mean()
     tensor([[0.5000, 1.0000, 0.0000]])
     """
-    target = _target(scores, polytope, coding, check)
-    flat = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
-    shape = scores.shape[:-1]
-    support = None
-    if supports(solver, FindsPacked) and readable(flat):
-        support = solver.solve_packed(flat.detach(), polytope, scores.dtype)
-    if isinstance(support, PackedSupport):
-        if check:
-            warn_unconverged(support.stats, solver)
-        return _indexed(packed_distribution(flat, support, shape), polytope)
+    _check(scores, polytope, coding, check)
+    shape, support = scores.shape[:-1], None
+    if supports(solver, FindsPacked) and readable(scores):
+        given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
+        support = solver.solve_packed(given, polytope, scores.dtype)
+        if isinstance(support, PackedSupport):
+            if check:
+                warn_unconverged(support.stats, solver)
+            return _indexed(packed_distribution(scores, support, 1 if coding == "bits" else 1 / 2), polytope)
+    flat = coded(scores.double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
     if support is None and supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
         if check:
@@ -120,7 +120,8 @@ def sparsemap_marginals(
     `sparsemap(...).mean()`. Arguments and errors are those of `sparsemap`.
     """
     if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
-        target = _target(scores, polytope, coding, check)
+        _check(scores, polytope, coding, check)
+        target = coded(scores.double(), polytope, coding)
         if check:
             with torch.no_grad():
                 Oracle.of(polytope, target.reshape(scores.shape[:-1].numel(), target.shape[-1])).check_allowed()
@@ -166,7 +167,9 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     if coding == "bits":
         return scores
     parts = Parts.of(polytope, scores.device)
-    return ((1 if parts is None else parts.penalized(torch.ones_like(scores))) + scores) / 2
+    if parts is None:
+        return torch.add(scores.new_full((), 0.5), scores, alpha=0.5)
+    return (parts.penalized(torch.ones_like(scores)) + scores) / 2
 
 
 def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistribution:
@@ -176,13 +179,11 @@ def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistributio
     return found
 
 
-def _target(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> Tensor:
-    """The coded scores in float64."""
+def _check(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> None:
     check_dimension(scores, polytope)
     _check_coding(coding)
     if check:
         check_finite(scores)
-    return coded(scores.double(), polytope, coding)
 
 
 def _check_coding(coding: str) -> None:

@@ -87,10 +87,9 @@ def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> S
         check_finite(scores)
     flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1])
     if readable(flat):
-        exact = flat.double()
-        support = in_one_pass(exact.detach(), polytope, k, scores.dtype)
+        support = in_one_pass(flat.detach().double(), polytope, k, scores.dtype)
         if support is not None:
-            return packed_distribution(exact, support, scores.shape[:-1])
+            return packed_distribution(scores, support)
     found = polytope.flips(flat.detach(), k)
     if check:
         _check_allowed(found.valid, polytope)

@@ -16,7 +16,7 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
     """
     if cannot_branch(scores) or scores.numel() == 0:
         return
-    if not some_allowed and scores.detach().max() < torch.inf:  # NaN spreads
+    if not some_allowed and scores.detach().max().item() < torch.inf:  # NaN spreads
         return
     peak = scores.detach().amax(dim)
     sound = peak < torch.inf

@@ -133,6 +133,36 @@ def test_random_numbers_in_f_are_replayed(found: SparseDistribution) -> None:
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_entropy_and_its_derivatives_of_both_orders(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows of one atom and of many, with and without its kernel."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    sizes = torch.tensor([1, 5, 2, 90])
+    row = torch.arange(4).repeat_interleave(sizes)
+    probs = torch.rand(98, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def entropy(probs: Tensor) -> Tensor:
+        return SparseDistribution(torch.zeros(98, 1, dtype=torch.float64), probs, row, (2, 2)).entropy()
+
+    expected = torch.stack([torch.special.entr(part).sum() for part in probs.split(sizes.tolist())])
+    torch.testing.assert_close(entropy(probs), expected.view(2, 2))
+    assert torch.autograd.gradcheck(entropy, probs)
+    assert torch.autograd.gradgradcheck(entropy, probs)
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_entropy_at_the_ends(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 log 0 is 0, with a gradient that is finite; NaN is not hidden."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    probs = torch.tensor([0.0, 1.0, torch.nan]).requires_grad_()
+    found = SparseDistribution(torch.zeros(3, 1), probs, torch.tensor([0, 0, 1]), (2,)).entropy()
+    assert found[0] == 0
+    assert found[1].isnan()
+    (gradient,) = torch.autograd.grad(found[0], probs)
+    assert gradient.isfinite()[:2].all()
+    assert gradient[1] == -1
+
+
 def test_summaries(found: SparseDistribution) -> None:
     torch.testing.assert_close(found.mean().reshape(12, 6), dense(found, found.atoms))
     torch.testing.assert_close(found.entropy().reshape(12), dense(found, -found.probs.log()))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels import in_threads
 from ...kernels.bits import are_bits, words_of
+from ...kernels.runs import first_of, row_of
 from ...kernels.symmetric import SIDE, put, tiles_of
 from ...kernels.vectors import Array
 from ...kernels.workspace import borrow, give_back
@@ -18,7 +19,6 @@ from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
 from .bit_atoms import BitScratch
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
-from .packed_rows import first_of
 from .real_atoms import RealScratch
 from .row_kernel import CompiledOracle, Rows, Scratch
 from .row_results import Found, Places
@@ -259,7 +259,7 @@ class _CompiledRows:
             row_results.unpack(first[part], count[part], found.first[part], found.words, array)
 
         in_threads(unpack, len(count), array.size)
-        row = torch.from_numpy(np.repeat(np.arange(len(count)), count))
+        row = torch.from_numpy(row_of(first))
         jacobian = PackedJacobian(first, block, found.first, found.words, found.sensitivity, array.shape[1])
         lightest = np.minimum.reduceat(found.probs, first[:-1])
         support = PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), self._stats(margin), jacobian)

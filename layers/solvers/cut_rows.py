@@ -9,8 +9,12 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.ordering import order, room
+from ...kernels.runs import first_of as first_of
+from ...kernels.runs import none_empty as none_empty
+from ...kernels.runs import row_of as row_of
 from ...kernels.selection import nth_largest
-from ...kernels.vectors import Array
+from ...kernels.vectors import UNCOUNTED, Array
 from .limits import CLOSED, SORTED_PRUNE
 
 # The step to the multiplier is that of Newton, or half of the bracket; ten would do.
@@ -46,11 +50,41 @@ class Rows(NamedTuple):
     converged: Array
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def find_nested(target: Array, rows: Rows) -> None:
+class Line(NamedTuple):
+    """What is computed of one row at a time.
+
+    Attributes:
+        level: [D] the means that are strictly between 0 and 1, in the order of the line once they are sorted.
+        values, ranks, places: what `ordering.order` is given.
+        before: [D] int32, what is to be permuted.
+        residual, work: [D].
+    """
+
+    level: Array
+    values: Array
+    ranks: Array
+    places: Array
+    before: Array
+    residual: Array
+    work: Array
+
+
+def line_of(dim: int) -> Line:
+    """Room for rows of so many coordinates."""
+    length = room(dim)
+    values, ranks, places, before = (
+        np.empty(length),
+        np.empty(length, np.int64),
+        np.empty(dim, np.int64),
+        np.empty(dim, np.int32),
+    )
+    return Line(np.empty(dim), values, ranks, places, before, np.empty(dim), np.empty(dim))
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def find_nested(target: Array, line: Line, rows: Rows) -> None:
     """The cube: mu = clip(t, 0, 1), one interval [0, mu_i) a coordinate, of points [B, D]; `-inf` is off."""
     dim = target.shape[1]
-    level = np.empty(dim)
     for row in range(target.shape[0]):
         coordinate = rows.coordinate[row]
         between, outside, size = 0, 0.0, 0.0
@@ -62,20 +96,20 @@ def find_nested(target: Array, rows: Rows) -> None:
             mean = min(max(value, 0.0), 1.0)
             rows.start[row, place] = mean == 1.0
             if 0.0 < mean < 1.0:
-                level[between], coordinate[between] = mean, place
+                line.level[between], coordinate[between] = mean, place
                 between += 1
             elif value > -math.inf:
                 # The gap is 0 here and there, up to what cancels in it.
                 residual = value - mean
                 outside += max(residual, 0.0) - residual * mean
                 size += abs(residual) * ((1.0 if residual > 0.0 else 0.0) + mean)
-        _sort(level, coordinate, rows.turn[row], between)
-        _nest(row, level, target[row], between, rows)
+        _sort(line, coordinate, between)
+        _nest(row, line.level, target[row], between, rows)
         rows.binding[row] = False
         _certify(row, outside, size, rows)
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _nest(row: int, level: Array, target: Array, between: int, rows: Rows) -> None:
     """The nested sets of the sorted levels and their weights: differences of means of the scores over blocks."""
     coordinate, slot, weights = rows.coordinate[row], rows.slot[row], rows.weights[row]
@@ -113,11 +147,10 @@ def _nest(row: int, level: Array, target: Array, between: int, rows: Rows) -> No
     weights[count - 1] = upper
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def find_chained(target: Array, budget: int, exactly: bool, line: Line, rows: Rows) -> None:
     """The budget polytope: intervals end to end, of points [B, D]; `-inf` is off. Number 0 where cuts coincide."""
     dim = target.shape[1]
-    level, ends, work = np.empty(dim), np.empty(dim), np.empty(dim)
     for row in range(target.shape[0]):
         values, coordinate = target[row], rows.coordinate[row]
         if _spoilt(values):
@@ -130,8 +163,8 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
         origin, shift = 0.0, 0.0
         if budget > 0 and binding:
             for place in range(dim):
-                work[place] = values[place]
-            origin = nth_largest(work, budget)
+                line.work[place] = values[place]
+            origin = nth_largest(line.work, budget)
             shift = _multiplier(values, origin, budget) if origin > -math.inf else math.nan  # too few are allowed
             if shift != shift:
                 rows.number[row] = 0
@@ -145,22 +178,22 @@ def find_chained(target: Array, budget: int, exactly: bool, rows: Rows) -> None:
                 mean = min(max((min(max(relative, -2.0), 2.0) if binding else relative) - shift, 0.0), 1.0)
             rows.start[row, place] = mean == 1.0
             if 0.0 < mean < 1.0:
-                level[between], coordinate[between] = mean, place
+                line.level[between], coordinate[between] = mean, place
                 between += 1
-            work[place] = values[place] - mean
+            line.residual[place] = values[place] - mean
             if mean > 0.0:  # elsewhere a score may be -inf
-                outside -= work[place] * mean
-                size += abs(work[place]) * mean
-        best, largest = _best(work, budget, exactly)
+                outside -= line.residual[place] * mean
+                size += abs(line.residual[place]) * mean
+        best, largest = _best(line, budget, exactly)
         outside += best
         size += largest
         rows.between[row], rows.binding[row] = between, binding
-        _sort(level, coordinate, rows.turn[row], between)
-        _chain(row, level, ends, between, rows)
+        _sort(line, coordinate, between)
+        _chain(row, line, between, rows)
         _certify(row, outside, size, rows)
 
 
-@numba.njit(error_model="numpy", cache=True)
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _multiplier(values: Array, origin: float, budget: int) -> float:
     """The lambda in [-1, 0] with sum clip(v - origin - lambda, 0, 1) = budget, where origin is the budget-th largest value.
 
@@ -195,14 +228,15 @@ def _multiplier(values: Array, origin: float, budget: int) -> float:
     return math.nan
 
 
-@numba.njit(error_model="numpy", cache=True)
-def _best(residual: Array, budget: int, exactly: bool) -> tuple[float, float]:
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _best(line: Line, budget: int, exactly: bool) -> tuple[float, float]:
     """max <r, v> over the structures v, and sum |r_i| over what is on there, for the residual r."""
-    dim = residual.shape[0]
-    best, size = 0.0, 0.0
+    residual, best, size = line.residual, 0.0, 0.0
     if budget > 0:
-        last, left = nth_largest(residual.copy(), budget), budget
-        for place in range(dim):
+        for place in range(residual.shape[0]):
+            line.work[place] = residual[place]
+        last, left = nth_largest(line.work, budget), budget
+        for place in range(residual.shape[0]):
             if residual[place] > last:
                 left -= 1
                 if exactly or residual[place] > 0.0:
@@ -214,43 +248,44 @@ def _best(residual: Array, budget: int, exactly: bool) -> tuple[float, float]:
     return best, size
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
-def _chain(row: int, level: Array, ends: Array, between: int, rows: Rows) -> None:
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _chain(row: int, line: Line, between: int, rows: Rows) -> None:
     """Where a grid of unit steps passes the ends of the intervals, and the structures that it hits meanwhile."""
     coordinate, slot, turn, weights = rows.coordinate[row], rows.slot[row], rows.turn[row], rows.weights[row]
     end, cuts = 0.0, 0
     rows.number[row] = 0
     for place in range(between):
         begin = end
-        end += level[place]
+        end += line.level[place]
         whole = round(end)
         if place == between - 1 and rows.binding[row] and abs(end - whole) < CLOSED:
             end = whole  # no cut: there the line begins anew
             slot[place] = 0
         else:
-            ends[cuts] = end - math.floor(end)
+            line.values[cuts] = end - math.floor(end)
             turn[cuts] = place
             cuts += 1
         rows.start[row, coordinate[place]] = math.ceil(begin) < end
-    order = np.argsort(ends[:cuts], kind="mergesort")
-    placed = turn[:cuts].copy()
+    order(line.values, cuts, line.ranks, line.places)
+    for cut in range(cuts):
+        line.before[cut] = turn[cut]
     before, margin = 0.0, math.inf
     for cut in range(cuts + 1):
-        position = ends[order[cut]] if cut < cuts else 1.0
+        position = line.values[line.places[cut]] if cut < cuts else 1.0
         weights[cut] = position - before
         # Of cuts that coincide the structures between have no mass: they are not to be used, so that this form does not hold.
         if not weights[cut] > SORTED_PRUNE:
             return
         margin = min(margin, weights[cut])
         if cut < cuts:
-            turn[cut] = placed[order[cut]]
+            turn[cut] = line.before[line.places[cut]]
             slot[turn[cut]] = cut + 1
         before = position
     rows.margin[row] = margin
     rows.number[row] = cuts + 1
 
 
-@numba.njit(error_model="numpy", cache=True)
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _spoilt(values: Array) -> bool:
     """Whether there is NaN or +inf."""
     others = 0
@@ -259,27 +294,24 @@ def _spoilt(values: Array) -> bool:
     return others > 0
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
-def _sort(level: Array, coordinate: Array, scratch: Array, count: int) -> None:
-    """Both by falling level, of equal ones the first first."""
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _sort(line: Line, coordinate: Array, count: int) -> None:
+    """Levels and coordinates by falling level, of equal ones the first first."""
     for place in range(count):
-        level[place] = -level[place]
-        scratch[place] = coordinate[place]
-    order = np.argsort(level[:count], kind="mergesort")
-    ordered = level[:count][order]
+        line.values[place], line.before[place] = -line.level[place], coordinate[place]
+    order(line.values, count, line.ranks, line.places)
     for place in range(count):
-        level[place] = -ordered[place]
-        coordinate[place] = scratch[order[place]]
+        line.level[place], coordinate[place] = -line.values[line.places[place]], line.before[line.places[place]]
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _certify(row: int, gap: float, size: float, rows: Rows) -> None:
     """As `sorted._certify`: the gap of an exact projection is rounding noise, of the size of what cancels in it."""
     rows.gap[row] = max(gap, 0.0)
     rows.converged[row] = gap <= CLOSED + 64 * np.finfo(np.float64).eps * size
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def write(rows: Rows, chained: bool, first: Array, atoms: Array, probs: Array) -> None:
     """The structures [N, D] and their weights [N]; those of row b from first[b] on."""
     for row in range(rows.number.shape[0]):
@@ -291,7 +323,8 @@ def write(rows: Rows, chained: bool, first: Array, atoms: Array, probs: Array) -
             n = base + structure
             probs[n] = rows.weights[row, structure]
             if structure > 0:
-                atoms[n] = atoms[n - 1]
+                for d in range(atoms.shape[1]):
+                    atoms[n, d] = atoms[n - 1, d]
                 if chained:
                     leaving = rows.turn[row, structure - 1]
                     atoms[n, coordinate[leaving]] = 0
@@ -302,7 +335,7 @@ def write(rows: Rows, chained: bool, first: Array, atoms: Array, probs: Array) -
                     place += 1
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def pull(rows: Rows, chained: bool, first: Array, gradient: Array, result: Array) -> None:
     """The scores' gradient [B, D] from that of the weights [N]: `push` transposed."""
     for row in range(result.shape[0]):
@@ -330,7 +363,7 @@ def pull(rows: Rows, chained: bool, first: Array, gradient: Array, result: Array
                 begin = end
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def push(rows: Rows, chained: bool, first: Array, change: Array, result: Array) -> None:
     """The change of the weights [N] with the scores [B, D]: of the ends of the intervals, less that of the ends before."""
     for row in range(change.shape[0]):

@@ -23,7 +23,7 @@ from ...kernels import compiled, in_threads, part_of
 from ...oracles import BernoulliCube, Budget, Polytope
 from ..stats import SolverStats
 from .base import PackedSupport
-from .packed_rows import PackedRows, first_of
+from .packed_rows import PackedRows
 
 # To find the structures takes as long as to pass over the scores so many times: to sort them, and to look for the multiplier of
 # a budget as well.
@@ -72,10 +72,12 @@ class _Cuts(PackedRows):
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested
         passes = PASSES_CHAINED if chained else PASSES
-        in_threads(lambda part: find(target[part], *given, part_of(rows, part)), batch, passes * target.size)
-        if not rows.number.all():
+        in_threads(
+            lambda part: find(target[part], *given, kernels.line_of(dim), part_of(rows, part)), batch, passes * target.size
+        )
+        if not kernels.none_empty(rows.number):
             return None
-        return _Cuts(kernels, rows, dim, first_of(rows.number), chained)
+        return _Cuts(kernels, rows, dim, kernels.first_of(rows.number), chained)
 
     def arguments(self, part: slice) -> tuple[Any, bool, np.ndarray]:
         """See `PackedRows`."""

@@ -9,7 +9,12 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import Array
+from ...kernels.ordering import order, room
+from ...kernels.runs import first_of as first_of
+from ...kernels.runs import none_empty as none_empty
+from ...kernels.runs import row_of as row_of
+from ...kernels.selection import Sieve, sieve_of, smallest
+from ...kernels.vectors import UNCOUNTED, Array, power_below
 from ...oracles.cube import LEAST_TOTAL
 
 
@@ -33,79 +38,93 @@ class Rows(NamedTuple):
     exact: Array
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def find(scores: Array, rest: Array, last: Array, rows: Rows) -> None:
+class Work(NamedTuple):
+    """What is computed of one row at a time, for m bits and n sets of flips.
+
+    Attributes:
+        size: [D] |t|.
+        cost: [m] the smallest.
+        sieve: to find these.
+        total: [n] what each set costs.
+        rounded, ranks, places: what `ordering.order` is given, for n.
+    """
+
+    size: Array
+    cost: Array
+    sieve: Sieve
+    total: Array
+    rounded: Array
+    ranks: Array
+    places: Array
+
+
+def work_of(dim: int, width: int, sets: int) -> Work:
+    """Room for so many bits, of which so many can be flipped, in so many sets."""
+    length = room(sets)
+    rounded, ranks, places = np.empty(length), np.empty(length, np.int64), np.empty(sets, np.int64)
+    return Work(np.empty(dim), np.empty(width), sieve_of(dim, width), np.empty(sets), rounded, ranks, places)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def find(scores: Array, rest: Array, last: Array, work: Work, rows: Rows) -> None:
     """The k structures of largest <a, t> and the sparsemax of these numbers, for scores t [B, D].
 
     Args:
         scores: any, but number 0 says where they are NaN or +inf.
         rest, last: [n] a tree of sets of flips: set s is set rest[s] < s and the bit order[last[s]]; set 0 is empty.
+        work: anything.
         rows: what is found.
     """
     width, k = rows.order.shape[1], rows.chosen.shape[1]
-    size, cost, total, rounded = np.empty(width + 1), np.empty(width), np.empty(len(rest)), np.empty(len(rest))
     for row in range(scores.shape[0]):
         rows.number[row] = 0
-        if not _smallest(scores[row], size, rows.order[row]):
+        if not _sizes(scores[row], work.size):
             continue
+        smallest(work.size, work.sieve, rows.order[row])
         for place in range(width):
-            rows.change[row, place] = -1.0 if scores[row, rows.order[row, place]] > 0 else 1.0
-            cost[place] = size[place]
-        _add_up(cost, rest, last, total, rounded)
-        found = _least(rounded, rows.chosen[row])
-        number = _project(total, found, rows.chosen[row], rows.weights[row])
+            bit = rows.order[row, place]
+            rows.change[row, place] = -1.0 if scores[row, bit] > 0 else 1.0
+            work.cost[place] = work.size[bit]
+        _add_up(work.cost, rest, last, work.total, work.rounded)
+        found = _least(work, rows.chosen[row])
+        number = _project(work.total, found, rows.chosen[row], rows.weights[row])
         rows.number[row], rows.exact[row] = number, number < k or found < k
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
-def _smallest(scores: Array, size: Array, order: Array) -> bool:
-    """The smallest |t| in order, of equal ones the first, into size [m + 1] and where into order [m]; False: NaN or +inf."""
-    width, held = len(order), 0
-    for place in range(len(scores)):
-        value = abs(scores[place])
-        if not scores[place] < math.inf:
-            return False
-        if held == width and (width == 0 or value >= size[width - 1]):
-            continue
-        here = min(held, width - 1)
-        held = here + 1
-        while here > 0 and size[here - 1] > value:
-            size[here], order[here] = size[here - 1], order[here - 1]
-            here -= 1
-        size[here], order[here] = value, place
-    return True
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _sizes(scores: Array, size: Array) -> bool:
+    """|t| into size [D]; False: NaN or +inf."""
+    others = 0
+    for place in range(scores.shape[0]):
+        others += not scores[place] < math.inf
+        size[place] = abs(scores[place])
+    return others == 0
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _add_up(cost: Array, rest: Array, last: Array, total: Array, rounded: Array) -> None:
     """What each set of flips costs, as it is and in 40 bits, so that totals tie that are equal on paper."""
-    total[0], rounded[0] = 0.0, 0.0
+    total[0] = 0.0
     for place in range(1, len(rest)):
-        value = total[rest[place]] + cost[last[place]]
-        total[place], rounded[place] = value, value
-        if value < math.inf:
-            grid = math.ldexp(1.0, math.frexp(max(value, LEAST_TOTAL))[1] - 40)
-            rounded[place] = np.rint(value / grid) * grid
+        total[place] = total[rest[place]] + cost[last[place]]
+    for place in range(len(rest)):
+        value = total[place]
+        grid = power_below(max(value, LEAST_TOTAL)) * 2.0**-39  # pyright: ignore[reportCallIssue]
+        rounded[place] = np.rint(value / grid) * grid if value < math.inf else value
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
-def _least(rounded: Array, chosen: Array) -> int:
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _least(work: Work, chosen: Array) -> int:
     """The sets of least cost in order, of equal ones the first, into chosen; returns how many there are."""
+    order(work.rounded, len(work.places), work.ranks, work.places)
     found = 0
-    for place in range(len(rounded)):
-        value = rounded[place]
-        if value == math.inf or (found == len(chosen) and value >= rounded[chosen[found - 1]]):
-            continue
-        here = min(found, len(chosen) - 1)
-        found = here + 1
-        while here > 0 and rounded[chosen[here - 1]] > value:
-            chosen[here] = chosen[here - 1]
-            here -= 1
-        chosen[here] = place
+    while found < min(len(chosen), len(work.places)) and work.rounded[work.places[found]] < math.inf:
+        chosen[found] = work.places[found]
+        found += 1
     return found
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True)
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _project(total: Array, found: int, chosen: Array, weights: Array) -> int:
     """Sparsemax of -total over the chosen sets: those that have mass to the front, their weights; returns how many.
 
@@ -128,7 +147,7 @@ def _project(total: Array, found: int, chosen: Array, weights: Array) -> int:
     return kept
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def write(scores: Array, rest: Array, last: Array, rows: Rows, first: Array, atoms: Array, probs: Array) -> None:
     """The structures [N, D] and their weights [N], from `first` [B + 1] of each row on."""
     for row in range(scores.shape[0]):
@@ -144,7 +163,7 @@ def write(scores: Array, rest: Array, last: Array, rows: Rows, first: Array, ato
                 flips = rest[flips]
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def pull(rest: Array, last: Array, rows: Rows, first: Array, gradient: Array, out: Array) -> None:
     """From a gradient in the weights [N] to the one in the scores, [B, D]."""
     for row in range(out.shape[0]):
@@ -161,7 +180,7 @@ def pull(rest: Array, last: Array, rows: Rows, first: Array, gradient: Array, ou
                 flips = rest[flips]
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
 def push(rest: Array, last: Array, rows: Rows, first: Array, change: Array, out: Array) -> None:
     """From a change of the scores [B, D] to that of the weights, [N]."""
     for row in range(change.shape[0]):

@@ -14,7 +14,7 @@ from ...oracles import BernoulliCube
 from ...oracles.flip_sets import flip_sets
 from ..stats import TopKStats
 from .base import PackedSupport
-from .packed_rows import PackedRows, first_of
+from .packed_rows import PackedRows
 
 # To find the structures takes about as long as to pass over the scores so many times.
 PASSES = 16
@@ -63,10 +63,14 @@ class _Flips(PackedRows):
             weights=np.empty((batch, k)),
             exact=np.empty(batch, bool),
         )
-        in_threads(lambda part: kernels.find(scores[part], *tree, part_of(rows, part)), batch, PASSES * scores.size)
-        if not rows.number.all():
+        in_threads(
+            lambda part: kernels.find(scores[part], *tree, kernels.work_of(dim, width, len(tree[0])), part_of(rows, part)),
+            batch,
+            PASSES * scores.size,
+        )
+        if not kernels.none_empty(rows.number):
             return None
-        return _Flips(kernels, rows, dim, first_of(rows.number), tree)
+        return _Flips(kernels, rows, dim, kernels.first_of(rows.number), tree)
 
     def arguments(self, part: slice) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray]:
         """See `PackedRows`."""

@@ -17,7 +17,7 @@ class PackedRows(ABC):
     """The structures of a batch, told in brief; a `Jacobian`.
 
     Attributes:
-        kernels: the module of the kernels `write`, `pull` and `push`, which needs Numba.
+        kernels: the module of the kernels `write`, `pull` and `push`, with those of `runs`; it needs Numba.
         rows: its `Rows`, arrays of which `number` [B] int64 says how many structures a row has.
         dim: D.
         first: [B + 1] int64 array: where the structures of each row begin in what is packed.
@@ -45,7 +45,7 @@ class PackedRows(ABC):
             self.kernels.write(*(rows[part] for rows in given), *self.arguments(part), array, weights)
 
         in_threads(write, batch, array.size)
-        row = torch.from_numpy(np.repeat(np.arange(batch), self.rows.number))
+        row = torch.from_numpy(self.kernels.row_of(self.first))
         return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, torch.from_numpy(self.first), stats, self)
 
     def pull(self, gradient: Tensor) -> Tensor:
@@ -61,10 +61,3 @@ class PackedRows(ABC):
         given, array = change.contiguous().numpy(), result.numpy()
         in_threads(lambda part: self.kernels.push(*self.arguments(part), given[part], array), len(given), given.size)
         return result
-
-
-def first_of(number: np.ndarray) -> np.ndarray:
-    """Where each row begins in what is packed, and where all ends, for rows of these lengths: [B] int64 -> [B + 1]."""
-    first = np.zeros(len(number) + 1, np.int64)
-    np.cumsum(number, out=first[1:])
-    return first

@@ -1,0 +1,99 @@
+"""Means and entropies of packed atoms: by kernels that read each atom, or its probability, once; or in tensor operations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import compiled, in_threads, readable
+
+Kernel = Callable[..., None]
+# To take a logarithm takes as long as to pass over so many numbers.
+LOG_PASSES = 16
+
+
+def packed_mean(probs: Tensor, atoms: Tensor, first: Tensor) -> Tensor | None:
+    """mu_b = sum_n probs[n] atoms[n] over first[b] <= n < first[b + 1], differentiable in probs; None without a kernel for it.
+
+    Args:
+        probs: [N] float32 or float64.
+        atoms: [N, D] in that dtype, without gradient.
+        first: [B + 1] int64, from 0 to N.
+
+    Cost: one pass over the atoms, and one in the backward pass; nothing of their size is kept or written.
+    """
+    kernel = _kernel(probs, "combine")
+    if kernel is None or atoms.dtype != probs.dtype or atoms.requires_grad:
+        return None
+    return _PackedMean.apply(probs, atoms, first, kernel)  # pyright: ignore[reportReturnType]  # untyped in torch
+
+
+def packed_entropy(probs: Tensor, first: Tensor, row: Tensor) -> Tensor | None:
+    """H_b = -sum_n probs[n] log probs[n], nats, over the same n, [B], as `packed_mean` takes and returns them.
+
+    row: [N] int64, b of each n.
+    """
+    kernel = _kernel(probs, "entropies")
+    return None if kernel is None else _PackedEntropy.apply(probs, first, row, kernel)  # pyright: ignore[reportReturnType]
+
+
+def _kernel(values: Tensor, function: str) -> Kernel | None:
+    if values.dtype not in (torch.float32, torch.float64) or not readable(values):
+        return None
+    return compiled(".kernels.packed", __package__, function, values.device)
+
+
+def _row_of(first: Tensor) -> Tensor:
+    """[N], whose each atom is."""
+    return torch.arange(len(first) - 1).repeat_interleave(first.diff())
+
+
+class _PackedMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, probs: Tensor, atoms: Tensor, first: Tensor, kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(atoms, first)
+        means = atoms.new_empty(len(first) - 1, atoms.shape[1])
+        given, bounds, result = probs.detach().contiguous().numpy(), first.numpy(), means.numpy()
+        matrix = atoms.contiguous().numpy()
+        in_threads(
+            lambda part: kernel(given, matrix, bounds[part.start : part.stop + 1], result[part]), len(means), matrix.size
+        )
+        return means
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        atoms, first = ctx.saved_tensors
+        kernel = _kernel(gradient, "compare")
+        if kernel is None or torch.is_grad_enabled():  # a second derivative is wanted: this is linear in the gradient
+            return (atoms * gradient[_row_of(first)]).sum(-1), None, None, None
+        products = atoms.new_empty(len(atoms))
+        given, bounds, result = gradient.contiguous().numpy(), first.numpy(), products.numpy()
+        matrix = atoms.contiguous().numpy()
+        in_threads(
+            lambda part: kernel(given[part], matrix, bounds[part.start : part.stop + 1], result), len(first) - 1, matrix.size
+        )
+        return products, None, None, None
+
+
+class _PackedEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, probs: Tensor, first: Tensor, row: Tensor, kernel: Kernel) -> Tensor:
+        found, slopes = probs.new_empty(len(first) - 1), probs.new_empty(len(row))
+        given, bounds, result = probs.detach().contiguous().numpy(), first.numpy(), found.numpy()
+        by_probs = slopes.numpy()
+        in_threads(
+            lambda part: kernel(given, bounds[part.start : part.stop + 1], result[part], by_probs),
+            len(found),
+            LOG_PASSES * len(given),
+        )
+        ctx.save_for_backward(probs, row, slopes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        probs, row, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            slopes = -(probs.clamp(min=torch.finfo(probs.dtype).tiny).log() + 1)
+        return gradients[0].index_select(0, row) * slopes, None, None, None
