@@ -133,5 +133,19 @@ class Lanes:
         function = self._function("llvm.vector.reduce.fadd", self.kind, [self.kind, self.vector])
         return self.builder.call(function, [self.kind(0.0), vector], fastmath=FAST)
 
+    def totals(self, vectors: list[Any]) -> Any:
+        """The sums of the entries of each of `count` vectors, as a vector: two vectors become one until one is left."""
+        while len(vectors) > 1:
+            width = self.count // len(vectors)  # of what are partial sums of as many vectors side by side, over and over
+            even = [lane - lane % (2 * width) + lane % width + (lane // width % 2) * self.count for lane in range(self.count)]
+            lower, upper = (ir.Constant(self.integers, [lane + more for lane in even]) for more in (0, width))
+            vectors = [
+                self.builder.fadd(
+                    self.builder.shuffle_vector(one, other, lower), self.builder.shuffle_vector(one, other, upper), flags=FAST
+                )
+                for one, other in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        return vectors[0]
+
     def _function(self, name: str, result: Any, given: list[Any]) -> Any:
         return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, given), f"{name}.{self.name}")

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import INDEX, LANES, SHORT, Lanes
+from .lanes import FAST, INDEX, LANES, Lanes
 from .vectors import UNCOUNTED, Array
 
 SIDE = LANES
@@ -104,19 +104,20 @@ def _times(context: Any, tiles: Any, vector: Any, out: Any) -> tuple[Any, Callab
             sums = lanes.variables(SIDE)
             with cgutils.for_range(builder, rows.index) as columns:
                 start = lanes.place(columns.index)
-                x, below = lanes.load(given.data, start), lanes.load(result.data, start)
+                x, below = (
+                    lanes.load(given.data, start),
+                    [lanes.load(result.data, start), lanes.zeros],
+                )  # two: shorter to wait for
                 for i, sum_ in enumerate(sums):
-                    here = tile_row(i)
+                    here, factor = tile_row(i), lanes.load_repeated(given.data, lanes.place(rows.index, i))
                     builder.store(lanes.add_product(here, x, builder.load(sum_)), sum_)
-                    below = lanes.add_product(here, lanes.load_repeated(given.data, lanes.place(rows.index, i)), below)
-                lanes.store(below, result.data, start)
+                    below[i % 2] = lanes.add_product(here, factor, below[i % 2])
+                lanes.store(builder.fadd(*below, flags=FAST), result.data, start)
                 next_tile()
-            start, found = lanes.place(rows.index), lanes.undefined
+            start = lanes.place(rows.index)
             x = lanes.load(given.data, start)
-            for i, sum_ in enumerate(sums):
-                total = lanes.total(lanes.add_product(tile_row(i), x, builder.load(sum_)))
-                found = builder.insert_element(found, total, SHORT(i))
-            lanes.store(found, result.data, start)
+            whole = [lanes.add_product(tile_row(i), x, builder.load(sum_)) for i, sum_ in enumerate(sums)]
+            lanes.store(lanes.totals(whole), result.data, start)
             next_tile()
         return c.get_dummy_value()
 

@@ -115,6 +115,7 @@ class _CompiledRows:
             scale=row_scale(target / real_atoms.units(origin)[:, None]).numpy(),
             some_are_free=parts is not None,
             inverse=_room(batch, slots),
+            level=np.zeros((batch, slots)),
             on=np.zeros((batch, slots), bool),
             weights=np.zeros((batch, slots)),
             high=np.full(batch, SIDE),
@@ -126,7 +127,8 @@ class _CompiledRows:
             converged=np.zeros(batch, bool),
         )
         self.rows.inverse[:, 0] = 0
-        self.rows.on[:, 0], self.rows.inverse[:, 0, 0, 0], self.rows.weights[:, 0] = True, 1, 1
+        self.rows.on[:, 0] = True
+        self.rows.inverse[:, 0, 0, 0], self.rows.level[:, 0], self.rows.weights[:, 0] = 1, 1, 1
 
     def _slots_to_begin_with(self, batch: int, in_turn: bool) -> int:
         choices = (self._most if in_turn else SLOTS, SLOTS, SLOTS // 2)
@@ -197,7 +199,7 @@ class _CompiledRows:
         width = words_of(self.rows.origin.shape[1])
         bits = BitScratch(np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(self.rows.bits.scores.shape[1]))
         reals = RealScratch(*np.empty((3, self.rows.reals.target.shape[1])))
-        return Scratch(bits, reals, *np.zeros((5, self.rows.on.shape[1])))
+        return Scratch(bits, reals, *np.zeros((4, self.rows.on.shape[1])))
 
     def _renew(self, stale: Array) -> None:
         """Computes the factorisations of the rows `stale` [n] afresh."""
@@ -210,6 +212,7 @@ class _CompiledRows:
                 whole = np.zeros((self.rows.high[row], self.rows.high[row]))
                 whole[np.ix_(on, on)] = fresh
                 put(whole, self.rows.inverse[row])
+                self.rows.level[row, on] = fresh.sum(1)
             self.rows.stalled[row] = 0
 
     def _widen(self) -> None:
@@ -224,6 +227,7 @@ class _CompiledRows:
             bits=bit_atoms.wider(rows.bits, slots),
             reals=real_atoms.wider(rows.reals, slots),
             inverse=inverse,
+            level=np.pad(rows.level, ((0, 0), (0, slots - before))),
             on=np.pad(rows.on, ((0, 0), (0, slots - before))),
             weights=np.pad(rows.weights, ((0, 0), (0, slots - before))),
         )

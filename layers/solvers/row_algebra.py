@@ -52,29 +52,55 @@ def add_combination(into: Array, scale: float, weights: Array, atoms: Array) -> 
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def remove(slot: int, on: Array, inverse: Array, work: Array) -> None:
-    """Takes the atom of a slot out of H: `WorkingSet.removal`. What is in `work` [S] is lost."""
+def add(slot: int, pivot: float, change: Array, on: Array, inverse: Array, level: Array) -> None:
+    """Puts an atom in a free slot of H and H 1: `WorkingSet.bordering`, of which `change` [S] is y but for the pivot."""
+    change[slot] = -1.0
+    add_square(inverse, 1.0 / pivot, change)
+    _add_multiple(level, _sum(change) / pivot, change)
+    on[slot] = True
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def remove(slot: int, on: Array, inverse: Array, level: Array, work: Array) -> None:
+    """Takes the atom of a slot out of H and H 1: `WorkingSet.removal`. What is in `work` [S] is lost."""
     size = on.shape[0]
-    read_row(inverse, slot, work[:size])
-    add_square(inverse, -1.0 / work[slot], work[:size])
+    column = work[:size]
+    read_row(inverse, slot, column)
+    add_square(inverse, -1.0 / column[slot], column)
+    _add_multiple(level, -_sum(column) / column[slot], column)
     clear_row(inverse, slot, size)
-    on[slot] = False
+    on[slot], level[slot] = False, 0.0
+
+
+@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
+def _sum(values: Array) -> float:
+    total = 0.0
+    for place in range(values.shape[0]):
+        total += values[place]
+    return total
+
+
+@numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
+def _add_multiple(into: Array, scale: float, values: Array) -> None:
+    for place in range(values.shape[0]):
+        into[place] += scale * values[place]
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def center(on: Array, weights: Array, slopes: Array, ones: Array) -> float:
-    """Takes from slopes [S] their mean under the weights, which is returned; `ones` [S], too, as of now."""
-    level = 0.0
+def center(on: Array, weights: Array, slopes: Array) -> float:
+    """Takes from slopes [S] their mean under the weights, which is returned; 0 where a slot is not in use."""
+    mean = 0.0
     for s in range(on.shape[0]):
-        ones[s] = on[s]
-        level += weights[s] * slopes[s] if on[s] else 0.0
+        mean += weights[s] * slopes[s] if on[s] else 0.0
     for s in range(on.shape[0]):
-        slopes[s] -= level * ones[s]
-    return level
+        slopes[s] = slopes[s] - mean if on[s] else 0.0
+    return mean
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def make_way(weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array, work: Array) -> int:
+def make_way(
+    weight_noise: float, combination: Array, on: Array, weights: Array, inverse: Array, level: Array, work: Array
+) -> int:
     """`TensorRows._make_way` for one row; the slot that is free now, -1 for none."""
     slots = on.shape[0]
     reached = math.inf
@@ -94,20 +120,14 @@ def make_way(weight_noise: float, combination: Array, on: Array, weights: Array,
         total += weights[s]
     for s in range(slots):
         weights[s] /= total
-    remove(leaving, on, inverse, work)
+    remove(leaving, on, inverse, level, work)
     return leaving
 
 
 @numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy", cache=True, **UNCOUNTED)
-def newton_step(inverse: Array, deviation: Array, ones: Array, step: Array, level: Array) -> float:
-    """`WorkingSet.step`: into `step` [S]; also H 1 into `level` [S], and 1'H 1 as the result."""
+def newton_step(inverse: Array, level: Array, deviation: Array, step: Array) -> None:
+    """`WorkingSet.step`: into `step` [S], for H and H 1."""
     times(inverse, deviation, step)
-    times(inverse, ones, level)
-    along, across = 0.0, 0.0
-    for s in range(step.shape[0]):
-        along += step[s]
-        across += level[s]
-    share = along / across
+    share = _sum(step) / _sum(level)
     for s in range(step.shape[0]):
         step[s] -= share * level[s]
-    return across

@@ -15,14 +15,14 @@ import numba
 import numpy as np
 
 from ...kernels.selection import nth_largest
-from ...kernels.symmetric import SIDE, add_square, clear_block, times
+from ...kernels.symmetric import SIDE, clear_block, times
 from ...kernels.vectors import UNCOUNTED, Array
 from . import bit_atoms, real_atoms
 from .bit_atoms import Bits, BitScratch
 from .kinds import AT_MOST, CUBE, SIMPLEX
 from .limits import POLL, STALE, Limits
 from .real_atoms import Reals, RealScratch
-from .row_algebra import center, dot, make_way, newton_step, remove
+from .row_algebra import add, center, dot, make_way, newton_step, remove
 
 
 class Rows(NamedTuple):
@@ -38,6 +38,7 @@ class Rows(NamedTuple):
     scale: Array  # [B]
     some_are_free: bool  # whether there are coordinates that are not regularised
     inverse: Array  # [B, T, 8, 8], `symmetric` for S: see `WorkingSet`; 0 in slots not in use, anything beyond `high`
+    level: Array  # [B, S] H 1, likewise
     on: Array  # [B, S] bool
     weights: Array  # [B, S]
     high: Array  # [B] int64
@@ -64,7 +65,6 @@ class Scratch(NamedTuple):
 
     bits: BitScratch
     reals: RealScratch
-    ones: Array  # [S] 1 where a slot is in use
     deviation: Array  # [S] how far each slope is from the others
     gram: Array  # [S] <(a_s, 1), (found, 1)>
     change: Array  # [S]
@@ -205,7 +205,7 @@ def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scrat
             real_atoms.residual(row, rows.reals, scratch.reals.residual)
         real_atoms.slopes(row, scratch.reals.residual, on, rows.reals, deviation)
     noise = 8 * np.finfo(np.float64).eps * terms
-    gap -= center(on, rows.weights[row], deviation, scratch.ones)
+    gap -= center(on, rows.weights[row], deviation)
     spread = 0.0
     for s in range(on.shape[0]):
         spread = max(spread, abs(deviation[s]))
@@ -222,8 +222,8 @@ def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scrat
 
     moved = exhausted or drop >= 0
     if drop >= 0:
-        remove(drop, on, rows.inverse[row], scratch.change)
-        scratch.ones[drop], deviation[drop] = 0.0, 0.0
+        remove(drop, on, rows.inverse[row], rows.level[row, : on.shape[0]], scratch.change)
+        deviation[drop] = 0.0
     elif settled and not exhausted:
         moved = _add(row, vertex, gain, gap, limits, rows, scratch)
     rows.stalled[row] = 0 if moved else rows.stalled[row] + 1
@@ -256,7 +256,7 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
     if pivot <= least:
         leaving = -1
         if rows.some_are_free:
-            leaving = make_way(limits.weight_noise, change, on[:slots], weights, inverse, scratch.step)
+            leaving = make_way(limits.weight_noise, change, on[:slots], weights, inverse, rows.level[row, :slots], scratch.step)
         if leaving < 0:
             return False
         # What left had a share in the new atom, so that this is independent of those that stay, though maybe hardly so.
@@ -269,15 +269,13 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         rows.high[row] = slots
         clear_block(inverse, slot // SIDE)
         gram[slot:slots], change[slot:slots] = 0.0, 0.0
-        scratch.ones[slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
+        rows.level[row, slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
     if rows.is_bits:
         bit_atoms.put(row, slot, rows.bits, scratch.bits)
     else:
         real_atoms.put(row, slot, vertex, gain, rows.reals, scratch.reals.found)
-    change[slot] = -1.0
-    add_square(inverse, 1.0 / pivot, change[:slots])
-    weights[slot], on[slot] = start, True
-    scratch.ones[slot], scratch.deviation[slot] = 1.0, gap
+    add(slot, pivot, change[:slots], on, inverse, rows.level[row, :slots])
+    weights[slot], scratch.deviation[slot] = start, gap
     return True
 
 
@@ -297,8 +295,7 @@ def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     """The Newton step on the weights, as far as they stay nonnegative (paper eq. 15), and the mean there."""
     slots = rows.high[row]
     weights, step = rows.weights[row, :slots], scratch.step
-    deviation, ones, level = scratch.deviation[:slots], scratch.ones[:slots], scratch.change[:slots]
-    newton_step(rows.inverse[row], deviation, ones, step[:slots], level)
+    newton_step(rows.inverse[row], rows.level[row, :slots], scratch.deviation[:slots], step[:slots])
     reached = math.inf
     for s in range(slots):
         full = weights[s] + step[s]

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from ...kernels.bits import ONE, WORD, combine, differences, total
-from ...kernels.symmetric import read_row
+from ...kernels.symmetric import read_row, times
 from ...kernels.vectors import Array
 from . import bit_atoms, real_atoms
 from .row_algebra import add_combination, center, dot, newton_step, remove
@@ -32,7 +32,7 @@ def prune(span: Array, least: float, rows: Rows, margin: Array, count: Array) ->
         mass, left = 0.0, 0
         for s in range(slots):
             if on[s] and weights[s] <= least * rows.scale[row] and weights[s] < heaviest:
-                remove(s, on, rows.inverse[row], work)
+                remove(s, on, rows.inverse[row], rows.level[row, :slots], work)
                 weights[s] = 0.0
             mass += weights[s]
             left += on[s]
@@ -66,7 +66,7 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
     for row in span:
         slots = rows.high[row]
         on, weights, inverse = rows.on[row, :slots], rows.weights[row, :slots], rows.inverse[row]
-        ones, deviation, step, level = np.zeros(slots), np.zeros(slots), np.zeros(slots), np.zeros(slots)
+        deviation, step, level = np.zeros(slots), np.zeros(slots), np.zeros(slots)
         if rows.is_bits:
             mean = np.empty(rows.bits.scores.shape[1])
             bit_atoms.move(row, weights, rows.bits, mean)
@@ -75,8 +75,10 @@ def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
             residual = rows.reals.target[row].copy()
             add_combination(residual, -1.0, weights, rows.reals.atoms[row])
             real_atoms.slopes(row, residual, on, rows.reals, deviation)
-        center(on, weights, deviation, ones)
-        across = newton_step(inverse, deviation, ones, step, level)
+        center(on, weights, deviation)
+        times(inverse, on.astype(np.float64), level)  # afresh: updates leave rounding in it
+        across = level.sum()
+        newton_step(inverse, level, deviation, step)
         used, feasible, line = np.empty(slots, np.int64), True, np.empty(slots)
         count = 0
         for s in range(slots):
