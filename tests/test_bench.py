@@ -1,6 +1,7 @@
 """The benchmarks run and write what they say. How fast anything is, no test says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ def test_quick_benchmarks_write_a_page_and_a_record(tmp_path: Path, capsys: pyte
     page = (tmp_path / "BENCHMARKS.md").read_text()
     for case in record["cases"]:
         assert case["operation"] in page
+        assert len(case["yardstick"]) == len(next(iter(case["seconds"].values())))
+    paces = [int(pace) for pace in re.findall(r"\| (\d+)% \|", page)]
+    assert len(paces) == len(record["cases"])
+    assert max(paces) == 100
 
 
 @pytest.mark.slow

@@ -39,11 +39,13 @@ class Outcome:
         case: which.
         times: by candidate, ours first.
         details: what `describe` said.
+        yardstick: the times of `timing.yardstick` in the same rounds.
     """
 
     case: Case
     times: dict[str, Times]
     details: dict[str, float]
+    yardstick: Times
 
     @property
     def ours(self) -> Times:

@@ -18,8 +18,9 @@ from . import operators, scales, structured, training
 from .case import Case, Outcome
 from .memory import peak_megabytes
 from .scaling import draw
-from .timing import interleave
+from .timing import interleave, yardstick
 
+YARDSTICK = "yardstick"
 SUITES = ("sparsemax", "top-k", "SparseMAP", "score scale", "structured", "decoder", "training step", "memory", "scaling")
 
 DESCRIPTION = """Time the layers, the decoder's cost and whole training steps, forward and backward, in turn with other
@@ -83,7 +84,9 @@ def _cases(device: torch.device, quick: bool) -> Iterator[Case]:
 
 
 def _timed(case: Case, rounds: int) -> Outcome:
-    return Outcome(case, interleave(case.build(), rounds, least_seconds=0.2), case.describe())
+    times = interleave(case.build() | {YARDSTICK: yardstick}, rounds, least_seconds=0.2)
+    measure = times.pop(YARDSTICK)
+    return Outcome(case, times, case.describe(), measure)
 
 
 def _line(outcome: Outcome) -> str:
@@ -152,6 +155,7 @@ def _record(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, 
             "seconds": {name: times.seconds for name, times in o.times.items()},
             "recorded_ms": o.case.recorded,
             "details": o.details,
+            "yardstick": o.yardstick.seconds,
         }
         for o in outcomes
     ]
@@ -166,15 +170,27 @@ def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, fl
         "candidates of a line in turn. A ratio says how many times as long as ours the other took. Recorded figures are those "
         "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too. "
         "The process keeps the memory that it frees, as in `fit`, for all candidates.",
+        "",
+        "Pace: how fast the machine was meanwhile, of its fastest in this run, by a fixed piece of work that is timed in every "
+        "round. Where other virtual machines share its cores that varies; ratios to candidates of the same line do not mind, "
+        "recorded figures do.",
     ]
+    fastest = min((outcome.yardstick.median for outcome in outcomes), default=0.0)
     for suite in dict.fromkeys(outcome.case.suite for outcome in outcomes):
         rows = [outcome for outcome in outcomes if outcome.case.suite == suite]
-        lines += ["", f"## {suite}", "", "| operation | size | ours, ms | others: time / ours | |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {suite}",
+            "",
+            "| operation | size | ours, ms | pace | others: time / ours | |",
+            "|---|---|---|---|---|---|",
+        ]
         for row in rows:
             sizes = ", ".join(f"{name} = {value}" for name, value in row.case.sizes.items())
             ratios = "; ".join(f"{name} {ratio:.3g}x" for name, ratio in row.ratios().items())
             details = ", ".join(f"{name} {value:.4g}" for name, value in row.details.items())
-            lines.append(f"| {row.case.operation} | {sizes} | {_milliseconds(row)} | {ratios} | {details} |")
+            pace = f"{fastest / row.yardstick.median:.0%}"
+            lines.append(f"| {row.case.operation} | {sizes} | {_milliseconds(row)} | {pace} | {ratios} | {details} |")
     if memory:
         ours, plain = memory["ours"], memory["plain torch"]
         lines += ["", "## memory", "", "Added to the process's peak by a bit-vector step with SparseMAP, D = 32, B = 64: "]

@@ -56,6 +56,14 @@ def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_s
     return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
 
 
+def yardstick() -> None:
+    """The same work wherever it is called, of about half a millisecond: Python's own, small calls of torch, and arithmetic."""
+    values = torch.full((64, 64), 1 / 64, dtype=torch.float64)  # its own square
+    for _ in range(20):
+        values = values @ values
+    sum(place * place for place in range(3000))
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
