@@ -202,13 +202,14 @@ def _multiplier(values: Array, origin: float, budget: int) -> float:
     """
     low, high, shift, ones_before, between_before = -1.5, 0.5, -0.5, -1, -1
     for _ in range(MOST_STEPS):
-        ones, between, total = 0, 0, 0.0
+        ones, above, total = 0, 0, 0.0
         for place in range(values.shape[0]):
             relative = min(max(values[place] - origin, -2.0), 2.0)
             is_one, is_above = relative - shift >= 1.0, relative - shift > 0.0
             ones += is_one
-            between += is_above and not is_one
-            total += relative if is_above and not is_one else 0.0
+            above += is_above
+            total += relative if is_above != is_one else 0.0
+        between = above - ones
         if ones == ones_before and between == between_before:
             return shift
         excess = ones + total - shift * between - budget
