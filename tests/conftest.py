@@ -1,5 +1,8 @@
 """One thread a test process: on tensors this small a second thread costs more than it brings, and tests run in parallel."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+# What these modules assert is shown with its values when it fails, as in tests themselves.
+pytest.register_assert_rewrite("cases", "estimator_cases", "structures", "triton_checks")

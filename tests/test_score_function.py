@@ -1,0 +1,142 @@
+"""The score function with each baseline, and DisARM, against enumeration."""
+
+import pytest
+import torch
+from estimator_cases import BASELINES, POLYTOPES, check_unbiased, cost_of, draws, scores_of, theta_of
+from sparsemarg.models import BitVectorVAE, Decoder, Encoder
+from sparsemarg.models.estimators import (
+    DisARM,
+    Learned,
+    LeaveOneOut,
+    RunningMean,
+    ScoreFunction,
+    SelfCritic,
+)
+from sparsemarg.oracles import BernoulliCube, Simplex
+from torch import Tensor
+
+EVALUATIONS = {"running": 1, "critic": 2, "learned": 1, "others": 3}
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("name", POLYTOPES)
+def test_score_function_is_unbiased(name: str, baseline: str) -> None:
+    polytope = POLYTOPES[name]
+    torch.manual_seed(1)
+    estimator = ScoreFunction(polytope, BASELINES[baseline]()).double()
+    draws(estimator, polytope, seed=2)  # a running mean that is not 0
+    check_unbiased(estimator, polytope)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_score_function_counts_what_it_evaluates(baseline: str) -> None:
+    polytope = BernoulliCube(4)
+    estimator = ScoreFunction(polytope, BASELINES[baseline]()).double()
+    calls: list[int] = []
+    cost = cost_of(theta_of(polytope).repeat(6, 1))
+
+    def counted(atoms: Tensor, row: Tensor) -> Tensor:
+        calls.append(len(atoms))
+        return cost(atoms, row)
+
+    torch.manual_seed(0)
+    estimate = estimator(scores_of(polytope).repeat(6, 1), counted, context=torch.zeros(6, 3))
+    assert sum(calls) == estimate.evaluations == 6 * EVALUATIONS[baseline]
+    assert estimate.support.tolist() == [EVALUATIONS[baseline]] * 6
+    assert estimator.dim == 4
+
+
+def test_baselines_reduce_the_variance() -> None:
+    polytope = BernoulliCube(4)
+    spread: dict[str, float] = {}
+    first = ScoreFunction(polytope, RunningMean())
+    spread["none"] = draws(first, polytope)[1].var(0).sum().item()  # at first use the running mean is 0
+    for name in ("running", "critic", "others"):
+        estimator = ScoreFunction(polytope, BASELINES[name]())
+        draws(estimator, polytope, seed=2)
+        spread[name] = draws(estimator, polytope)[1].var(0).sum().item()
+    assert spread["others"] < spread["critic"] < spread["none"]
+    assert spread["running"] < spread["none"]
+
+
+def test_critic_has_no_gradient() -> None:
+    """The published code lets the critic's cost into the gradient of the cost's parameters, weighted by -log q(z)."""
+    polytope = Simplex(3)
+    theta = theta_of(polytope).repeat(4, 1).requires_grad_()
+    with_grad: list[bool] = []
+
+    def cost(atoms: Tensor, row: Tensor) -> Tensor:
+        costs = cost_of(theta)(atoms, row)
+        with_grad.append(costs.requires_grad)
+        return costs
+
+    ScoreFunction(polytope, SelfCritic())(torch.zeros(4, 3, dtype=torch.float64), cost)
+    assert with_grad == [True, False]
+
+
+def test_running_mean_is_cumulative_and_used_before_it_is_updated() -> None:
+    baseline = RunningMean()
+    batches = [torch.tensor([[1.0, 3.0]]), torch.tensor([[5.0, 7.0]]), torch.tensor([[0.0, 2.0]])]
+    used = [float(baseline(batch, batch[:0], None).value) for batch in batches]
+    assert used == [0, 2, 4]  # the mean of nothing, of 2, of 2 and 6
+    baseline.eval()
+    assert float(baseline(torch.full((1, 2), 100.0), batches[0][:0], None).value) == 3  # of 2, 6 and 1
+    assert int(baseline.count) == 3
+
+
+def test_running_mean_survives_a_state_dict() -> None:
+    polytope = BernoulliCube(4)
+    trained = ScoreFunction(polytope, RunningMean())
+    draws(trained, polytope)
+    restored = ScoreFunction(polytope, RunningMean())
+    restored.load_state_dict(trained.state_dict())
+    assert set(trained.state_dict()) == {"baseline.mean", "baseline.count"}
+    for first, second in zip(draws(trained, polytope)[1:], draws(restored, polytope)[1:], strict=True):
+        assert torch.equal(first, second)
+
+
+def test_learned_baseline_is_trained_by_squared_error_alone() -> None:
+    torch.manual_seed(0)
+    baseline = Learned(3, hidden=4).double()
+    estimator = ScoreFunction(BernoulliCube(4), baseline)
+    scores = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+    context = torch.rand(5, 3, dtype=torch.float64)
+    estimate = estimator(scores, cost_of(theta_of(BernoulliCube(4)).repeat(5, 1)), context=context)
+    parameters = list(baseline.parameters())
+    found = torch.autograd.grad(estimate.surrogate.mean(), parameters)
+    loss = (estimate.value - baseline.network(context).squeeze(-1)).square().mean()
+    for ours, theirs in zip(found, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_learned_baseline_has_the_published_layers() -> None:
+    sizes = [tuple(p.shape) for p in Learned(784).parameters() if p.ndim == 2]
+    assert sizes == [(512, 784), (512, 512), (512, 512), (1, 512)]
+    late = Learned(hidden=4)
+    late.build(3)
+    late.build(99)  # has its network
+    assert late.in_features == 3
+
+
+def test_model_builds_the_learned_baseline_for_its_images() -> None:
+    torch.manual_seed(0)
+    estimator = ScoreFunction(BernoulliCube(4), Learned(hidden=8))
+    vae = BitVectorVAE(Encoder(6, 5, 4, hidden=8), Decoder(4, 6, 5, hidden=8, rank=2), estimator)
+    seen: list[Tensor] = []
+    estimator.baseline.register_forward_hook(lambda module, inputs, output: seen.append(inputs[2]))
+    images = torch.randint(5, (7, 6), dtype=torch.uint8)
+    vae(images).loss.backward()
+    assert torch.equal(seen[0], images / 4)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in vae.parameters())
+
+
+@pytest.mark.parametrize("dim", [1, 3, 5])
+def test_disarm_is_unbiased(dim: int) -> None:
+    polytope = BernoulliCube(dim)
+    check_unbiased(DisARM(polytope), polytope)
+
+
+def test_disarm_beats_two_samples_left_one_out() -> None:
+    polytope = BernoulliCube(4)
+    spread = [draws(e, polytope)[1].var(0).sum() for e in (DisARM(polytope), ScoreFunction(polytope, LeaveOneOut(2)))]
+    assert spread[0] < spread[1]
