@@ -5,4 +5,4 @@ import torch
 
 torch.set_num_threads(1)
 # What these modules assert is shown with its values when it fails, as in tests themselves.
-pytest.register_assert_rewrite("cases", "estimator_cases", "mutation_cases", "structures", "triton_checks")
+pytest.register_assert_rewrite("cases", "estimator_cases", "experiment_cases", "mutation_cases", "structures", "triton_checks")

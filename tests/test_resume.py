@@ -1,0 +1,246 @@
+"""Checkpoints, and runs that go on where they were stopped, bit for bit. Small runs on the embedded digits."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from experiment_cases import DIGITS, QUIET, complaint, fit, rows_of
+from experiment_cases import in_temporary_folder as in_temporary_folder
+from lightning.pytorch import LightningModule, Trainer
+from sparsemarg.experiments.bit_vector_vae import BitVectorVAETask
+from sparsemarg.experiments.checkpoints import AtomicCheckpointIO, Checkpoints
+from sparsemarg.experiments.data import ImageData
+from sparsemarg.experiments.errors import UsageError
+from sparsemarg.experiments.metrics_csv import MetricsCSV
+from sparsemarg.experiments.random_state import RandomState
+from sparsemarg.experiments.step_limit import StepLimit
+from torch import Tensor
+
+# Checkpoints
+
+
+class Unwritable:
+    """An object whose pickling fails after part of the file was written."""
+
+    def __reduce__(self) -> Any:
+        raise OSError("no space left on device")
+
+
+def test_failed_write_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.ones(1000)}, path)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="no space left"):
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(1000), "bad": Unwritable()}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_full_disk_leaves_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel's own error, from a device that is always full."""
+    fit("--folder", "here", steps=3)
+    before = Path("here/checkpoints/last.ckpt").read_bytes()
+    plain_open = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        target = Path("/dev/full") if self.name.endswith(".ckpt.tmp") and "w" in mode else self
+        return plain_open(target, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    message = complaint(
+        capsys, "fit", "--config", DIGITS, "--folder", "here", "--ckpt_path", "last", "--trainer.max_steps", "5"
+    )
+    assert "cannot write its files: [Errno 28] No space left on device" in message
+    assert "--ckpt_path last" in message
+    assert Path("here/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_folder_without_write_access(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def forbidden(**options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), options["dir"])
+
+    # Rights do not stop the superuser, who may be the one that runs the tests.
+    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
+    message = complaint(capsys, "fit", "--config", DIGITS, "--folder", "here")
+    assert "cannot write its files: [Errno 13] Permission denied: 'here'" in message
+    assert os.listdir("here") == []
+
+
+def test_failing_run_leaves_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit("--folder", "here", steps=3)
+    before = Path("here/checkpoints/last.ckpt").read_bytes()
+
+    def fail(self: BitVectorVAETask, images: Tensor) -> Tensor:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(BitVectorVAETask, "training_step", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        fit("--folder", "here", "--ckpt_path", "last", steps=5)
+    assert Path("here/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_metrics_csv_drops_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    first = MetricsCSV(path)
+    for step in range(4):
+        first.log_metrics({"a": step / 3}, step)
+    first.log_metrics({"b": 1.0}, 3)
+    with path.open("a") as file:
+        file.write("4,0.3")  # the process was killed in mid-write
+    resumed = MetricsCSV(path, resume_step=3)
+    resumed.log_metrics({"a": 7.0}, 3)
+    rows = rows_of(path)
+    assert [(row["step"], row["a"], row["b"]) for row in rows] == [
+        *((str(i), repr(i / 3), "") for i in range(3)),
+        ("3", "7.0", ""),
+    ]
+
+
+# Exact resume
+
+
+class Dice(LightningModule):
+    """Keeps the epoch, the batch, and a number drawn from every global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.drawn: list[tuple[Any, ...]] = []
+
+    def training_step(self, images: Tensor) -> Tensor:
+        numbers = (torch.rand(()).item(), np.random.rand(), random.random())  # noqa: NPY002
+        self.drawn.append((self.current_epoch, images.flatten().tolist(), *numbers))
+        return self.weight * images.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Few(ImageData):
+    pixels, levels = 1, 9
+
+    def read(self) -> Any:
+        images = torch.arange(8, dtype=torch.uint8)[:, None]
+        return type("Splits", (), {"train": images, "val": images, "test": images})()
+
+
+def roll(folder: Path, steps: int, resume: bool = False) -> list[tuple[Any, ...]]:
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+    dice = Dice()
+    trainer = Trainer(
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[RandomState(), Checkpoints(), StepLimit(steps)],
+    )
+    trainer.fit(dice, datamodule=Few(2), ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
+    return dice.drawn
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 5])
+def test_epochs_batches_and_random_generators_continue(tmp_path: Path, stop: int) -> None:
+    """Epochs have 4 steps: stopped within an epoch, at its end, and after it."""
+    whole = roll(tmp_path / "whole", 10)
+    first = roll(tmp_path / "parts", stop)
+    second = roll(tmp_path / "parts", 10, resume=True)
+    assert first + second == whole
+    assert [epoch for epoch, *_ in whole] == [0] * 4 + [1] * 4 + [2] * 2
+
+
+def same_state(ours: Any, theirs: Any) -> bool:
+    """Whether nested dictionaries, lists and tensors are equal bit for bit."""
+    if isinstance(theirs, Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same_state(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(map(same_state, ours, theirs))
+    return ours == theirs
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert (ours / "metrics.csv").read_text() == (theirs / "metrics.csv").read_text()
+    for name in ("last", "best"):
+        one, two = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (ours, theirs))
+        for key in ("global_step", "epoch", "state_dict", "optimizer_states", "callbacks", "Digits"):
+            assert same_state(one[key], two[key]), f"{name}.ckpt: {key}"
+
+
+def test_stopped_run_resumes_bit_for_bit() -> None:
+    """Stopped within an epoch of 5 steps, at its end, just after it; with a limit on steps and with one on epochs."""
+
+    def fit_to(folder: str, steps: int, epochs: int, *more: str) -> None:
+        limits = ["--trainer.limit_train_batches", "5", "--trainer.max_epochs", str(epochs)]
+        fit("--folder", folder, *limits, *more, config="bit_vector_vae/digits/topk", steps=steps)
+
+    fit_to("whole", -1, 3)
+    for stop in (2, 5, 6, 10):
+        fit_to(f"steps{stop}", stop, 100)
+        fit_to(f"steps{stop}", 15, 100, "--ckpt_path", "last")
+        assert_same_run(Path(f"steps{stop}"), Path("whole"))
+    fit_to("epochs", -1, 2)
+    fit_to("epochs", -1, 3, "--ckpt_path", "last")
+    assert_same_run(Path("epochs"), Path("whole"))
+
+
+def launch(folder: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "sparsemarg.experiments.cli", "fit", "--config", DIGITS, "--folder", folder]
+    options = ["--trainer.max_epochs", "10", "--checkpoint.every_n_steps", "6", *QUIET, *arguments]
+    return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_run_killed_ten_times_resumes_bit_for_bit() -> None:
+    """SIGKILL at ten random moments of ten epochs of 20 steps; then all is as after an undisturbed run.
+
+    Some moments come before the first checkpoint, some before anything new was saved, some while a checkpoint is written. They
+    are drawn in steps, plus a moment within a step: in seconds, a busy machine would never get to a checkpoint.
+    """
+    undisturbed = launch("whole")
+    draw = random.Random(0)
+    metrics, checkpoint = Path("parts/metrics.csv"), Path("parts/checkpoints/last.ckpt")
+    saved = []
+    for _ in range(10):
+        resume = ["--ckpt_path", "last"] if checkpoint.exists() else []
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        killed = launch("parts", *resume)
+        start = (saved[-1] if saved else 0) + 1  # a row a step below the header, once a resumed run has cut the file back
+        rows, deadline = start + draw.randrange(14), time.monotonic() + 120
+        while not metrics.exists() or metrics.stat().st_mtime_ns == before or len(metrics.read_text().splitlines()) < rows:
+            assert killed.poll() is None, killed.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.03))
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL, "the run ended before it was killed"
+        saved.append(torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint.exists() else 0)
+    assert saved == sorted(saved)
+    assert saved[-1] > 0
+    assert undisturbed.wait() == 0
+
+    resumed = launch("parts", "--ckpt_path", "last")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors.decode()
+    assert_same_run(Path("parts"), Path("whole"))
+
+
+def test_resume_refuses_another_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--folder", "here")
+    with pytest.raises(UsageError, match="seed_everything is 7, the checkpoint has 42"):
+        fit("--folder", "here", "--ckpt_path", "last", "--seed_everything", "7")
