@@ -111,7 +111,9 @@ def test_an_oracle_that_reads_values_runs_one_by_one() -> None:
         active_set(oracle, LIMIT, TOL, replayed)
     wanted = active_set(oracle, LIMIT, TOL)
     assert torch.equal(found.atoms, wanted.atoms)
-    assert torch.equal(found.probs, wanted.probs)
+    torch.testing.assert_close(
+        found.probs, wanted.probs, rtol=0, atol=1e-12
+    )  # what runs without recording is not the same code
 
 
 def test_recordings_are_of_one_polytope() -> None:
