@@ -40,8 +40,8 @@ def every_code(dim: int) -> Tensor:
 def trained(name: str, dim: int = D, steps: int = 300) -> tuple[BitVectorVAE, Tensor]:
     """A model trained on digits, and 60 images that it has not seen.
 
-    In float64: what float32 rounds away grows in 300 steps to another model. (Which structures are in a support still depends on
-    whether it is found by kernels, so that there is no single model to expect.)
+    In float64: what float32 rounds away grows in 300 steps to another model. (Which structures are in a support still depends
+    on whether it is found by kernels, so that there is no single model to expect.)
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -88,8 +88,8 @@ def estimate(
 def test_the_common_estimate_agrees_with_enumeration(name: str) -> None:
     """Every kind of posterior, on images whose p(z | x) has few codes: within 5 standard errors and, on average, 0.1 nats.
 
-    But for one image of the 60: no estimate from samples knows of a mode of p(z | x) that none of them has hit. In thirteen models
-    that was seen once. The standard error is bounded on average, too: which image has the largest depends on the model.
+    But for one image of the 60: no estimate from samples knows of a mode of p(z | x) that none of them has hit. In thirteen
+    models that was seen once. The standard error is bounded on average, too: which image has the largest depends on the model.
     """
     vae, images = trained(name)
     truth = exact(vae, images)
