@@ -88,7 +88,7 @@ def estimate(
 def test_the_common_estimate_agrees_with_enumeration(name: str) -> None:
     """Every kind of posterior, on images whose p(z | x) has few codes: within 5 standard errors and, on average, 0.1 nats.
 
-    But for one image of the 60: no estimate from samples knows of a mode of p(z | x) that none of them has hit. In thirteen
+    But for one image of the 60: no estimate from samples knows of a mode of p(z | x) that none of them has hit. In nineteen
     models that was seen once. The standard error is bounded on average, too: which image has the largest depends on the model.
     """
     vae, images = trained(name)
