@@ -40,20 +40,21 @@ def every_code(dim: int) -> Tensor:
 def trained(name: str, dim: int = D, steps: int = 300) -> tuple[BitVectorVAE, Tensor]:
     """A model trained on digits, and 60 images that it has not seen.
 
-    In float64: what float32 rounds away grows in 300 steps to another model. (Which structures are in a support still depends
-    on whether it is found by kernels, so that there is no single model to expect.)
+    In float64 and tensor operations, so that it is the same model whatever kernels there are: what is rounded otherwise grows in
+    300 steps to another one.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = read_digits()[0]
-    vae = BitVectorVAE(
-        Encoder(64, 17, dim, 32, normalize_scores=True), Decoder(dim, 64, 17, 32, 3), ESTIMATORS[name](dim)
-    ).double()
+    encoder, decoder = Encoder(64, 17, dim, 32, normalize_scores=True), Decoder(dim, 64, 17, 32, 3)
+    vae = BitVectorVAE(encoder, decoder, ESTIMATORS[name](dim)).double()
     optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        vae(images[torch.randint(1500, (64,))]).loss.backward()
-        optimizer.step()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEMARG_KERNELS", "off")
+        for _ in range(steps):
+            optimizer.zero_grad()
+            vae(images[torch.randint(1500, (64,))]).loss.backward()
+            optimizer.step()
     return vae.float().eval(), images[1500:1560]
 
 
@@ -86,17 +87,14 @@ def estimate(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_common_estimate_agrees_with_enumeration(name: str) -> None:
-    """Every kind of posterior, on images whose p(z | x) has few codes: within 5 standard errors and, on average, 0.1 nats.
-
-    But for one image of the 60: no estimate from samples knows of a mode of p(z | x) that none of them has hit. In nineteen
-    models that was seen once. The standard error is bounded on average, too: which image has the largest depends on the model.
-    """
+    """Every kind of posterior, on images whose p(z | x) has few codes: within 5 standard errors and, on average, 0.1 nats."""
     vae, images = trained(name)
     truth = exact(vae, images)
     found = estimate(name, vae, images, 2048)
     error = (found.value - truth).abs()
+    assert float(found.standard_error.max()) < 0.3
     assert float(found.standard_error.mean()) < 0.05
-    assert int((error > 5 * found.standard_error + 1e-4).sum()) <= 1
+    assert bool((error < 5 * found.standard_error + 1e-4).all())
     assert float(error.mean()) < 0.1
     assert float(found.effective_samples.median()) > 200
     # The codes are a part of all that there are: enumeration is no way out for the estimate.

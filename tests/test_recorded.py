@@ -109,11 +109,13 @@ def test_an_oracle_that_reads_values_runs_one_by_one() -> None:
     with warnings.catch_warnings():  # said once
         warnings.simplefilter("error")
         active_set(oracle, LIMIT, TOL, replayed)
+    same_shapes = active_set(oracle, LIMIT, TOL, recorded._iterated)
+    assert torch.equal(found.atoms, same_shapes.atoms)
+    assert torch.equal(found.probs, same_shapes.probs)
+    # Without a recorder rows and slots come in other numbers, on which the last bits of a product depend on some processors.
     wanted = active_set(oracle, LIMIT, TOL)
     assert torch.equal(found.atoms, wanted.atoms)
-    torch.testing.assert_close(
-        found.probs, wanted.probs, rtol=0, atol=1e-12
-    )  # what runs without recording is not the same code
+    torch.testing.assert_close(found.probs, wanted.probs, rtol=0, atol=1e-15)
 
 
 def test_recordings_are_of_one_polytope() -> None:
