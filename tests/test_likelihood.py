@@ -40,8 +40,8 @@ def every_code(dim: int) -> Tensor:
 def trained(name: str, dim: int = D, steps: int = 300) -> tuple[BitVectorVAE, Tensor]:
     """A model trained on digits, and 60 images that it has not seen.
 
-    In float64 and tensor operations, so that it is the same model whatever kernels there are: what is rounded otherwise grows in
-    300 steps to another one.
+    In float64 and tensor operations, so that it is the same model whatever kernels there are: what is rounded otherwise grows
+    in 300 steps to another one.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
