@@ -57,7 +57,7 @@ def _merge(values: Array, places: Array, half: int, work: Array) -> None:
         if left < half and (right == places.shape[0] or values[work[left]] <= values[places[right]]):
             places[place] = work[left]
             left += 1
-        elif right < places.shape[0]:
+        else:
             places[place] = places[right]
             right += 1
 

@@ -121,7 +121,7 @@ class SparseDistribution:
 
     def mean(self) -> Tensor:
         """mu = sum_n probs[n] atoms[n], [*B, D]."""
-        means = packed_mean(self.probs, self.atoms, self._first)
+        means = packed_mean(self.probs, self.atoms, self._first, self.row)
         if means is None:
             means = self._sum(self.probs[:, None] * self.atoms)
         shape = (*self.batch_shape, self.atoms.shape[1])

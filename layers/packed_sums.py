@@ -13,26 +13,29 @@ Kernel = Callable[..., None]
 LOG_PASSES = 16
 
 
-def packed_mean(probs: Tensor, atoms: Tensor, first: Tensor) -> Tensor | None:
-    """mu_b = sum_n probs[n] atoms[n] over first[b] <= n < first[b + 1], differentiable in probs; None without a kernel for it.
+def packed_mean(probs: Tensor, atoms: Tensor, first: Tensor, row: Tensor) -> Tensor | None:
+    """mu_b = sum_n probs[n] atoms[n] over first[b] <= n < first[b + 1], [B, D]; None where there is no kernel for it.
+
+    Differentiable in probs, to any order.
 
     Args:
         probs: [N] float32 or float64.
         atoms: [N, D] in that dtype, without gradient.
         first: [B + 1] int64, from 0 to N.
+        row: [N] int64, b of each n.
 
     Cost: one pass over the atoms, and one in the backward pass; nothing of their size is kept or written.
     """
     kernel = _kernel(probs, "combine")
     if kernel is None or atoms.dtype != probs.dtype or atoms.requires_grad:
         return None
-    return _PackedMean.apply(probs, atoms, first, kernel)  # pyright: ignore[reportReturnType]  # untyped in torch
+    return _PackedMean.apply(probs, atoms, first, row, kernel)  # pyright: ignore[reportReturnType]  # untyped in torch
 
 
 def packed_entropy(probs: Tensor, first: Tensor, row: Tensor) -> Tensor | None:
-    """H_b = -sum_n probs[n] log probs[n], nats, over the same n, [B], as `packed_mean` takes and returns them.
+    """H_b = -sum_n probs[n] log probs[n] over first[b] <= n < first[b + 1], nats, [B], with 0 log 0 = 0; as `packed_mean`.
 
-    row: [N] int64, b of each n.
+    The gradient at 0 is that at the smallest normal number of the dtype.
     """
     kernel = _kernel(probs, "entropies")
     return None if kernel is None else _PackedEntropy.apply(probs, first, row, kernel)  # pyright: ignore[reportReturnType]
@@ -44,15 +47,10 @@ def _kernel(values: Tensor, function: str) -> Kernel | None:
     return compiled(".kernels.packed", __package__, function, values.device)
 
 
-def _row_of(first: Tensor) -> Tensor:
-    """[N], whose each atom is."""
-    return torch.arange(len(first) - 1).repeat_interleave(first.diff())
-
-
 class _PackedMean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, probs: Tensor, atoms: Tensor, first: Tensor, kernel: Kernel) -> Tensor:
-        ctx.save_for_backward(atoms, first)
+    def forward(ctx: Any, probs: Tensor, atoms: Tensor, first: Tensor, row: Tensor, kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(atoms, first, row)
         means = atoms.new_empty(len(first) - 1, atoms.shape[1])
         given, bounds, result = probs.detach().contiguous().numpy(), first.numpy(), means.numpy()
         matrix = atoms.contiguous().numpy()
@@ -62,19 +60,19 @@ class _PackedMean(torch.autograd.Function):
         return means
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = gradients
-        atoms, first = ctx.saved_tensors
+        atoms, first, row = ctx.saved_tensors
         kernel = _kernel(gradient, "compare")
         if kernel is None or torch.is_grad_enabled():  # a second derivative is wanted: this is linear in the gradient
-            return (atoms * gradient[_row_of(first)]).sum(-1), None, None, None
+            return (atoms * gradient[row]).sum(-1), None, None, None, None
         products = atoms.new_empty(len(atoms))
         given, bounds, result = gradient.contiguous().numpy(), first.numpy(), products.numpy()
         matrix = atoms.contiguous().numpy()
         in_threads(
             lambda part: kernel(given[part], matrix, bounds[part.start : part.stop + 1], result), len(first) - 1, matrix.size
         )
-        return products, None, None, None
+        return products, None, None, None, None
 
 
 class _PackedEntropy(torch.autograd.Function):

@@ -167,7 +167,7 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     if coding == "bits":
         return scores
     parts = Parts.of(polytope, scores.device)
-    if parts is None:
+    if parts is None:  # in one pass
         return torch.add(scores.new_full((), 0.5), scores, alpha=0.5)
     return (parts.penalized(torch.ones_like(scores)) + scores) / 2
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiment_cases import real_data
 from sparsemarg.experiments import cli
 from sparsemarg.experiments.batches import Batches
 from sparsemarg.experiments.semi_supervised import SemiSupervisedVAETask
@@ -176,7 +177,7 @@ def test_published_split_is_a_partition() -> None:
     assert sorted([*labelled, *unlabelled, *val]) == list(range(60000))
 
 
-@pytest.mark.skipif("SPARSEMARG_DATA" not in os.environ, reason="needs SPARSEMARG_DATA")
+@real_data
 def test_mnist_splits() -> None:
     splits = SemiSupervisedMNIST(os.environ["SPARSEMARG_DATA"], download=False).read()
     assert [len(part.labels) for part in (splits.labelled, splits.unlabelled, splits.val, splits.test)] == [

@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> None:
             outcomes.append(_timed(case, options.rounds))
             print(_line(outcomes[-1]), flush=True)
     for _ in range(options.repeats):
-        outcomes = [_steadier(outcome, fastest(outcomes), options.rounds) for outcome in outcomes]
+        outcomes = [_steadier(outcome, _fastest(outcomes), options.rounds) for outcome in outcomes]
     measured = "memory" in wanted and device.type == "cpu" and sys.platform == "linux"
     memory = peak_megabytes() if measured else {}
     options.output.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _timed(case: Case, rounds: int) -> Outcome:
     return Outcome(case, times, case.describe(), measure)
 
 
-def fastest(outcomes: list[Outcome]) -> float:
+def _fastest(outcomes: list[Outcome]) -> float:
     """Seconds that the yardstick took where the machine was fastest."""
     return min((outcome.yardstick.median for outcome in outcomes), default=0.0)
 
@@ -196,7 +196,7 @@ def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, fl
         "round. Where other virtual machines share its cores that varies; ratios to candidates of the same line do not mind, "
         "recorded figures do. With `--repeats`, slow lines were timed again, and the attempt at the best pace counts.",
     ]
-    best = fastest(outcomes)
+    best = _fastest(outcomes)
     for suite in dict.fromkeys(outcome.case.suite for outcome in outcomes):
         rows = [outcome for outcome in outcomes if outcome.case.suite == suite]
         lines += [

@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels import runs as runs
 from ...kernels.ordering import order, room
-from ...kernels.runs import first_of as first_of
-from ...kernels.runs import none_empty as none_empty
-from ...kernels.runs import row_of as row_of
 from ...kernels.selection import nth_largest
 from ...kernels.vectors import UNCOUNTED, Array
 from .limits import CLOSED, SORTED_PRUNE
@@ -57,7 +55,8 @@ class Line(NamedTuple):
         level: [D] the means that are strictly between 0 and 1, in the order of the line once they are sorted.
         values, ranks, places: what `ordering.order` is given.
         before: [D] int32, what is to be permuted.
-        residual, work: [D].
+        residual: [D] what the means leave of the scores.
+        work: [D], of which the order is lost.
     """
 
     level: Array
@@ -72,13 +71,9 @@ class Line(NamedTuple):
 def line_of(dim: int) -> Line:
     """Room for rows of so many coordinates."""
     length = room(dim)
-    values, ranks, places, before = (
-        np.empty(length),
-        np.empty(length, np.int64),
-        np.empty(dim, np.int64),
-        np.empty(dim, np.int32),
-    )
-    return Line(np.empty(dim), values, ranks, places, before, np.empty(dim), np.empty(dim))
+    level, residual, work = np.empty((3, dim))
+    places, before = np.empty(dim, np.int64), np.empty(dim, np.int32)
+    return Line(level, np.empty(length), np.empty(length, np.int64), places, before, residual, work)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)

@@ -75,9 +75,9 @@ class _Cuts(PackedRows):
         in_threads(
             lambda part: find(target[part], *given, kernels.line_of(dim), part_of(rows, part)), batch, passes * target.size
         )
-        if not kernels.none_empty(rows.number):
+        if not kernels.runs.none_empty(rows.number):
             return None
-        return _Cuts(kernels, rows, dim, kernels.first_of(rows.number), chained)
+        return _Cuts(kernels, rows, dim, kernels.runs.first_of(rows.number), chained)
 
     def arguments(self, part: slice) -> tuple[Any, bool, np.ndarray]:
         """See `PackedRows`."""

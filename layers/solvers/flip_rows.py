@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels import runs as runs
 from ...kernels.ordering import order, room
-from ...kernels.runs import first_of as first_of
-from ...kernels.runs import none_empty as none_empty
-from ...kernels.runs import row_of as row_of
 from ...kernels.selection import Sieve, sieve_of, smallest
 from ...kernels.vectors import UNCOUNTED, Array, power_below
 from ...oracles.cube import LEAST_TOTAL

@@ -68,9 +68,9 @@ class _Flips(PackedRows):
             batch,
             PASSES * scores.size,
         )
-        if not kernels.none_empty(rows.number):
+        if not kernels.runs.none_empty(rows.number):
             return None
-        return _Flips(kernels, rows, dim, kernels.first_of(rows.number), tree)
+        return _Flips(kernels, rows, dim, kernels.runs.first_of(rows.number), tree)
 
     def arguments(self, part: slice) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray]:
         """See `PackedRows`."""

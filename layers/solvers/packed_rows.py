@@ -17,7 +17,7 @@ class PackedRows(ABC):
     """The structures of a batch, told in brief; a `Jacobian`.
 
     Attributes:
-        kernels: the module of the kernels `write`, `pull` and `push`, with those of `runs`; it needs Numba.
+        kernels: the module of the kernels `write`, `pull` and `push`, and of `runs`; it needs Numba.
         rows: its `Rows`, arrays of which `number` [B] int64 says how many structures a row has.
         dim: D.
         first: [B + 1] int64 array: where the structures of each row begin in what is packed.
@@ -45,7 +45,7 @@ class PackedRows(ABC):
             self.kernels.write(*(rows[part] for rows in given), *self.arguments(part), array, weights)
 
         in_threads(write, batch, array.size)
-        row = torch.from_numpy(self.kernels.row_of(self.first))
+        row = torch.from_numpy(self.kernels.runs.row_of(self.first))
         return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, torch.from_numpy(self.first), stats, self)
 
     def pull(self, gradient: Tensor) -> Tensor:

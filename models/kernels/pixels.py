@@ -8,7 +8,7 @@ from .pixel_lanes import LEVELS, PIXELS, add_outer, exponentiate, find_logits, f
 
 LN2 = np.log(2.0)
 LOG2_E = np.float32(1 / LN2)
-SLOPE = np.float32(LN2)
+LN2_SINGLE = np.float32(LN2)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -53,7 +53,7 @@ def pixel_costs(
                 for p in range(count):
                     scale = ONE / totals[p]
                     for r in range(len(ranks)):
-                        by_features[pair, start + p, r] = products[p, r] * scale * SLOPE
+                        by_features[pair, start + p, r] = products[p, r] * scale * LN2_SINGLE
                         shares[p, r] *= scale
                     shares[p, len(ranks)] = scale
                 add_outer(ranks, shares, masses, by_head[pair])
