@@ -53,15 +53,15 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
         max_logits = CPU_LOGITS if features.device.type == "cpu" else DEVICE_LOGITS
     pairs = max(1, max_logits // (features.shape[1] * head.out_features))
     inputs = [_single(tensor) for tensor in (features, head.weight, head.bias)]
-    return _PixelCrossEntropy.apply(*inputs, images.long(), pairs)  # pyright: ignore[reportReturnType]  # untyped in torch
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return _PixelCrossEntropy.apply(*inputs, images.long(), pairs, wanted)  # pyright: ignore[reportReturnType]  # untyped in torch
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
     """See `pixel_cross_entropy`."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, pairs: int) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, pairs: int, wanted: bool) -> Tensor:
         found = _compiled(features, weight, bias, images, wanted)
         if found is None:
             chunks = [
@@ -80,9 +80,9 @@ class _PixelCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted
             inputs = [x for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(plain(features, weight, bias, images), inputs, gradient, create_graph=True))
-            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
         head = (gradient @ by_head.flatten(1)).unflatten(0, by_head.shape[1:])  # [rank + 1, levels]
-        return gradient[:, None, None] * by_features, head[:-1].T, head[-1], None, None
+        return gradient[:, None, None] * by_features, head[:-1].T, head[-1], None, None, None
 
 
 def plain(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor) -> Tensor:

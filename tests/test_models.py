@@ -7,7 +7,7 @@ import torch
 from sparsemarg.kernels import compiled
 from sparsemarg.layers import SparseMAP, TopKSparsemax
 from sparsemarg.layers.solvers import SortedDecomposition
-from sparsemarg.models import BitVectorVAE, Decoder, Encoder, pixel_cross_entropy
+from sparsemarg.models import BitVectorVAE, Decoder, Encoder, objective, pixel_cross_entropy
 from sparsemarg.models.estimators import Marginalize
 from sparsemarg.models.objective import plain
 from sparsemarg.oracles import BernoulliCube, Budget
@@ -271,6 +271,35 @@ def test_the_compiled_pixel_kernel_in_any_size(pixels: int, rank: int, levels: i
     ours, theirs = torch.autograd.grad(found @ weights, inputs), torch.autograd.grad(expected @ weights.double(), exact)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_pixel_derivatives_are_computed_where_they_are_wanted_only(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With parameters that require gradients, as in an evaluation: it would take twice as long."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    name, wanted = "_compiled" if switch == "on" else "_chunk", []
+    original = getattr(objective, name)
+    monkeypatch.setattr(objective, name, lambda *given: (wanted.append(given[-1]), original(*given))[1])
+    features, head, images = torch.randn(2, 3, 2), nn.Linear(2, 5), torch.randint(0, 5, (2, 3))
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            costs = pixel_cross_entropy(features, head, images)
+        assert costs.requires_grad == enabled
+    assert wanted == [True, False]
+
+
+@pytest.mark.parametrize("levels", [16, 17])
+def test_the_compiled_pixel_kernel_avoids_subnormal_numbers(levels: int) -> None:
+    """Arithmetic with them is a hundred times slower: where a level has no mass, and where levels fill up a vector."""
+    torch.manual_seed(5)
+    features, head, images = 10 * torch.randn(3, 8, 2), nn.Linear(2, levels), torch.randint(0, levels - 1, (3, 8))
+    with torch.no_grad():
+        head.bias[-1] = -1000
+    found = objective._compiled(features, head.weight, head.bias, images, True)
+    assert found is not None
+    for numbers in found:
+        size = (numbers if numbers._base is None else numbers._base).abs()  # what fills up a vector, too
+        assert not ((size > 0) & (size < torch.finfo(size.dtype).tiny)).any()
 
 
 def test_pixels_that_are_not_finite_are_not_hidden() -> None:
