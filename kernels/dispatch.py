@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .stale import FOLDERS, forget_stale
+
 SWITCH = "SPARSEMARG_KERNELS"
 
 
@@ -74,10 +76,16 @@ def _triton_runs() -> bool:
 
 @cache
 def _loaded(module: str, package: str | None, function: str) -> Callable[..., Any] | None:
+    _forget_once()
     try:
         return getattr(import_module(module, package), function)
     except (ImportError, RuntimeError):  # no Numba or Triton, or no folder in which it may keep what it compiled
         return None
+
+
+@cache
+def _forget_once() -> None:
+    forget_stale(FOLDERS)
 
 
 # Numbers to pass over for each thread. Starting one takes as long as to pass over 2^17 of them; but where two threads share a

@@ -4,8 +4,7 @@ In tensor operations an iteration is a hundred calls, each of which reads or wri
 stays in the processor's cache. This is the iteration of `TensorRows`, and tests hold the two together.
 A row's arithmetic depends on that row alone, not on the batch around it nor on how many slots others need. Importing this
 module needs Numba; `active_set` does so only where it is installed. What is called with many arrays is inlined: a call copies
-their descriptions. Numba keeps what it has compiled until the file changes in which it stands: after a change of what is
-imported here, this has to be compiled again, too (delete `__pycache__`).
+their descriptions.
 """
 
 import math

@@ -22,8 +22,8 @@ RANKS = 5
 
 # 2^y on -1 <= y <= 0: within 8e-8, relative, of the polynomial that interpolates it at Chebyshev's points.
 TERMS = Chebyshev.interpolate(lambda y: 2.0**y, 5, domain=[-1, 0]).convert(kind=Polynomial).coef.tolist()
-# Masses are at least 2^-100: nothing beside the largest, 1, and their products with weights are normal numbers still. With those
-# of 2^-126 that are not, arithmetic takes a hundred times as long.
+# Masses are at least 2^-100: nothing beside the largest, 1, and their products with weights are normal numbers still. From
+# 2^-126 they are not, and arithmetic takes a hundred times as long.
 LEAST = -100.0
 MANTISSA_BITS = 23
 
