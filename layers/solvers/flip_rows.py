@@ -15,6 +15,8 @@ from ...kernels.selection import Sieve, sieve_of, smallest
 from ...kernels.vectors import UNCOUNTED, Array, power_below
 from ...oracles.cube import LEAST_TOTAL
 
+SLACK = 1e-9  # far more than rounding makes of numbers of which those that matter are at most 1
+
 
 class Rows(NamedTuple):
     """The structures of each row that have mass, told by what they flip.
@@ -44,7 +46,9 @@ class Work(NamedTuple):
         cost: [m] the smallest.
         sieve: to find these.
         total: [n] what each set costs.
-        rounded, ranks, places: what `ordering.order` is given, for n.
+        rounded: [n] the same in 40 bits, then of some of them.
+        sets: [n] which.
+        ranks, places: what `ordering.order` is given, for n.
     """
 
     size: Array
@@ -52,15 +56,16 @@ class Work(NamedTuple):
     sieve: Sieve
     total: Array
     rounded: Array
+    sets: Array
     ranks: Array
     places: Array
 
 
 def work_of(dim: int, width: int, sets: int) -> Work:
     """Room for so many bits, of which so many can be flipped, in so many sets."""
-    length = room(sets)
-    rounded, ranks, places = np.empty(length), np.empty(length, np.int64), np.empty(sets, np.int64)
-    return Work(np.empty(dim), np.empty(width), sieve_of(dim, width), np.empty(sets), rounded, ranks, places)
+    rounded, ranks = np.empty(room(sets)), np.empty(room(sets), np.int64)
+    which, places = np.empty(sets, np.int64), np.empty(sets, np.int64)
+    return Work(np.empty(dim), np.empty(width), sieve_of(dim, width), np.empty(sets), rounded, which, ranks, places)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -86,7 +91,7 @@ def find(scores: Array, rest: Array, last: Array, work: Work, rows: Rows) -> Non
         _add_up(work.cost, rest, last, work.total, work.rounded)
         found = _least(work, rows.chosen[row])
         number = _project(work.total, found, rows.chosen[row], rows.weights[row])
-        rows.number[row], rows.exact[row] = number, number < k or found < k
+        rows.number[row], rows.exact[row] = number, number < k
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
@@ -113,13 +118,31 @@ def _add_up(cost: Array, rest: Array, last: Array, total: Array, rounded: Array)
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _least(work: Work, chosen: Array) -> int:
-    """The sets of least cost in order, of equal ones the first, into chosen; returns how many there are."""
-    order(work.rounded, len(work.places), work.ranks, work.places)
-    found = 0
-    while found < min(len(chosen), len(work.places)) and work.rounded[work.places[found]] < math.inf:
-        chosen[found] = work.places[found]
-        found += 1
+    """The sets of least cost in order, of equal ones the first, into chosen: all that can have mass; returns how many."""
+    bound, count = _bound(work.rounded, min(len(chosen), len(work.sets))), 0
+    for place in range(len(work.sets)):
+        value = work.rounded[place]
+        work.rounded[count], work.sets[count] = value, place
+        count += value <= bound
+    order(work.rounded, count, work.ranks, work.places)
+    found = min(len(chosen), count)
+    for place in range(found):
+        chosen[place] = work.sets[work.places[place]]
     return found
+
+
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _bound(costs: Array, k: int) -> float:
+    """What a set costs at most that has mass: the multiplier of sparsemax over any k sets is at most that over the k best."""
+    level, inside, before = -1.0, k, -1
+    while inside != before:
+        before, inside, total = inside, 0, 1.0
+        for place in range(k):
+            if -costs[place] > level:
+                total += costs[place]
+                inside += 1
+        level = -total / inside
+    return -level + SLACK
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
