@@ -1,9 +1,19 @@
-"""Residuals made safe for an oracle, in one pass: the compiled twin of `solvers.base.Ties.broken`."""
+"""Residuals made safe for an oracle, in one pass: the compiled twins of `of` and `broken` of `solvers.base.Ties`."""
 
 import numba
 import numpy as np
 
-from ...kernels.vectors import Array
+from ...kernels.vectors import Array, power_below
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def find_grid(target: Array, scale: Array, share: float, share_of_scale: float, least: float, grid: Array) -> None:
+    """Into grid [B, D]: the power of two above each |target| [B, D], times its share, no less than that of the scale [B]."""
+    for row in range(target.shape[0]):
+        floor = max(power_below(scale[row]) * (2.0 * share_of_scale), least)  # pyright: ignore[reportCallIssue]
+        for place in range(target.shape[1]):
+            power = power_below(abs(target[row, place]))  # pyright: ignore[reportCallIssue]
+            grid[row, place] = max(power * (2.0 * share), floor)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)

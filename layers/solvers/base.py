@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -167,6 +168,7 @@ class Solver(ABC):
 GRID_EXPONENT = -40
 # Relative to a large score the noise is larger: keep 48 of float64's 53 bits.
 GRID_BITS = 48
+LEAST_EXPONENT = -1000  # and so the grid is never 0
 # The tie-break, in units of the grid: 1e-9 at scale 1. Large against the grid, so that rounding never decides.
 TIE_BREAK = 2.0**10
 
@@ -233,9 +235,17 @@ class Ties:
     @staticmethod
     def of(target: Tensor) -> "Ties":
         """For points to project [B, D] float64."""
-        scale = torch.frexp(row_scale(target)).exponent[:, None]
-        exponent = torch.maximum(torch.frexp(target).exponent - GRID_BITS, scale + GRID_EXPONENT)
-        return Ties(torch.ldexp(torch.ones_like(target), exponent), -TIE_BREAK * (1 + _spread(target)))
+        scale = row_scale(target)
+        kernel = compiled("..kernels.ties", __package__, "find_grid", target.device)
+        if kernel is not None and not cannot_branch(target):
+            grid = torch.empty_like(target, memory_format=torch.contiguous_format)
+            least = 2.0**LEAST_EXPONENT
+            kernel(target.contiguous().numpy(), scale.numpy(), 2.0**-GRID_BITS, 2.0**GRID_EXPONENT, least, grid.numpy())
+            return Ties(grid, _kept_tie_break(target.shape[-1]))
+        of_row = (torch.frexp(scale).exponent + GRID_EXPONENT).clamp(min=LEAST_EXPONENT)[:, None]
+        of_entry = torch.where(target == 0, of_row, torch.frexp(target).exponent - GRID_BITS)
+        grid = torch.ldexp(torch.ones_like(target), torch.maximum(of_entry, of_row))
+        return Ties(grid, _tie_break(target.shape[-1], target.device))
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
@@ -253,16 +263,19 @@ class Ties:
         return Ties(self.grid[kept], self.tie_break)
 
 
-def _spread(target: Tensor) -> Tensor:
-    """D fixed numbers in [0, 1) without pattern: an integer hash of the coordinate, the same on every device.
+def _tie_break(dim: int, device: torch.device | None = None) -> Tensor:
+    """D fixed numbers in (-2, -1] without pattern, times TIE_BREAK: by a hash of the coordinate, the same on every device.
 
     A regular sequence will not do: multiples of an irrational number modulo 1 have equal sums over any two sets of
     coordinates of the same size and the same sum.
     """
-    hashed = (torch.arange(1, target.shape[-1] + 1, device=target.device) * 0x9E3779B1) % 2**32
+    hashed = (torch.arange(1, dim + 1, device=device) * 0x9E3779B1) % 2**32
     for _ in range(2):
         hashed = ((hashed ^ (hashed >> 16)) * 0x45D9F3B) % 2**32
-    return (hashed ^ (hashed >> 16)).to(target) / 2**32
+    return -TIE_BREAK * (1 + (hashed ^ (hashed >> 16)).double() / 2**32)
+
+
+_kept_tie_break = lru_cache(_tie_break)
 
 
 @dataclass(frozen=True)

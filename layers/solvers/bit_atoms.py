@@ -5,10 +5,12 @@ through in every iteration, with inner products that are counts. Only what is re
 parts that are not, what each gains there is kept.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...kernels.bits import WORD, combine, count, differences, overlaps, total, totals, words_of
@@ -65,6 +67,13 @@ def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bit
     )
     state.words[:, 0] = 0
     return state
+
+
+@cache
+def none(dim: int) -> Bits:
+    """Of no rows."""
+    nothing = torch.empty(0, dim, dtype=torch.float64)
+    return bits(nothing, nothing, None, 1)
 
 
 def wider(state: Bits, slots: int) -> Bits:

@@ -1,5 +1,6 @@
 """The atoms of the compiled active set method where structures are not all 0/1: vectors relative to the origin, in units."""
 
+from functools import cache
 from typing import NamedTuple
 
 import numba
@@ -61,6 +62,13 @@ def reals(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Re
     )
     state.atoms[:, 0], state.vertices[:, 0] = 0, origin.numpy()
     return state
+
+
+@cache
+def none(dim: int) -> Reals:
+    """Of no rows."""
+    nothing = torch.empty(0, dim, dtype=torch.float64)
+    return reals(nothing, nothing, None, 1)
 
 
 def wider(state: Reals, slots: int) -> Reals:
