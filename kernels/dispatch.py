@@ -98,15 +98,13 @@ def in_threads(work: Callable[[slice], None], count: int, numbers: int | None = 
 
     If it passes over its `numbers` a few times and no more, in fewer threads where these are few.
     """
-    threads = min(torch.get_num_threads(), count)
-    if numbers is not None:
-        threads = min(threads, max(1, numbers // WORTH_A_THREAD))
-    bounds = [count * part // max(threads, 1) for part in range(threads + 1)]
-    parts = [slice(start, end) for start, end in pairwise(bounds)]
-    if len(parts) == 1:
-        work(parts[0])
-    elif parts:
-        list(_pool(torch.get_num_threads()).map(work, parts))
+    most = count if numbers is None else min(count, max(1, numbers // WORTH_A_THREAD))
+    threads = min(torch.get_num_threads(), most) if most > 1 else most
+    if threads == 1:
+        work(slice(0, count))
+    elif threads > 1:
+        bounds = [count * part // threads for part in range(threads + 1)]
+        list(_pool(torch.get_num_threads()).map(work, [slice(start, end) for start, end in pairwise(bounds)]))
 
 
 def part_of(rows: Any, part: slice) -> Any:
