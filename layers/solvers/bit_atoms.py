@@ -2,15 +2,13 @@
 
 Relative to the origin, and times -1 where that is 1, all atoms are 0/1 vectors: an eighth of a byte for each coordinate to go
 through in every iteration, with inner products that are counts. Only what is regularised changes: of structures with many
-parts that are not, what each gains there is kept.
+parts that are not, what each gains there is kept. What `atoms` names is compiled as a part of what calls it.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...kernels.bits import WORD, combine, count, differences, overlaps, total, totals, words_of
@@ -41,7 +39,14 @@ class BitScratch(NamedTuple):
     mean: Array  # [64 W]
 
 
-def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bits:
+class BitStructures(NamedTuple):
+    """The structures of packed supports, N in all."""
+
+    words: Array  # [N, W], where each is not the first of its row
+    first: Array  # [B, W] the first structure of each row
+
+
+def begin(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bits:
     """Of scores [B, D] and their origin [B, D], with the origin as the only atom; room for `slots`."""
     batch, dim = origin.shape
     width = words_of(dim)
@@ -54,7 +59,7 @@ def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bit
     broken = ~np.isfinite(scores).all(1)
     scores[broken] = np.nan  # masks pass over a single one
     inside = np.packbits(regularized != 0, bitorder="little").view(np.uint64)
-    state = Bits(
+    made = Bits(
         scores=scores,
         regularized=regularized,
         inside=inside,
@@ -65,15 +70,20 @@ def bits(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Bit
         seen=np.zeros((batch, width), np.uint64),
         terms=np.where(broken, np.nan, 0.0),
     )
-    state.words[:, 0] = 0
-    return state
+    made.words[:, 0] = 0
+    return made
 
 
-@cache
-def none(dim: int) -> Bits:
-    """Of no rows."""
-    nothing = torch.empty(0, dim, dtype=torch.float64)
-    return bits(nothing, nothing, None, 1)
+def structures(count: int, state: Bits) -> BitStructures:
+    """Room for so many."""
+    batch, width = state.seen.shape
+    return BitStructures(np.empty((count, width), np.uint64), np.empty((batch, width), np.uint64))
+
+
+def scratch(state: Bits) -> BitScratch:
+    """Of anything."""
+    size, width = state.scores.shape[1], state.words.shape[2]
+    return BitScratch(np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(size))
 
 
 def wider(state: Bits, slots: int) -> Bits:
@@ -96,17 +106,15 @@ def release(state: Bits) -> None:
     give_back(state.words)
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def gradient(row: int, origin: Array, state: Bits, out: Array) -> None:
-    """Into out [D]: that of the objective at the mean of a row."""
+    """The residual, with the sign of the coordinates."""
     residual = state.residual[row]
     for d in range(out.shape[0]):
         out[d] = residual[d] if origin[row, d] == 0.0 else -residual[d]
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScratch) -> tuple[float, float]:
-    """Fills in `found` and `within`; returns what the vertex gains at the mean, and the size of the terms in such products."""
+def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScratch) -> tuple[float, float, float]:
+    """Fills in `found` and `within`."""
     found, seen, fresh = scratch.found, state.seen, np.uint64(0)
     differences(vertex, origin[row], found)
     for w in range(found.shape[0]):
@@ -118,21 +126,23 @@ def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScra
         for d in range(sizes.shape[0]):
             sizes[d] = abs(state.scores[row, d]) + state.regularized[d]
         state.terms[row] = total(sizes, seen[row])
-    return total(state.residual[row], found), state.terms[row]
+    return total(state.residual[row], found), 0.0, state.terms[row]  # `put` sees what is gained where they are not regularised
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def slopes(row: int, on: Array, state: Bits, out: Array) -> None:
-    """Into out [S]: <a_s, t - A p> of the slots in use."""
+def see_mean(row: int, state: Bits, scratch: BitScratch) -> None:
+    """Nothing: the residual is kept."""
+
+
+def slopes(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -> None:
+    """<a_s, t - A p>."""
     size, gains = on.shape[0], state.gains[row]
     totals(state.residual[row], state.words[row, :size, : state.changing], out)
     for s in range(size):
         out[s] = out[s] + gains[s] if on[s] else 0.0
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -> float:
-    """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
+    """Counts."""
     overlaps(state.words[row], on, scratch.within[: state.changing], out)
     size = 0
     for w in range(state.changing):
@@ -140,9 +150,8 @@ def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -
     return float(size)
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def distance(row: int, weights: Array, state: Bits, scratch: BitScratch) -> float:
-    """The squared distance of what was found to the atoms' combination with these weights [S], where it is regularised."""
+    """Where coordinates are regularised."""
     combine(weights, state.words[row, :, : state.changing], scratch.mean)
     return _distance(scratch.within[: state.changing], state.regularized, scratch.mean)
 
@@ -159,21 +168,19 @@ def _distance(words: Array, regularized: Array, others: Array) -> float:
     return result
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def put(row: int, slot: int, state: Bits, scratch: BitScratch) -> None:
-    """Puts what was found in a slot."""
+def put(row: int, slot: int, vertex: Array, gain: float, state: Bits, scratch: BitScratch) -> None:
+    """What was found, and what it gains in the words that do not change."""
     found, rest = scratch.found, state.changing
     state.gains[row, slot] = total(state.scores[row, WORD * rest :], found[rest:])
     for w in range(found.shape[0]):
         state.words[row, slot, w] = found[w]
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def move(row: int, weights: Array, state: Bits, mean: Array) -> None:
-    """The residual at the mean under the weights [S]; mean [64 W] is lost."""
+def move(row: int, weights: Array, state: Bits, scratch: BitScratch) -> None:
+    """Keeps the residual there."""
     end = WORD * state.changing
-    combine(weights, state.words[row, :, : state.changing], mean)
-    _subtract(state.scores[row, :end], state.regularized, mean, state.residual[row, :end])
+    combine(weights, state.words[row, :, : state.changing], scratch.mean)
+    _subtract(state.scores[row, :end], state.regularized, scratch.mean, state.residual[row, :end])
 
 
 @numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
@@ -181,3 +188,36 @@ def _subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> Non
     """out = scores - regularized * mean."""
     for d in range(out.shape[0]):
         out[d] = scores[d] - regularized[d] * mean[d]
+
+
+def square_unit(row: int, state: Bits) -> float:
+    """There are none."""
+    return 1.0
+
+
+def write(
+    row: int,
+    on: Array,
+    weights: Array,
+    place: int,
+    origin: Array,
+    state: Bits,
+    scratch: BitScratch,
+    mean: Array,
+    into: BitStructures,
+) -> None:
+    """In bits."""
+    words, first = state.words[row], -1
+    combine(weights, words, scratch.mean)
+    for d in range(mean.shape[0]):
+        mean[d] = scratch.mean[d] if origin[row, d] == 0.0 else 1.0 - scratch.mean[d]
+    scratch.mean[:] = 0.0
+    differences(origin[row], scratch.mean, into.first[row])
+    for s in range(on.shape[0]):
+        if on[s]:
+            first = s if first < 0 else first
+            for w in range(words.shape[1]):
+                into.words[place, w] = words[s, w] ^ words[first, w]
+            place += 1
+    for w in range(words.shape[1]):
+        into.first[row, w] ^= words[first, w]

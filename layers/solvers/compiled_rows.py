@@ -1,14 +1,14 @@
 """The active set method on the CPU: all rows in arrays that are never moved, advanced by the compiled iteration."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels import in_threads
-from ...kernels.bits import are_bits, words_of
+from ...kernels.bits import are_bits
 from ...kernels.runs import first_of, row_of
 from ...kernels.symmetric import SIDE, put, tiles_of
 from ...kernels.vectors import Array
@@ -16,10 +16,8 @@ from ...kernels.workspace import borrow, give_back
 from ..stats import SolverStats
 from . import bit_atoms, real_atoms, row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
-from .bit_atoms import BitScratch
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
-from .real_atoms import RealScratch
 from .row_kernel import CompiledOracle, Rows, Scratch
 from .row_results import Found, Places
 
@@ -100,21 +98,18 @@ class _CompiledRows:
 
     def __init__(self, oracle: BatchOracle, origin: Tensor, limits: Limits, is_bits: bool, in_turn: bool) -> None:
         self.limits, self.is_bits = limits, is_bits
+        self.kind: Any = bit_atoms if is_bits else real_atoms  # what follows is of its types
         # Those of all rows: an oracle of some of them is asked with ties that are broken already.
         ties = oracle.ties if isinstance(oracle, Oracle) else Ties(oracle.target[:0], oracle.target.new_empty(0))
         self.grid, self.tie_break = ties.grid.contiguous().numpy(), ties.tie_break.numpy()
         target, parts, batch = oracle.target, oracle.parts, len(origin)
         self._most = _most_slots(origin.shape[1] if parts is None else len(parts.regularized))
         slots = self._slots_to_begin_with(batch, in_turn)
-        given, dim = (target, origin, parts, slots), origin.shape[1]
-        bits = bit_atoms.bits(*given) if is_bits else bit_atoms.none(dim)
-        reals = real_atoms.none(dim) if is_bits else real_atoms.reals(*given)
+        unit = torch.ones(()) if is_bits else real_atoms.units(origin)[:, None]
         self.rows = Rows(
-            bits=bits,
-            reals=reals,
-            is_bits=is_bits,
+            atoms=self.kind.begin(target, origin, parts, slots),
             origin=origin.contiguous().numpy(),
-            scale=row_scale(target if is_bits else target / torch.from_numpy(reals.unit)[:, None]).numpy(),
+            scale=row_scale(target / unit).numpy(),
             some_are_free=parts is not None,
             inverse=_room(batch, slots),
             level=np.zeros((batch, slots)),
@@ -198,16 +193,13 @@ class _CompiledRows:
 
     def _scratch(self) -> Scratch:
         """Room for what is computed of one row at a time."""
-        width = words_of(self.rows.origin.shape[1])
-        bits = BitScratch(np.empty(width, np.uint64), np.empty(width, np.uint64), np.empty(self.rows.bits.scores.shape[1]))
-        reals = RealScratch(*np.empty((3, self.rows.reals.target.shape[1])))
-        return Scratch(bits, reals, *np.zeros((4, self.rows.on.shape[1])))
+        return Scratch(self.kind.scratch(self.rows.atoms), *np.zeros((4, self.rows.on.shape[1])))
 
     def _renew(self, stale: Array) -> None:
         """Computes the factorisations of the rows `stale` [n] afresh."""
         for row in stale:
             on = self.rows.on[row].nonzero()[0]
-            atoms = bit_atoms.atoms(row, on, self.rows.bits) if self.is_bits else self.rows.reals.atoms[row, on]
+            atoms = self.kind.atoms(row, on, self.rows.atoms)
             factor, info = torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))
             fresh = torch.cholesky_inverse(factor).numpy()
             if info == 0 and np.isfinite(fresh).all():
@@ -226,8 +218,7 @@ class _CompiledRows:
         inverse[:, : tiles_of(before)] = rows.inverse
         give_back(rows.inverse)
         self.rows = rows._replace(
-            bits=bit_atoms.wider(rows.bits, slots),
-            reals=real_atoms.wider(rows.reals, slots),
+            atoms=self.kind.wider(rows.atoms, slots),
             inverse=inverse,
             level=np.pad(rows.level, ((0, 0), (0, slots - before))),
             on=np.pad(rows.on, ((0, 0), (0, slots - before))),
@@ -241,10 +232,12 @@ class _CompiledRows:
         every = np.arange(batch)
         places = Places(every * width, every * width**2, np.full(batch, width))
         found = self._write(places, np.zeros(batch * width), np.zeros(batch * width**2))
-        atoms = found.atoms
+        structures: Any = found.structures
         if self.is_bits:
             atoms = np.zeros((batch * width, dim))
-            row_results.unpack(places.first, count, found.first, found.words, atoms)
+            row_results.unpack(places.first, count, structures.first, structures.words, atoms)
+        else:
+            atoms = structures.atoms
         # Real-valued atoms may be close to dependent, and what updates have left of their factorisation inexact.
         kept = torch.from_numpy(found.sensitivity).view(batch, width, width) if self.is_bits else None
         probs = torch.from_numpy(found.probs).view(batch, width)
@@ -256,17 +249,18 @@ class _CompiledRows:
         first, block = first_of(count), first_of(count**2)
         probs = torch.empty(first[-1], dtype=torch.float64)
         found = self._write(Places(first[:-1], block[:-1], count), probs.numpy(), np.empty(block[-1]))
+        structures: Any = found.structures
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
         direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
         atoms = torch.empty(len(probs), self.rows.origin.shape[1], dtype=direct)
         array = atoms.numpy()
 
         def unpack(part: slice) -> None:
-            row_results.unpack(first[part], count[part], found.first[part], found.words, array)
+            row_results.unpack(first[part], count[part], structures.first[part], structures.words, array)
 
         in_threads(unpack, len(count), array.size)
         row = torch.from_numpy(row_of(first))
-        jacobian = PackedJacobian(first, block, found.first, found.words, found.sensitivity, array.shape[1])
+        jacobian = PackedJacobian(first, block, structures.first, structures.words, found.sensitivity, array.shape[1])
         lightest = np.minimum.reduceat(found.probs, first[:-1])
         support = PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), self._stats(margin), jacobian)
         return Packed(support, torch.from_numpy(found.means), torch.from_numpy(lightest))
@@ -277,37 +271,36 @@ class _CompiledRows:
         margin, count, every = np.empty(batch), np.zeros(batch, np.int64), np.arange(batch)
 
         def prune(part: slice) -> None:
-            row_results.prune(every[part], least, self.rows, margin, count)
+            row_results.prune(every[part], least, self.rows, margin, count, self._scratch())
 
         in_threads(prune, batch, self.rows.inverse.size)
         return count, margin
 
     def _write(self, places: Places, probs: Array, sensitivity: Array) -> Found:
         """What there is to say of the supports, at these places. The memory of the state is given back."""
-        (batch, dim), width = self.rows.origin.shape, words_of(self.rows.origin.shape[1])
-        words, reals = (len(probs), 0) if self.is_bits else (0, len(probs))
         found = Found(
             probs=probs,
             sensitivity=sensitivity,
-            means=np.empty((batch, dim)),
-            words=np.empty((words, width), np.uint64),
-            first=np.empty((batch, width), np.uint64),
-            atoms=np.zeros((reals, dim)),
+            means=np.empty_like(self.rows.origin),
+            structures=self.kind.structures(len(probs), self.rows.atoms),
         )
-        every = np.arange(batch)
-        in_threads(lambda part: row_results.write(every[part], self.rows, places, found), batch, self.rows.inverse.size)
+        every = np.arange(len(self.rows.origin))
+
+        def write(part: slice) -> None:
+            row_results.write(every[part], self.rows, places, found, self._scratch())
+
+        in_threads(write, len(every), self.rows.inverse.size)
         self.release()
         return found
 
     def release(self) -> None:
         """Gives the memory back."""
-        bit_atoms.release(self.rows.bits)
-        real_atoms.release(self.rows.reals)
+        self.kind.release(self.rows.atoms)
         give_back(self.rows.inverse)
 
     def _stats(self, margin: Array) -> SolverStats:
-        rows = self.rows
-        gap = rows.gap if self.is_bits else rows.gap * rows.reals.unit**2
+        rows, state = self.rows, cast(Any, self.rows.atoms)
+        gap = rows.gap if self.is_bits else rows.gap * state.unit**2
         return SolverStats(*map(torch.from_numpy, (rows.iterations, gap, rows.converged, margin)))
 
 

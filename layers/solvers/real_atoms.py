@@ -1,6 +1,8 @@
-"""The atoms of the compiled active set method where structures are not all 0/1: vectors relative to the origin, in units."""
+"""The atoms of the compiled active set method where structures are not all 0/1: vectors relative to the origin, in units.
 
-from functools import cache
+What `atoms` names is compiled as a part of what calls it.
+"""
+
 from typing import NamedTuple
 
 import numba
@@ -38,20 +40,26 @@ class RealScratch(NamedTuple):
     rest: Array  # [R] what is left of it
 
 
+class RealStructures(NamedTuple):
+    """The structures of supports, N in all."""
+
+    atoms: Array  # [N, D]
+
+
 def units(origin: Tensor) -> Tensor:
     """[B] powers of two: of the largest coordinate of each origin [B, D]; 1 for 0/1 structures."""
     largest = origin.abs().amax(-1)
     return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
 
 
-def reals(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Reals:
+def begin(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Reals:
     """Of scores [B, D] and their origin [B, D], with the origin as the only atom and room for `slots`."""
     unit, every = units(origin), torch.arange(origin.shape[1])
     regularized, rest = (every, every[:0]) if parts is None else (parts.regularized, parts.rest)
     relative, prices = ((target - origin) / unit[:, None])[:, regularized], (target / unit[:, None])[:, rest]
     fixed = (tensor.contiguous().numpy() for tensor in (relative, prices, unit, regularized, rest))
     batch, dim, width = *origin.shape, len(regularized)
-    state = Reals(
+    made = Reals(
         *fixed,
         atoms=borrow((batch, slots, width), np.float64),
         vertices=borrow((batch, slots, dim), np.float64),
@@ -60,15 +68,18 @@ def reals(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Re
         reach=np.zeros((batch, width)),
         reach_of_rest=np.zeros((batch, dim - width)),
     )
-    state.atoms[:, 0], state.vertices[:, 0] = 0, origin.numpy()
-    return state
+    made.atoms[:, 0], made.vertices[:, 0] = 0, origin.numpy()
+    return made
 
 
-@cache
-def none(dim: int) -> Reals:
-    """Of no rows."""
-    nothing = torch.empty(0, dim, dtype=torch.float64)
-    return reals(nothing, nothing, None, 1)
+def scratch(state: Reals) -> RealScratch:
+    """Of anything."""
+    return RealScratch(*np.empty((3, state.target.shape[1])))
+
+
+def structures(count: int, state: Reals) -> RealStructures:
+    """Room for so many, 0."""
+    return RealStructures(np.zeros((count, state.vertices.shape[2])))
 
 
 def wider(state: Reals, slots: int) -> Reals:
@@ -85,15 +96,19 @@ def wider(state: Reals, slots: int) -> Reals:
     return state._replace(atoms=atoms, vertices=vertices, gains=np.pad(state.gains, ((0, 0), (0, slots - before))))
 
 
+def atoms(row: int, slots: Array, state: Reals) -> Array:
+    """Those of a row in some slots, [n, R] float64."""
+    return state.atoms[row, slots]
+
+
 def release(state: Reals) -> None:
     """Gives the memory back."""
     give_back(state.atoms)
     give_back(state.vertices)
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def gradient(row: int, state: Reals, out: Array) -> None:
-    """Into out [D]: that of the objective at the mean of a row."""
+def gradient(row: int, origin: Array, state: Reals, out: Array) -> None:
+    """No longer in units."""
     unit = state.unit[row]
     for r in range(state.regularized.shape[0]):
         out[state.regularized[r]] = (state.target[row, r] - state.mean[row, r]) * unit
@@ -101,20 +116,14 @@ def gradient(row: int, state: Reals, out: Array) -> None:
         out[state.rest[r]] = state.prices[row, r] * unit
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def residual(row: int, state: Reals, out: Array) -> None:
-    """Into out [R]: t - A p."""
-    for r in range(out.shape[0]):
-        out[r] = state.target[row, r] - state.mean[row, r]
+def see_mean(row: int, state: Reals, scratch: RealScratch) -> None:
+    """Fills in `residual`."""
+    for r in range(scratch.residual.shape[0]):
+        scratch.residual[r] = state.target[row, r] - state.mean[row, r]
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealScratch) -> tuple[float, float, float]:
-    """Fills in `residual` and `found`.
-
-    Returns what the vertex gains at the mean where it is regularised and where it is not, and the size of the terms in such
-    products.
-    """
+    """Fills in `residual` and `found`."""
     if state.rest.shape[0] == 0:
         one = 1.0 / state.unit[row]  # exact, as units are powers of two
         reach, residual, found = state.reach[row], scratch.residual, scratch.found
@@ -134,7 +143,7 @@ def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealSc
         gain += value * price
         state.reach_of_rest[row, r] = max(state.reach_of_rest[row, r], abs(value))
         terms += abs(price) * state.reach_of_rest[row, r]
-    return dot(scratch.residual, scratch.found, scratch.found.shape[0]), gain, terms
+    return dot(scratch.residual, scratch.found, scratch.found.shape[0]) + gain, gain, terms
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=True, **UNCOUNTED)
@@ -152,25 +161,23 @@ def _relate_all(
     return terms
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def slopes(row: int, residual: Array, on: Array, state: Reals, out: Array) -> None:
-    """Into out [S]: <a_s, t - A p> of the slots in use, with what they gain where they are not regularised."""
-    gains = state.gains[row]
+def slopes(row: int, on: Array, state: Reals, scratch: RealScratch, out: Array) -> None:
+    """Of the residual in `scratch`."""
+    gains, residual = state.gains[row], scratch.residual
     products(state.atoms[row], on, residual, residual.shape[0], out)
     for s in range(on.shape[0]):
         out[s] += gains[s] if on[s] else 0.0
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def compare(row: int, on: Array, state: Reals, found: Array, out: Array) -> float:
-    """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
+def compare(row: int, on: Array, state: Reals, scratch: RealScratch, out: Array) -> float:
+    """Inner products of vectors."""
+    found = scratch.found
     products(state.atoms[row], on, found, found.shape[0], out)
     return dot(found, found, found.shape[0])
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def distance(row: int, weights: Array, state: Reals, scratch: RealScratch) -> float:
-    """The squared distance of what was found to the atoms' combination with these weights [S]."""
+    """In units."""
     rest = scratch.rest
     for r in range(rest.shape[0]):
         rest[r] = scratch.found[r]
@@ -181,19 +188,43 @@ def distance(row: int, weights: Array, state: Reals, scratch: RealScratch) -> fl
     return dot(rest, rest, rest.shape[0])
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def put(row: int, slot: int, vertex: Array, gain: float, state: Reals, found: Array) -> None:
-    """Puts what was found in a slot."""
-    for r in range(found.shape[0]):
-        state.atoms[row, slot, r] = found[r]
+def put(row: int, slot: int, vertex: Array, gain: float, state: Reals, scratch: RealScratch) -> None:
+    """What was found, and the vertex as it came."""
+    for r in range(scratch.found.shape[0]):
+        state.atoms[row, slot, r] = scratch.found[r]
     for d in range(vertex.shape[0]):
         state.vertices[row, slot, d] = vertex[d]
     state.gains[row, slot] = gain
 
 
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def move(row: int, weights: Array, state: Reals) -> None:
-    """The mean under the weights [S]."""
+def move(row: int, weights: Array, state: Reals, scratch: RealScratch) -> None:
+    """Keeps the mean."""
     mean = state.mean[row]
     mean[:] = 0.0
     add_combination(mean, 1.0, weights, state.atoms[row])
+
+
+def square_unit(row: int, state: Reals) -> float:
+    """Of this row."""
+    return state.unit[row] * state.unit[row]
+
+
+def write(
+    row: int,
+    on: Array,
+    weights: Array,
+    place: int,
+    origin: Array,
+    state: Reals,
+    scratch: RealScratch,
+    mean: Array,
+    into: RealStructures,
+) -> None:
+    """As the oracle gave them."""
+    mean[:] = 0.0
+    add_combination(mean, 1.0, weights, state.vertices[row])
+    for s in range(on.shape[0]):
+        if on[s]:
+            for d in range(mean.shape[0]):
+                into.atoms[place, d] = state.vertices[row, s, d]
+            place += 1

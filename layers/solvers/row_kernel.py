@@ -16,23 +16,19 @@ import numpy as np
 from ...kernels.selection import nth_largest
 from ...kernels.symmetric import SIDE, clear_block, times
 from ...kernels.vectors import UNCOUNTED, Array
-from . import bit_atoms, real_atoms
-from .bit_atoms import Bits, BitScratch
+from . import atoms
 from .kinds import AT_MOST, CUBE, SIMPLEX
 from .limits import POLL, STALE, Limits
-from .real_atoms import Reals, RealScratch
 from .row_algebra import add, center, dot, make_way, newton_step, remove
 
 
 class Rows(NamedTuple):
     """The state of every row, updated in place; S slots, of which a row has used no more than the first `high`.
 
-    Atoms are bits where structures are 0/1, else vectors. Slots come into use a tile of the factorisation at a time.
+    Slots come into use a tile of the factorisation at a time.
     """
 
-    bits: Bits  # of no rows where there are `reals`
-    reals: Reals  # of no rows where there are `bits`
-    is_bits: bool
+    atoms: atoms.State
     origin: Array  # [B, D]
     scale: Array  # [B]
     some_are_free: bool  # whether there are coordinates that are not regularised
@@ -62,8 +58,7 @@ class CompiledOracle(NamedTuple):
 class Scratch(NamedTuple):
     """What is computed of one row; by slot, 0 to begin with and, but for `change` and `step`, where it is not in use."""
 
-    bits: BitScratch
-    reals: RealScratch
+    atoms: atoms.Scratch
     deviation: Array  # [S] how far each slope is from the others
     gram: Array  # [S] <(a_s, 1), (found, 1)>
     change: Array  # [S]
@@ -77,18 +72,9 @@ def gradients(live: Array, grid: Array, tie_break: Array, rows: Rows, out: Array
     On the grid [B, D] and with the tie-break [D] of `base.Ties`; a grid of no rows is none.
     """
     for place in range(live.shape[0]):
-        _gradient(live[place], rows, out[place])
+        atoms.gradient(live[place], rows.origin, rows.atoms, out[place])
         if grid.shape[0] > 0:
             _break_ties(live[place], grid, tie_break, rows, out[place])
-
-
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _gradient(row: int, rows: Rows, out: Array) -> None:
-    """Into out [D]: that of a row's objective at its mean."""
-    if rows.is_bits:
-        bit_atoms.gradient(row, rows.origin, rows.bits, out)
-    else:
-        real_atoms.gradient(row, rows.reals, out)
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
@@ -106,7 +92,7 @@ def advance(live: Array, vertex: Array, most: int, limits: Limits, rows: Rows, s
 
     Rows that have not converged test, add or drop one atom, and take a Newton step as far as it is feasible; while there is an
     atom to drop no answer is needed, and they go on, up to `most` iterations in all. Every row needs a free slot, and answers
-    that are 0/1 if there are `bits`.
+    that are 0/1 if atoms are bits.
     """
     for place in range(live.shape[0]):
         row = live[place]
@@ -132,7 +118,7 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
             if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
                 break
             if rows.dropping[row] < 0:
-                _gradient(row, rows, asked)
+                atoms.gradient(row, rows.origin, rows.atoms, asked)
                 _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
                 if oracle.forbidden.shape[0] > 0:
                     _forbid(oracle.forbidden[row], asked)
@@ -190,19 +176,12 @@ def _used(on: Array) -> int:
 def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     """One iteration; the vertex counts where there is no atom to drop."""
     on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
-    # What the vertex gains at the mean, and the part of it where coordinates are not regularised.
     gap, gain, terms = 0.0, 0.0, 0.0
-    if rows.is_bits:
-        if drop < 0:
-            gap, terms = bit_atoms.relate(row, vertex, rows.origin, rows.bits, scratch.bits)
-        bit_atoms.slopes(row, on, rows.bits, deviation)
+    if drop < 0:
+        gap, gain, terms = atoms.relate(row, vertex, rows.origin, rows.atoms, scratch.atoms)
     else:
-        if drop < 0:
-            gap, gain, terms = real_atoms.relate(row, vertex, rows.origin, rows.reals, scratch.reals)
-            gap += gain
-        else:
-            real_atoms.residual(row, rows.reals, scratch.reals.residual)
-        real_atoms.slopes(row, scratch.reals.residual, on, rows.reals, deviation)
+        atoms.see_mean(row, rows.atoms, scratch.atoms)
+    atoms.slopes(row, on, rows.atoms, scratch.atoms, deviation)
     noise = 8 * np.finfo(np.float64).eps * terms
     gap -= center(on, rows.weights[row], deviation)
     spread = 0.0
@@ -235,10 +214,7 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
     slots = rows.high[row]
     on, weights, inverse = rows.on[row], rows.weights[row], rows.inverse[row]
     gram, change = scratch.gram, scratch.change
-    if rows.is_bits:
-        size = bit_atoms.compare(row, on[:slots], rows.bits, scratch.bits, gram)
-    else:
-        size = real_atoms.compare(row, on[:slots], rows.reals, scratch.reals.found, gram)
+    size = atoms.compare(row, on[:slots], rows.atoms, scratch.atoms, gram)
     slot = slots
     for s in range(slots):
         if on[s]:
@@ -269,10 +245,7 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         clear_block(inverse, slot // SIDE)
         gram[slot:slots], change[slot:slots] = 0.0, 0.0
         rows.level[row, slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
-    if rows.is_bits:
-        bit_atoms.put(row, slot, rows.bits, scratch.bits)
-    else:
-        real_atoms.put(row, slot, vertex, gain, rows.reals, scratch.reals.found)
+    atoms.put(row, slot, vertex, gain, rows.atoms, scratch.atoms)
     add(slot, pivot, change[:slots], on, inverse, rows.level[row, :slots])
     weights[slot], scratch.deviation[slot] = start, gap
     return True
@@ -284,9 +257,7 @@ def _distance(row: int, weights: Array, rows: Rows, scratch: Scratch) -> float:
     rest = 1.0
     for s in range(weights.shape[0]):
         rest -= weights[s]
-    if rows.is_bits:
-        return bit_atoms.distance(row, weights, rows.bits, scratch.bits) + rest * rest
-    return real_atoms.distance(row, weights, rows.reals, scratch.reals) + rest * rest
+    return atoms.distance(row, weights, rows.atoms, scratch.atoms) + rest * rest
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
@@ -309,7 +280,4 @@ def _move(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
     rows.dropping[row] = blocking
     for s in range(slots):
         weights[s] = 0.0 if s == blocking else max(weights[s] + min(reached, 1.0) * step[s], 0.0)
-    if rows.is_bits:
-        bit_atoms.move(row, weights, rows.bits, scratch.bits.mean)
-    else:
-        real_atoms.move(row, weights, rows.reals)
+    atoms.move(row, weights, rows.atoms, scratch.atoms)

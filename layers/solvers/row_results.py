@@ -6,16 +6,16 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.bits import ONE, WORD, combine, differences, total
+from ...kernels.bits import ONE, WORD, combine, total
 from ...kernels.symmetric import read_row, times
-from ...kernels.vectors import Array
-from . import bit_atoms, real_atoms
-from .row_algebra import add_combination, center, dot, newton_step, remove
-from .row_kernel import Rows
+from ...kernels.vectors import UNCOUNTED, Array
+from . import atoms
+from .row_algebra import center, dot, newton_step, remove
+from .row_kernel import Rows, Scratch
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def prune(span: Array, least: float, rows: Rows, margin: Array, count: Array) -> None:
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def prune(span: Array, least: float, rows: Rows, margin: Array, count: Array, scratch: Scratch) -> None:
     """Takes out atoms of less mass than `least` (at scale 1), of the rows `span` [n].
 
     The smallest mass there was goes into margin [B], and the number of atoms that stay into count [B].
@@ -24,7 +24,6 @@ def prune(span: Array, least: float, rows: Rows, margin: Array, count: Array) ->
         slots = rows.high[row]
         on, weights = rows.on[row, :slots], rows.weights[row, :slots]
         heaviest, margin[row] = 0.0, math.inf
-        work = np.empty(slots)
         for s in range(slots):
             heaviest = max(heaviest, weights[s])
             if weights[s] > 0.0:
@@ -32,7 +31,7 @@ def prune(span: Array, least: float, rows: Rows, margin: Array, count: Array) ->
         mass, left = 0.0, 0
         for s in range(slots):
             if on[s] and weights[s] <= least * rows.scale[row] and weights[s] < heaviest:
-                remove(s, on, rows.inverse[row], rows.level[row, :slots], work)
+                remove(s, on, rows.inverse[row], rows.level[row, :slots], scratch.change)
                 weights[s] = 0.0
             mass += weights[s]
             left += on[s]
@@ -55,81 +54,55 @@ class Found(NamedTuple):
     probs: Array  # [N]
     sensitivity: Array  # as in `Support`, flat
     means: Array  # [B, D]
-    words: Array  # [N, W] of 0/1 structures, where each is not the first of its row; else of no rows
-    first: Array  # [B, W] the first structure of each row; likewise
-    atoms: Array  # [N, D] structures that are not 0/1; else of no rows
+    structures: atoms.Structures
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def write(span: Array, rows: Rows, places: Places, found: Found) -> None:
+@numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
+def write(span: Array, rows: Rows, places: Places, found: Found, scratch: Scratch) -> None:
     """The supports of the rows `span` [n]. The weights are those of one more Newton step, where it is feasible."""
     for row in span:
-        slots = rows.high[row]
+        slots, origin = rows.high[row], rows.origin
         on, weights, inverse = rows.on[row, :slots], rows.weights[row, :slots], rows.inverse[row]
-        deviation, step, level = np.zeros(slots), np.zeros(slots), np.zeros(slots)
-        if rows.is_bits:
-            mean = np.empty(rows.bits.scores.shape[1])
-            bit_atoms.move(row, weights, rows.bits, mean)
-            bit_atoms.slopes(row, on, rows.bits, deviation)
-        else:
-            residual = rows.reals.target[row].copy()
-            add_combination(residual, -1.0, weights, rows.reals.atoms[row])
-            real_atoms.slopes(row, residual, on, rows.reals, deviation)
+        deviation, step = scratch.deviation[:slots], scratch.step[:slots]
+        level, line = scratch.gram[:slots], scratch.change[:slots]
+        atoms.move(row, weights, rows.atoms, scratch.atoms)
+        atoms.see_mean(row, rows.atoms, scratch.atoms)
+        atoms.slopes(row, on, rows.atoms, scratch.atoms, deviation)
         center(on, weights, deviation)
-        times(inverse, on.astype(np.float64), level)  # afresh: updates leave rounding in it
-        across = level.sum()
+        for s in range(slots):
+            line[s] = on[s]
+        times(inverse, line, level)  # afresh: updates leave rounding in it
         newton_step(inverse, level, deviation, step)
-        used, feasible, line = np.empty(slots, np.int64), True, np.empty(slots)
-        count = 0
+        feasible, across = True, 0.0
         for s in range(slots):
             feasible = feasible and not weights[s] + step[s] < 0.0
-            if on[s]:
-                used[count] = s
-                count += 1
+            across += level[s]
         for s in range(slots):
             step[s] = (weights[s] + step[s] if feasible else weights[s]) if on[s] else 0.0
-        if rows.is_bits:
-            _write_bits(row, used[:count], places, step, rows, found)
-        else:
-            found.means[row] = 0.0
-            add_combination(found.means[row], 1.0, step, rows.reals.vertices[row])
-            for place in range(count):
-                found.atoms[places.first[row] + place] = rows.reals.vertices[row, used[place]]
-        size = 1.0 if rows.is_bits else rows.reals.unit[row] * rows.reals.unit[row]
-        for place in range(count):
-            s = used[place]
-            found.probs[places.first[row] + place] = step[s]
-            read_row(inverse, s, line)
-            start = places.block[row] + place * places.stride[row]
-            for other in range(count):
-                k = used[other]
-                found.sensitivity[start + other] = (line[k] - level[s] * level[k] / across) / size
-
-
-@numba.njit(error_model="numpy", cache=True)
-def _write_bits(row: int, used: Array, places: Places, weights: Array, rows: Rows, found: Found) -> None:
-    """The structures of a row in the slots `used` [n], and their mean under the weights [S]."""
-    words, origin = rows.bits.words[row], rows.origin[row]
-    mean = np.empty(rows.bits.scores.shape[1])
-    combine(weights, words, mean)
-    for d in range(origin.shape[0]):
-        found.means[row, d] = mean[d] if origin[d] == 0.0 else 1.0 - mean[d]
-    differences(origin, np.zeros_like(origin), found.first[row])
-    for w in range(words.shape[1]):
-        found.first[row, w] ^= words[used[0], w]
-        for place in range(used.shape[0]):
-            found.words[places.first[row] + place, w] = words[used[place], w] ^ words[used[0], w]
+        first, start = int(places.first[row]), places.block[row]
+        atoms.write(row, on, step, first, origin, rows.atoms, scratch.atoms, found.means[row], found.structures)
+        per_size = 1.0 / atoms.square_unit(row, rows.atoms)  # a power of two
+        for s in range(slots):
+            if on[s]:
+                found.probs[first] = step[s]
+                read_row(inverse, s, line)
+                here = start
+                for k in range(slots):
+                    if on[k]:
+                        found.sensitivity[here] = (line[k] - level[s] * level[k] / across) * per_size
+                        here += 1
+                first, start = first + 1, start + places.stride[row]
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def unpack(start: Array, count: Array, first: Array, words: Array, atoms: Array) -> None:
-    """The structures of `Found` as numbers: count [B] of each row, from start [B] on, into atoms [N, D]."""
+def unpack(start: Array, count: Array, first: Array, words: Array, out: Array) -> None:
+    """Structures in bits as numbers: count [B] of each row, from start [B] on, into out [N, D]."""
     for row in range(count.shape[0]):
         for n in range(start[row], start[row] + count[row]):
             for w in range(words.shape[1]):
                 word = words[n, w] ^ first[row, w]
-                for d in range(min(WORD, atoms.shape[1] - WORD * w)):
-                    atoms[n, WORD * w + d] = 1 if word & (ONE << np.uint64(d)) else 0
+                for d in range(min(WORD, out.shape[1] - WORD * w)):
+                    out[n, WORD * w + d] = 1 if word & (ONE << np.uint64(d)) else 0
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)

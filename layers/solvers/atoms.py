@@ -1,0 +1,88 @@
+"""What the compiled active set method does with the atoms of a row: bits, or vectors, as the type of their state says.
+
+Here is what each function means; how it is done stands in `bit_atoms` and `real_atoms`, of which the one that is needed becomes
+a part of what calls it when that is compiled. S are the slots of a row.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from numba.extending import overload
+
+from ...kernels.vectors import Array
+from . import bit_atoms, real_atoms
+from .bit_atoms import Bits, BitScratch, BitStructures
+from .real_atoms import Reals, RealScratch, RealStructures
+
+State = Bits | Reals
+Scratch = BitScratch | RealScratch
+Structures = BitStructures | RealStructures
+
+
+def gradient(row: int, origin: Array, state: State, out: Array) -> None:
+    """Into out [D]: the gradient of the objective at the mean of a row."""
+
+
+def relate(row: int, vertex: Array, origin: Array, state: State, scratch: Scratch) -> tuple[float, float, float]:  # pyright: ignore
+    """Finds out, into scratch, where the oracle's answer is not the origin, and sees the mean.
+
+    Returns what the vertex [D] gains at the mean; the part of it where coordinates are not regularised, as far as `put` is to
+    be told; and the size of the terms in such products.
+    """
+
+
+def see_mean(row: int, state: State, scratch: Scratch) -> None:
+    """What `relate` leaves in scratch for `slopes`."""
+
+
+def slopes(row: int, on: Array, state: State, scratch: Scratch, out: Array) -> None:
+    """Into out [S]: <a_s, t - A p> of the slots in use, with what they gain where they are not regularised; 0 for others."""
+
+
+def compare(row: int, on: Array, state: State, scratch: Scratch, out: Array) -> float:  # pyright: ignore
+    """Into out [S] the inner products of what was found with the slots in use; returns that with itself."""
+
+
+def distance(row: int, weights: Array, state: State, scratch: Scratch) -> float:  # pyright: ignore
+    """The squared distance of what was found to the atoms' combination with these weights [S]."""
+
+
+def put(row: int, slot: int, vertex: Array, gain: float, state: State, scratch: Scratch) -> None:
+    """Puts what was found in a slot."""
+
+
+def move(row: int, weights: Array, state: State, scratch: Scratch) -> None:
+    """Goes to the mean under the weights [S]."""
+
+
+def square_unit(row: int, state: State) -> float:  # pyright: ignore
+    """The square of what atoms are measured in."""
+
+
+def write(
+    row: int,
+    on: Array,
+    weights: Array,
+    place: int,
+    origin: Array,
+    state: State,
+    scratch: Scratch,
+    mean: Array,
+    into: Structures,
+) -> None:
+    """The structures of the slots in use, from `place` on, and into mean [D] theirs under the weights [S]."""
+
+
+def _choose(function: Callable[..., Any], bits: Callable[..., Any], reals: Callable[..., Any]) -> None:
+    """Makes calls of a function one of these two, in what Numba compiles."""
+    place = list(inspect.signature(function).parameters).index("state")
+
+    def chosen(*kinds: Any) -> Callable[..., Any]:
+        return bits if kinds[place].instance_class is Bits else reals
+
+    overload(function, inline="always", strict=False)(chosen)  # not strict: annotations differ
+
+
+for _function in (gradient, relate, see_mean, slopes, compare, distance, put, move, square_unit, write):
+    _choose(_function, getattr(bit_atoms, _function.__name__), getattr(real_atoms, _function.__name__))
