@@ -34,7 +34,7 @@ class BitVectorVAETask(Task):
         max_logits: bound on the pixel logits held at a time; see `pixel_cross_entropy`.
         likelihood_samples: for each test image, to estimate its log p(x). No part of the model: a test may set it anew.
         likelihood_images: how many of the first test images to do that for; None for all, 0 for none. Likewise. On a CPU,
-            1,024 samples take about 2 s for an image of 784 pixels and 256 levels.
+            1,024 samples take half a second for an image of 784 pixels and 256 levels.
     """
 
     def __init__(
