@@ -21,21 +21,28 @@ def forget_stale(folders: Iterable[Path]) -> list[Path]:
     in another folder than `__pycache__`, as the environment variable NUMBA_CACHE_DIR names one.
     """
     folders = list(folders)
-    indices = {index: index.stat().st_mtime for folder in folders for index in folder.rglob("__pycache__/*.nbi")}
+    indices = {index: _time(index) for folder in folders for index in folder.rglob("__pycache__/*.nbi")}
     oldest = min(indices.values(), default=0.0)
-    if all(file.stat().st_mtime <= oldest for folder in folders for file in folder.rglob("*.py")):
+    if all(_time(file) <= oldest for folder in folders for file in folder.rglob("*.py")):
         return []
     imported = cache(_imported)
     stale = []
     for index, written in indices.items():
         module = index.parents[1] / f"{index.name.split('.')[0]}.py"
-        if not module.exists() or any(file.stat().st_mtime > written for file in _sources(module, imported)):
-            with suppress(
-                OSError
-            ):  # where that is not allowed Numba does not use it either; another process may have been first
+        if not module.exists() or any(_time(file) > written for file in _sources(module, imported)):
+            # Another process may have been first; and where it is not allowed, Numba does not use that folder either.
+            with suppress(OSError):
                 index.unlink()
             stale.append(index)
     return stale
+
+
+def _time(file: Path) -> float:
+    """When it was last changed; long ago if another process has deleted it meanwhile."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _sources(module: Path, imported: Callable[[Path], set[Path]]) -> set[Path]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sparsemarg.kernels.stale import FOLDERS, forget_stale
 
 MODULES = {
@@ -69,6 +70,17 @@ def test_a_module_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "other.py").unlink()
     write(tmp_path / "another.py", "", time=300)
     assert forget_stale([tmp_path]) == [indices["other"]]
+
+
+def test_another_process_may_delete_them_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = make(tmp_path)
+    write(tmp_path / "signs.py", MODULES["signs.py"], time=300)
+    listed = list(tmp_path.rglob("__pycache__/*.nbi"))
+    original = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: listed if pattern.endswith("nbi") else original(self, pattern))
+    indices["other"].unlink()
+    assert set(forget_stale([tmp_path])) == set(indices.values())
+    assert not any(index.exists() for index in listed)
 
 
 def test_a_function_runs_with_what_it_imports_now(tmp_path: Path) -> None:

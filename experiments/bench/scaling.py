@@ -12,7 +12,7 @@ from ...oracles import BernoulliCube
 from .operators import gradient_of
 from .timing import interleave
 
-QUICK = 0.1  # seconds: so many and less are timed more often
+SLOW = 0.1  # seconds: what takes less is timed more often
 Maker = Callable[[int], Callable[[], object]]
 
 
@@ -73,7 +73,7 @@ def draw(path: Path, device: torch.device, quick: bool) -> None:
             for size in sizes:
                 timed = {name: make(size)}
                 taken = interleave(timed, 3)[name].median
-                if taken < QUICK:
+                if taken < SLOW:
                     taken = interleave(timed, 15)[name].median
                 points.append((size, 1e3 * taken))
                 if taken > (0.02 if quick else 1.0):
