@@ -34,6 +34,7 @@ from .matroid import Matroid as Matroid
 from .parts import Parts as Parts
 from .path import ShortestPath as ShortestPath
 from .permutahedron import Permutahedron as Permutahedron
+from .placement import placed as placed
 from .product import Blocks as Blocks
 from .product import Product as Product
 from .projective_tree import ProjectiveTree as ProjectiveTree

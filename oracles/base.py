@@ -45,7 +45,8 @@ class Polytope(ABC):
         """A structure of maximal score: v in argmax_{z in Z} <a_z, scores>, row by row.
 
         Solvers call it in float64 whatever the dtype of the layer's input, so constants must follow `scores` (write
-        `self.weights.to(scores)`). It must be deterministic: of tied structures always the same one.
+        `self.weights.to(scores)`, or `placed(self.weights, scores.device, scores.dtype)`, which keeps the copy on a GPU). It
+        must be deterministic: of tied structures always the same one.
 
         Args:
             scores: [B, D] float, finite (unless `takes_forbidden`).

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .placement import placed
+
 # The problem is solved for the scores times 4^-s first, then with s one lower, and so on. Where scores spread over no more
 # than this, of the order of the entries of the answer, Newton's method needs no such path.
 _EASY_SPREAD = 2.0
@@ -10,7 +12,7 @@ _STAGE = 4.0
 _STAGE_STEPS, _STAGE_RESIDUAL = 8, 1e-3  # a start for the next stage need not be accurate
 _LAST_STEPS = 200  # random, tied and degenerate scores of up to 100 rows needed fewer than 70 in all stages together
 # Steps along Newton's direction, all tried at once, Newton's own first.
-_LENGTHS = (1.0, 4.0, *(4.0**-power for power in range(1, 8)))
+_LENGTHS = torch.tensor([1.0, 4.0, *(4.0**-power for power in range(1, 8))])
 _DAMPING = 1e-4  # of the residual: small against the Laplacian's eigenvalues, large against rounding
 _EPS, _LOWEST = torch.finfo(torch.float64).eps, torch.finfo(torch.float64).min
 
@@ -94,7 +96,7 @@ def _newton(scores: Tensor, columns: Tensor, columns_full: bool, steps: int, res
     """v [B, m] of the projection, from a v nearby, up to `residual` in the sums."""
     answer = columns.clone()
     rows = torch.arange(len(scores), device=scores.device)
-    lengths = torch.tensor(_LENGTHS, dtype=scores.dtype, device=scores.device)[:, None, None]
+    lengths = placed(_LENGTHS, scores.device, scores.dtype)[:, None, None]
     for _ in range(steps):
         # A round of coordinate ascent: given v the best u, given u the best v.
         columns = _threshold((scores + _threshold(scores + columns[:, None, :])).mT)[..., 0]

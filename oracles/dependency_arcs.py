@@ -1,9 +1,12 @@
 """The coordinates of dependency trees."""
 
+from types import EllipsisType
+
 import torch
 from torch import Tensor
 
 from .chain import check_lengths
+from .placement import placed
 
 
 class DependencyArcs:
@@ -24,13 +27,13 @@ class DependencyArcs:
 
     def of(self, matrix: Tensor) -> Tensor:
         """[*B, n + 1, n + 1] by (head, word) -> [*B, D]; the root's column and the diagonal are left out."""
-        return matrix[..., self.heads.to(matrix.device), self.modifiers.to(matrix.device)]
+        return matrix[self._places(matrix.device)]
 
     def matrix(self, structures: Tensor) -> Tensor:
         """[*B, D] -> [*B, n + 1, n + 1] by (head, word), 0 where there is no coordinate."""
         shape = (*structures.shape[:-1], self.words + 1, self.words + 1)
         matrix = structures.new_zeros(shape)
-        matrix[..., self.heads.to(matrix.device), self.modifiers.to(matrix.device)] = structures
+        matrix[self._places(matrix.device)] = structures
         return matrix
 
     def heads_of(self, structures: Tensor) -> Tensor:
@@ -46,10 +49,15 @@ class DependencyArcs:
     def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:
         """The scores [*B, D] of sentences of these lengths [*B]: `-inf` for arcs to or from words beyond."""
         check_lengths(lengths, self.words, name)
-        last = torch.maximum(self.heads, self.modifiers).to(scores.device)
+        _, head, modifier = self._places(scores.device)
+        last = torch.maximum(head, modifier)
         return torch.where(last > lengths[..., None], -torch.inf, scores)
 
     def present(self, scores: Tensor) -> Tensor:
         """Words 1..n before the first that no arc may reach, [B, n] bool: the others are padding."""
         blocked = scores.isneginf().unflatten(-1, (self.words, self.words)).all(-1)
         return blocked.cumsum(-1) == 0
+
+    def _places(self, device: torch.device) -> tuple[EllipsisType, Tensor, Tensor]:
+        """Of each coordinate, as an index into matrices by (head, word)."""
+        return ..., placed(self.heads, device), placed(self.modifiers, device)

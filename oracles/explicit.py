@@ -10,6 +10,7 @@ from .base import Polytope
 from .checks import check_dimension
 from .gibbs import EnumeratedGibbs
 from .parts import Parts
+from .placement import placed
 
 
 class Explicit(Polytope):
@@ -55,7 +56,7 @@ class Explicit(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The row of largest inner product."""
-        return self._vertices.to(scores)[self._totals(scores).argmax(-1)]
+        return placed(self._vertices, scores.device, scores.dtype)[self._totals(scores).argmax(-1)]
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best rows, by a stable sort of all."""
@@ -64,13 +65,13 @@ class Explicit(Polytope):
         valid = scores.new_zeros(*scores.shape[:-1], k, dtype=torch.bool)
         valid[..., :count] = totals[..., :count] > -torch.inf
         vertices = scores.new_zeros(*scores.shape[:-1], k, self.dim)
-        vertices[..., :count, :] = self._vertices.to(scores)[order[..., :count]]
+        vertices[..., :count, :] = placed(self._vertices, scores.device, scores.dtype)[order[..., :count]]
         return vertices * valid[..., None], valid
 
     def gibbs(self, scores: Tensor) -> EnumeratedGibbs:
         """softmax over the rows' scores."""
         check_dimension(scores, self)
-        return EnumeratedGibbs(scores, self._vertices)
+        return EnumeratedGibbs(scores, placed(self._vertices, scores.device, scores.dtype))
 
     def vertices(self) -> Tensor:
         """The rows as given, [V, D] float64."""
@@ -79,7 +80,7 @@ class Explicit(Polytope):
     def _totals(self, scores: Tensor) -> Tensor:
         """<row, scores> in float64, -inf for a row that a score of -inf forbids: [*B, V]."""
         precise = scores.double()
-        table = self._vertices.to(precise)
+        table = placed(self._vertices, scores.device, torch.float64)
         forbidden = (precise.isneginf().double() @ (table != 0).double().T) > 0
         return (torch.where(precise.isneginf(), 0, precise) @ table.T).masked_fill(forbidden, -torch.inf)
 

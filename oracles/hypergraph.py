@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import compiled, in_threads, readable
+from .placement import placed
 
 if TYPE_CHECKING:
     from .derivation_rows import Edges
@@ -111,8 +112,10 @@ class Hypergraph:
         if device not in self._moved:
             other = object.__new__(Hypergraph)
             other.__dict__ |= self.__dict__
-            other.coordinates, other.gates = self.coordinates.to(device), self.gates.to(device)
-            other.levels = [replace(level, edges=level.edges.to(device), tails=level.tails.to(device)) for level in self.levels]
+            other.coordinates, other.gates = placed(self.coordinates, device), placed(self.gates, device)
+            other.levels = [
+                replace(level, edges=placed(level.edges, device), tails=placed(level.tails, device)) for level in self.levels
+            ]
             self._moved[device] = other
         return self._moved[device]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .base import Halfspaces, Polytope
 from .budget import Budget
 from .checks import check_count, check_dimension
+from .placement import placed
 
 
 class LogicFactor(Polytope):
@@ -84,11 +85,11 @@ class LogicFactor(Polytope):
 
     def _mirror(self, bits: Tensor) -> Tensor:
         """Between z and the budget's bits, either way."""
-        return torch.where(self._reflected.to(bits.device), 1 - bits, bits)
+        return torch.where(placed(self._reflected, bits.device), 1 - bits, bits)
 
     def _turned(self, scores: Tensor) -> Tensor:
         """Scores of the budget's bits where z scores `scores`, up to a constant."""
-        return torch.where(self._reflected.to(scores.device), -scores, scores)
+        return torch.where(placed(self._reflected, scores.device), -scores, scores)
 
 
 class ExactlyOne(LogicFactor):

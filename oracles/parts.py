@@ -1,11 +1,14 @@
 """Structures with parts that take scores but are not penalised: transitions of a chain, pairs of a graph."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .base import Polytope
+from .placement import placed, traced, version
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,19 @@ class Parts:
         named = getattr(polytope, "regularized", None)
         if named is None:
             return None
-        index = _index(polytope, named)
-        if len(index) == polytope.dim:
-            return None
-        rest = torch.ones(polytope.dim, dtype=torch.bool)
-        rest[index] = False
-        others = rest.nonzero()[:, 0]
-        return Parts(index.to(device), others.to(device), torch.cat([index, others]).argsort().to(device))
+        if traced():
+            parts = _parts(polytope, named)
+        else:
+            is_tensor = isinstance(named, Tensor)
+            kept: _Kept = _of_tensors.setdefault(named, {}) if is_tensor else _of_others
+            key = (polytope.dim, version(named) if is_tensor else repr(named))
+            if key not in kept:
+                with torch.inference_mode(False), torch.no_grad():
+                    kept[key] = _parts(polytope, named)
+            parts = kept[key]
+        if parts is None or device is None:
+            return parts
+        return Parts(placed(parts.regularized, device), placed(parts.rest, device), placed(parts.order, device))
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """[..., D] -> [..., R] and [..., D - R]."""
@@ -51,6 +60,22 @@ class Parts:
     def penalized(self, values: Tensor) -> Tensor:
         """The values [..., D] with 0 on the rest."""
         return values.index_fill(-1, self.rest, 0)
+
+
+_Kept = dict[tuple[int, int | str], Parts | None]  # by dimension, and version or text of what `regularized` is
+_of_tensors: Any = WeakTensorKeyDictionary()  # a `_Kept` for each
+_of_others: _Kept = {}
+
+
+def _parts(polytope: Polytope, named: object) -> Parts | None:
+    """What `regularized` says, on the CPU."""
+    index = _index(polytope, named)
+    if len(index) == polytope.dim:
+        return None
+    rest = torch.ones(polytope.dim, dtype=torch.bool)
+    rest[index] = False
+    others = rest.nonzero()[:, 0]
+    return Parts(index, others, torch.cat([index, others]).argsort())
 
 
 def _index(polytope: Polytope, named: object) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .checks import check_finite
+from .placement import placed
 
 # Relative to the largest weight: above rounding, far below the accuracy promised for a mean.
 _NOISE = 4e-15
@@ -40,7 +41,8 @@ class Permutahedron(Polytope):
     def maximize(self, scores: Tensor) -> Tensor:
         """The largest weight on the largest score, and so on; of equal scores the first has the larger. O(n log n)."""
         order = scores.sort(dim=-1, descending=True, stable=True).indices
-        return torch.zeros_like(scores).scatter_(-1, order, self.weights.to(scores).expand(scores.shape))
+        weights = placed(self.weights, scores.device, scores.dtype)
+        return torch.zeros_like(scores).scatter_(-1, order, weights.expand(scores.shape))
 
     def project(self, scores: Tensor) -> Tensor:
         """By pooling adjacent violators, all rows at once: O(n) a round, at most n rounds. Differentiable.
@@ -50,7 +52,7 @@ class Permutahedron(Polytope):
         check_finite(scores)
         flat = scores.reshape(-1, self.dim).double()
         ordered, order = flat.sort(dim=-1, descending=True, stable=True)
-        excess = ordered - self.weights.to(ordered)
+        excess = ordered - placed(self.weights, ordered.device, ordered.dtype)
         projected = ordered - _pooled(excess)
         return torch.zeros_like(flat).scatter(-1, order, projected).reshape(scores.shape).to(scores.dtype)
 
@@ -109,7 +111,7 @@ class Permutahedron(Polytope):
 
         Dinkelbach's method: from above, the most violated sum of k items says how far one may go at most.
         """
-        totals = self.weights.to(start).cumsum(0)
+        totals = placed(self.weights, start.device, start.dtype).cumsum(0)
         reach = torch.where(direction.abs().amax(-1) > 0, 1 / _NOISE, 0.0).to(start)
         while True:
             order = (start + reach[:, None] * direction).sort(dim=-1, descending=True, stable=True).indices

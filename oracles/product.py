@@ -22,6 +22,7 @@ from .checks import check_dimension, checked_maximize
 from .gibbs import ProductGibbs
 from .kbest import topk
 from .parts import Parts
+from .placement import placed
 
 Part = TypeVar("Part")
 Value = TypeVar("Value")
@@ -191,7 +192,7 @@ class Product(Polytope):
 
     def _split(self, values: Tensor) -> list[Tensor]:
         """[*B, D] -> the blocks of each group, [*B, g, d]."""
-        ordered = values if self._sorted else values[..., self._order.to(values.device)]
+        ordered = values if self._sorted else values[..., placed(self._order, values.device)]
         sizes = [part.dim * count for part, count in zip(self._groups, self._counts, strict=True)]
         blocks = zip(ordered.split(sizes, -1), self._counts, strict=True)
         return [block.unflatten(-1, (count, -1)) for block, count in blocks]
@@ -199,7 +200,7 @@ class Product(Polytope):
     def _join(self, blocks: Sequence[Tensor]) -> Tensor:
         """The inverse of `_split`."""
         ordered = torch.cat([block.flatten(-2) for block in blocks], -1)
-        return ordered if self._sorted else ordered[..., self._back.to(ordered.device)]
+        return ordered if self._sorted else ordered[..., placed(self._back, ordered.device)]
 
 
 # The same under the name by which one looks for many small ones.

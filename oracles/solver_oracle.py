@@ -85,6 +85,8 @@ class OracleFromSolver(Polytope):
         given = scores.detach()
         if len(given) == 0:
             return given.clone()
+        if self._numpy:  # one copy from a GPU
+            given = given.double().cpu()
         if self._batched:
             found = self._tensor(self._call(given, None), tuple(given.shape), "all problems together")
         else:
@@ -119,7 +121,7 @@ class OracleFromSolver(Polytope):
     def _call(self, scores: Tensor, place: int | None) -> Any:
         problem = "the batch" if place is None else f"problem {place}"
         try:
-            found = self._solver(scores.double().cpu().numpy().copy() if self._numpy else scores.clone())
+            found = self._solver(scores.numpy().copy() if self._numpy else scores.clone())
         except Exception as error:
             raise ValueError(f"{self!r}: the solver failed on {problem}: {type(error).__name__}: {error}") from error
         if found is None:

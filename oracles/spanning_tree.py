@@ -11,6 +11,7 @@ from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .checks import check_count
 from .kbest import partition
 from .matroid import greedy
+from .placement import placed
 
 # Every set of nodes is a halfspace.
 _MOST_NODES = 12
@@ -70,7 +71,7 @@ class SpanningTree(Polytope):
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of V - 1 maximisations a row."""
         present = self._present(scores)
-        ends = self._ends.to(scores.device)
+        ends = placed(self._ends, scores.device)
         absent = ~present[:, ends].all(-1)  # [B, D]
 
         def maximize(forced: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class SpanningTree(Polytope):
             place = tuple(few[0].tolist())
             shown = place[0] if len(place) == 1 else place
             raise ValueError(f"{self!r}: problem {shown} has {int(nodes[place].sum())} nodes, but needs at least 2")
-        ends = self._ends.to(scores.device)
+        ends = placed(self._ends, scores.device)
         return torch.where(nodes[..., ends].all(-1), scores, -torch.inf)
 
     def halfspaces(self) -> Halfspaces:
@@ -130,7 +131,7 @@ class SpanningTree(Polytope):
     def _present(self, scores: Tensor) -> Tensor:
         """Nodes that have an edge, [B, V] bool."""
         allowed = scores > -torch.inf
-        ends = self._ends.to(scores.device)
+        ends = placed(self._ends, scores.device)
         count = torch.zeros(len(scores), self.nodes, dtype=torch.int64, device=scores.device)
         for side in range(2):
             count = count.index_add(1, ends[:, side], allowed.to(torch.int64))
@@ -138,7 +139,7 @@ class SpanningTree(Polytope):
 
     def _forest(self, scores: Tensor) -> Tensor:
         """The heaviest forest with as few pieces as can be, [B, D] bool."""
-        ends = self._ends.to(scores.device)
+        ends = placed(self._ends, scores.device)
         piece = torch.arange(self.nodes, device=scores.device).expand(len(scores), -1)
 
         def extends(chosen: Tensor, item: Tensor) -> Tensor:

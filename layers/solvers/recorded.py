@@ -178,6 +178,6 @@ def _warn(polytope: Polytope, error: RuntimeError) -> None:
     warnings.warn(
         f"ActiveSet(record=True): the iterations on {polytope!r} cannot be recorded and run one by one "
         f"({str(error).splitlines()[0]}). To be recorded, `maximize` may not read values on the host (`if` on a tensor, "
-        f".item(), nonzero, boolean masks as indices) nor copy from it (keep tensors on the scores' device)",
+        f".item(), nonzero, boolean masks as indices) nor copy from it: `sparsemarg.oracles.placed` keeps tensors on a device",
         stacklevel=2,
     )
