@@ -175,22 +175,24 @@ def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance
     current = TensorRows(oracle)
     finished: list[tuple[Tensor, Support]] = []
     for iteration in range(0, max_iter if batch else 0, POLL):
-        live = ~current.converged
-        count = int(live.sum())
-        if count == 0:
+        live, most, stale = current.look()
+        if live == 0:
             break
-        size = count if advance is None else _halved(len(rows), count)
+        size = live if advance is None else _halved(len(rows), live)
         if size <= 0.75 * len(rows):
-            kept = torch.zeros_like(live).scatter_(0, (~live).to(torch.int8).argsort(stable=True)[:size], True)
-            finished.append((rows[~kept], current.support(~kept, tol)))
+            order = current.converged.to(torch.int8).argsort(stable=True)
+            kept, done = order[:size].sort().values, order[size:].sort().values  # not masks, for which the host would wait
+            finished.append((rows[done], current.support(done, tol)))
             rows, current = rows[kept], current.select(kept)
-        current.prepare(POLL, 1 if advance is None else SLOTS_AT_A_TIME)
+        current.prepare(most + POLL, 1 if advance is None else SLOTS_AT_A_TIME)
+        if stale:
+            current.renew()
         if advance is not None and iteration + POLL <= max_iter:
             current = advance(current, tol)
         else:
             for _ in range(min(POLL, max_iter - iteration)):
                 current.iterate(tol)
-    finished.append((rows, current.support(torch.ones_like(current.converged), tol)))
+    finished.append((rows, current.support(slice(None), tol)))
     return _gather(finished, batch)
 
 

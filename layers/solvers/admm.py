@@ -93,8 +93,8 @@ class ADMM:
         for iteration in range(self.max_iter if len(scores) else 0):
             if iteration % POLL == 0 and iteration:
                 result = _store(result, rows, state)
-                live = ~state.converged
-                if not live.any():
+                live = (~state.converged).nonzero()[:, 0]
+                if len(live) == 0:
                     break
                 rows, state = rows[live], state.select(live)
                 if iteration <= SETTLE:
@@ -206,7 +206,7 @@ class _State:
         self.messages = [message / change[:, None, None] for message in self.messages]
 
     def select(self, rows: Tensor) -> "_State":
-        """The rows [B] bool that are true."""
+        """The state of some rows [n] int64."""
         chosen = object.__new__(_State)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):

@@ -202,7 +202,7 @@ class BatchOracle(Protocol):
         ...
 
     def rows(self, kept: Tensor) -> "BatchOracle":
-        """The oracle of the rows [B] bool that are true."""
+        """The oracle of some rows: those of indices [n] int64, or where [B] bool is true."""
         ...
 
 

@@ -155,20 +155,32 @@ class TensorRows:
         working.on &= ~(self._is(leaving) & rows[:, None])
         return rows, torch.where(rows, leaving, free)
 
-    def prepare(self, iterations: int, slots_at_a_time: int = 1) -> None:
-        """Makes room for as many atoms as `iterations` can add, and renews the factorisations that have gone stale."""
-        self.working.reserve(iterations, slots_at_a_time)
+    def look(self) -> tuple[int, int, int]:
+        """How many rows have not converged, and of these: the most atoms, and how many have a factorisation gone stale.
+
+        The host waits for the device once.
+        """
+        live = ~self.converged
+        atoms, stale = (self.working.on.sum(-1) * live).amax(), (live & (self.stalled >= STALE)).sum()
+        count, most, number = torch.stack([live.sum(), atoms, stale]).tolist()
+        return count, most, number
+
+    def prepare(self, atoms: int, slots_at_a_time: int = 1) -> None:
+        """Makes room for so many atoms in every row."""
+        self.working.reserve(atoms, slots_at_a_time)
         slots = self.working.on.shape[1]
         self.weights = torch.nn.functional.pad(self.weights, (0, slots - self.weights.shape[1]))
         self.gains = torch.nn.functional.pad(self.gains, (0, slots - self.gains.shape[1]))
         self.vertices = torch.nn.functional.pad(self.vertices, (0, 0, 0, slots - self.vertices.shape[1]))
+
+    def renew(self) -> None:
+        """Computes factorisations afresh that have gone stale."""
         stale = (self.stalled >= STALE).nonzero()[:, 0]
-        if len(stale):
-            self.working.rebuild(stale)
-            self.stalled[stale] = 0
+        self.working.rebuild(stale)
+        self.stalled[stale] = 0
 
     def select(self, rows: Tensor) -> "TensorRows":
-        """The state of the rows [B] bool that are true."""
+        """The state of some rows [n] int64."""
         chosen = object.__new__(TensorRows)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -203,8 +215,8 @@ class TensorRows:
         other.oracle = replace(other.oracle, ties=Ties(**taken(self.oracle.ties)))
         return other
 
-    def support(self, rows: Tensor, tol: float) -> Support:
-        """The atoms of the rows [B] bool that are true, with the used slots first."""
+    def support(self, rows: Tensor | slice, tol: float) -> Support:
+        """The atoms of some rows, [n] int64 or a slice, with the used slots first."""
         gap = self.gap[rows] * self.unit[rows, 0].square()
         state = (self.iterations[rows], gap, self.converged[rows])
         return pruned(self.vertices[rows], self.weights[rows], self.scale[rows], tol, state)

@@ -90,11 +90,9 @@ class WorkingSet:
         along, level = (solved * ones[..., None]).unbind(-1)
         return along - (along.sum(-1) / level.sum(-1))[:, None] * level
 
-    def reserve(self, spare: int, at_a_time: int = 1) -> None:
-        """Makes room for `spare` more atoms in every row; the number of slots becomes a multiple of `at_a_time`."""
-        slots = self.on.shape[1]
-        needed = -(-(int(self.on.sum(-1).amax()) + spare) // at_a_time) * at_a_time
-        extra = max(0, needed - slots)
+    def reserve(self, atoms: int, at_a_time: int = 1) -> None:
+        """Makes room for so many atoms in every row; the number of slots becomes a multiple of `at_a_time`."""
+        extra = max(0, -(-atoms // at_a_time) * at_a_time - self.on.shape[1])
         if extra:
             self.atoms = torch.nn.functional.pad(self.atoms, (0, 0, 0, extra))
             self.on = torch.nn.functional.pad(self.on, (0, extra))
