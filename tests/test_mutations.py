@@ -135,6 +135,20 @@ class DoubleOnly(Wrapped):
         return self.right.maximize(scores @ torch.eye(5, dtype=torch.float64))
 
 
+@caught_by("on another device")
+class StaysOnTheCpu(Wrapped):
+    bonus = torch.zeros(5, dtype=torch.float64)
+
+    def maximize(self, scores):
+        return self.right.maximize(scores + self.bonus)
+
+
+@caught_by("on another device")
+class ReadsTheMemoryOfTheCpu(Wrapped):
+    def project(self, scores):
+        return torch.from_numpy(self.right.project(scores).detach().numpy())
+
+
 @caught_by("dim")
 class DimIsAFloat(Wrapped):
     dim = 5.0  # pyright: ignore

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..layers.solvers import ActiveSet, PairwiseFrankWolfe, Solver, SortedDecomposition
 from ..oracles import Polytope
-from . import gradient_checks, layer_checks, method_checks, oracle_checks
+from . import device_checks, gradient_checks, layer_checks, method_checks, oracle_checks
 from .broken import Broken
 from .check import Check, Skip
 from .ledger import Ledger
@@ -94,6 +94,7 @@ def checks_for(subject: Subject, solvers: Sequence[Solver] | None = None) -> lis
         method_checks.Project(),
         method_checks.Decompose(),
         method_checks.Gibbs(),
+        device_checks.AnotherDevice(),
         layer_checks.TopKSparsemax(),
         gradient_checks.ProjectJacobian(),
         layer_checks.SolversAgree(labelled),
