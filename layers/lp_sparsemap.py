@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..oracles import FactorGraph, Parts, SupportsProjection, supports
+from ..oracles import FactorGraph, Parts, SupportsProjection, placed, supports
 from ..oracles.checks import cannot_branch, check_finite
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
@@ -233,7 +233,7 @@ def _check_allowed(scores: Tensor, graph: FactorGraph, additional: list[Tensor])
     if cannot_branch(scores) or not forbidden.any():
         return
     for group, extra in zip(graph.groups, additional, strict=True):
-        index, parts = group.index.to(scores.device), Parts.of(group.polytope, scores.device)
+        index, parts = placed(group.index, scores.device), Parts.of(group.polytope, scores.device)
         full = group.scores(scores[:, index], torch.zeros_like(extra), parts)
         best = Oracle.of(group.polytope, full.flatten(0, 1)).best().reshape(full.shape)
         blocked = (full.isneginf() & (best != 0)).any(-1)

@@ -15,7 +15,7 @@ from .nested import nested_distribution
 from .packed_weights import packed_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import FindsChained, FindsNested, FindsPacked, Oracle, PackedSupport, Solver
+from .solvers.base import FindsChained, FindsNested, FindsPacked, Oracle, PackedSupport, Solver, allowed
 
 Coding = Literal["bits", "pairs"]
 
@@ -74,7 +74,7 @@ def sparsemap(
     """
     _check(scores, polytope, coding, check)
     shape, support = scores.shape[:-1], None
-    if supports(solver, FindsPacked) and readable(scores):
+    if scores.device.type == "cpu" and supports(solver, FindsPacked) and readable(scores):
         given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
         support = solver.solve_packed(given, polytope, scores.dtype)
         if isinstance(support, PackedSupport):
@@ -124,7 +124,9 @@ def sparsemap_marginals(
         target = coded(scores.double(), polytope, coding)
         if check:
             with torch.no_grad():
-                Oracle.of(polytope, target.reshape(scores.shape[:-1].numel(), target.shape[-1])).check_allowed()
+                given = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
+                if allowed(given)[1] is not None:
+                    Oracle.of(polytope, given).start()  # says which row allows nothing
         return polytope.project(target).to(scores.dtype)
     return sparsemap(scores, polytope, coding=coding, solver=solver or ActiveSet(), check=check).mean()
 
@@ -167,8 +169,8 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     if coding == "bits":
         return scores
     parts = Parts.of(polytope, scores.device)
-    if parts is None:  # in one pass
-        return torch.add(scores.new_full((), 0.5), scores, alpha=0.5)
+    if parts is None:  # in one pass; on a GPU too a number of the CPU will do
+        return torch.add(scores.new_full((), 0.5, device="cpu"), scores, alpha=0.5)
     return (parts.penalized(torch.ones_like(scores)) + scores) / 2
 
 

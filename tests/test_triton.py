@@ -51,6 +51,21 @@ def test_sparsemax_compiles(pointer: str, wide: str) -> None:
         assert machine_code(pull_back, backward, constants)
 
 
+@pytest.mark.parametrize("pointer", ["*fp32", "*fp64"])
+def test_packed_sums_compile(pointer: str) -> None:
+    from sparsemarg.layers.kernels import triton_packed as packed
+
+    reals = dict.fromkeys(("probs", "atoms", "means", "values", "products", "found", "slopes"), pointer)
+    every = reals | {"first": "*i64", "row": "*i64", "dim": "i32"}
+    for kernel, constants in (
+        (packed._combine, {}),
+        (packed._compare, {}),
+        (packed._entropies, {"LEAST": torch.finfo(torch.float64 if pointer == "*fp64" else torch.float32).tiny}),
+    ):
+        types = {name: every[name] for name in kernel.arg_names if name in every}
+        assert machine_code(kernel, types, constants | {"CHUNK": packed.CHUNK})
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.parametrize("levels", [256, 1024])
 def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from sparsemarg.kernels import in_triton
+from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemax
 from sparsemarg.layers.solvers import ActiveSet, triton_active_set
 from sparsemarg.layers.solvers.base import Support
@@ -60,6 +61,31 @@ def test_sparsemax_passes_on_what_it_was_told_not_to_look_for(bad: float, count:
     probs = sparsemax(scores, check=False)
     assert probs[1:].isnan().all()
     torch.testing.assert_close(probs[0], torch.full((count,), 1 / count))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [1, 7, 300])
+def test_packed_sums(dim: int, dtype: torch.dtype) -> None:
+    """Of rows with more atoms than a chunk, one, and a probability of 0."""
+    generator = torch.Generator().manual_seed(dim)
+    row = torch.repeat_interleave(torch.arange(4), torch.tensor([3, 1, 200, 129]))
+    atoms = torch.randn(len(row), dim, generator=generator).to(dtype)
+    probs = torch.rand(len(row), generator=generator).to(dtype)
+    probs[0] = 0
+    ours, theirs = (probs.clone().requires_grad_() for _ in range(2))
+    found = SparseDistribution(atoms, ours, row, (4,))
+    mean, entropy = found.mean(), found.entropy()
+    assert {type(value.grad_fn).__name__ for value in (mean, entropy)} == {"_PackedMeanBackward", "_PackedEntropyBackward"}
+    logs = theirs.clamp(min=torch.finfo(dtype).tiny).log()
+    wanted = torch.zeros(4, dim, dtype=dtype).index_add(0, row, theirs[:, None] * atoms)
+    others = torch.zeros(4, dtype=dtype).index_add(0, row, -theirs * logs)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(mean, wanted, atol=tolerance, rtol=0)
+    torch.testing.assert_close(entropy, others, atol=tolerance, rtol=0)
+    weights = torch.randn(4, dim, generator=generator).to(dtype)
+    for one, other in ((mean * weights, wanted * weights), (entropy, others)):
+        gradients = [torch.autograd.grad(value.sum(), leaf)[0] for value, leaf in ((one, ours), (other, theirs))]
+        torch.testing.assert_close(gradients[0][1:], gradients[1][1:], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize(

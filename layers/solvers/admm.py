@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...oracles import FactorGraph, Parts, SupportsProjection, supports
+from ...oracles import FactorGraph, Parts, SupportsProjection, placed, supports
 from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet
@@ -135,9 +135,9 @@ class _Shared:
         rank = torch.arange(len(order)) - (graph.degree.cumsum(0) - graph.degree).long()[all_copies[order]]
         places = torch.full((graph.variables, int(graph.degree.max())), len(order))
         places[all_copies[order], rank] = order
-        index = [group.index.to(device) for group in graph.groups]
+        index = [placed(group.index, device) for group in graph.groups]
         parts = [Parts.of(group.polytope, device) for group in graph.groups]
-        return _Shared(graph.groups, index, parts, graph.degree.to(device), places.to(device), method)
+        return _Shared(graph.groups, index, parts, placed(graph.degree, device), places.to(device), method)
 
     def total(self, copies: list[Tensor]) -> Tensor:
         """The sum of each variable's copies, [B, F, n] of every group -> [B, V]; always in the same order."""

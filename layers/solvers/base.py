@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import compiled
-from ...oracles import Parts, Polytope
+from ...oracles import Parts, Polytope, placed
 from ...oracles.checks import cannot_branch, check_structures, checked_maximize
+from ...oracles.placement import traced
 from ..stats import SolverStats, TopKStats
 
 
@@ -141,7 +142,7 @@ class FindsPacked(Protocol):
     def solve_packed(
         self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
     ) -> PackedSupport[SolverStats] | Support | None:
-        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. Data can be looked at."""
+        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. On the CPU: data can be seen."""
         ...
 
 
@@ -245,7 +246,8 @@ class Ties:
         of_row = (torch.frexp(scale).exponent + GRID_EXPONENT).clamp(min=LEAST_EXPONENT)[:, None]
         of_entry = torch.where(target == 0, of_row, torch.frexp(target).exponent - GRID_BITS)
         grid = torch.ldexp(torch.ones_like(target), torch.maximum(of_entry, of_row))
-        return Ties(grid, _tie_break(target.shape[-1], target.device))
+        dim, device = target.shape[-1], target.device
+        return Ties(grid, _tie_break(dim, device) if traced() else placed(_kept_tie_break(dim), device))
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
@@ -275,7 +277,29 @@ def _tie_break(dim: int, device: torch.device | None = None) -> Tensor:
     return -TIE_BREAK * (1 + (hashed ^ (hashed >> 16)).double() / 2**32)
 
 
-_kept_tie_break = lru_cache(_tie_break)
+@lru_cache
+def _kept_tie_break(dim: int) -> Tensor:
+    with torch.inference_mode(False):
+        return _tie_break(dim)
+
+
+def allowed(scores: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The scores [B, D] with 0 where they are `-inf`, and where that is; None for nowhere, if that can be seen."""
+    forbidden = scores.isneginf()
+    # Compiled code cannot branch on data; it always masks.
+    if cannot_branch(scores) or forbidden.any():
+        return torch.where(forbidden, 0, scores), forbidden
+    return scores, None
+
+
+def best_allowed(polytope: Polytope, scores: Tensor, forbidden: Tensor | None) -> Tensor:
+    """A structure of maximal score, without what is forbidden where there is one: [B, D] -> [B, D]."""
+    if forbidden is not None:
+        # A structure with a forbidden coordinate loses to any without: P exceeds every total of 0/1 structures.
+        finite = not getattr(polytope, "takes_forbidden", False)
+        penalty = 1 + 2 * scores.abs().sum(-1, keepdim=True) if finite else torch.inf
+        scores = torch.where(forbidden, -penalty, scores)
+    return checked_maximize(polytope, scores)
 
 
 @dataclass(frozen=True)
@@ -291,12 +315,8 @@ class Oracle:
     @staticmethod
     def of(polytope: Polytope, scores: Tensor) -> "Oracle":
         """The oracle of a batch of scores [B, D] float64."""
-        forbidden = scores.isneginf()
-        target = torch.where(forbidden, 0, scores)
-        # Compiled code cannot branch on data; it always masks.
-        masked = cannot_branch(scores) or bool(forbidden.any())
-        parts = Parts.of(polytope, scores.device)
-        return Oracle(polytope, target, forbidden if masked else None, Ties.of(target), parts)
+        target, forbidden = allowed(scores)
+        return Oracle(polytope, target, forbidden, Ties.of(target), Parts.of(polytope, scores.device))
 
     def residual(self, mean: Tensor) -> Tensor:
         """See `BatchOracle`."""
@@ -308,12 +328,7 @@ class Oracle:
 
     def answer(self, scores: Tensor) -> Tensor:
         """A structure of maximal score for residuals whose ties are broken, [B, D] -> [B, D]."""
-        if self.forbidden is not None:
-            # A structure with a forbidden coordinate loses to any without: P exceeds every total of 0/1 structures.
-            finite = not getattr(self.polytope, "takes_forbidden", False)
-            penalty = 1 + 2 * scores.abs().sum(-1, keepdim=True) if finite else torch.inf
-            scores = torch.where(self.forbidden, -penalty, scores)
-        return checked_maximize(self.polytope, scores)
+        return best_allowed(self.polytope, scores, self.forbidden)
 
     def rows(self, kept: Tensor) -> "Oracle":
         """See `BatchOracle`."""
@@ -341,8 +356,3 @@ class Oracle:
     def best(self) -> Tensor:
         """The MAP structure of each row, [B, D], with forbidden coordinates on only where there is no other."""
         return self(self.target, torch.zeros_like(self.target[:, 0], dtype=torch.bool))
-
-    def check_allowed(self) -> None:
-        """Raises ValueError if a row allows no structure; free where no score is `-inf`."""
-        if self.forbidden is not None:
-            self.start()

@@ -11,7 +11,7 @@ from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
 from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
-from .base import ChainedSupport, NestedSupport, Oracle, PackedSupport, Solver, Support, used_first
+from .base import ChainedSupport, NestedSupport, Oracle, PackedSupport, Solver, Support, allowed, best_allowed, used_first
 from .cuts import in_one_pass
 from .limits import CLOSED, SORTED_PRUNE
 
@@ -39,14 +39,14 @@ class SortedDecomposition(Solver):
         """
         # Not as a decorator: torch.compile (2.14) does not trace a decorated method of an object made inside what it compiles.
         with torch.no_grad():
-            oracle, mean = _projected(scores, polytope)
+            problem, mean = _projected(scores, polytope)
             if not supports(polytope, SupportsDecomposition):
                 raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
             atoms, probs = polytope.decompose(mean)
             probs, margin = _pruned(probs)
             if not cannot_branch(probs):  # the refit's cost is cubic in the number of slots
                 atoms, probs = used_first(atoms, probs)
-            return Support(atoms, probs, _certify(oracle, mean, margin))
+            return Support(atoms, probs, _certify(problem, mean, margin))
 
     def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
         """See `FindsPacked`."""
@@ -55,12 +55,12 @@ class SortedDecomposition(Solver):
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:
         """The same support, for a polytope with `nested`, without writing the structures down."""
         with torch.no_grad():
-            oracle, mean = _projected(scores, polytope)
+            problem, mean = _projected(scores, polytope)
             if not supports(polytope, SupportsNested):
                 raise missing(polytope, SupportsNested, "SortedDecomposition.solve_nested")
             order, probs = polytope.nested(mean)
             probs, margin = _pruned(probs)
-            return NestedSupport(order, probs, _certify(oracle, mean, margin))
+            return NestedSupport(order, probs, _certify(problem, mean, margin))
 
     def solve_chained(self, scores: Tensor, polytope: Polytope) -> ChainedSupport | None:
         """The same support, for a polytope with `chained`, without writing the structures down.
@@ -69,11 +69,11 @@ class SortedDecomposition(Solver):
         and what is here is not the derivative).
         """
         with torch.no_grad():
-            oracle, mean = _projected(scores, polytope)
+            problem, mean = _projected(scores, polytope)
             if not supports(polytope, SupportsChained):
                 raise missing(polytope, SupportsChained, "SortedDecomposition.solve_chained")
             order, ends = polytope.chained(mean)
-            ordered, residual = mean.gather(-1, order), (oracle.target - mean).gather(-1, order)
+            ordered, residual = mean.gather(-1, order), (problem.target - mean).gather(-1, order)
             between = (ordered > 0) & (ordered < 1)
             # Where the sum is held fixed the last of them ends at an integer, up to rounding: no cut, the line begins anew.
             whole, last = nearest_integer(ends), between.cumsum(-1) == between.sum(-1, keepdim=True)
@@ -92,20 +92,28 @@ class SortedDecomposition(Solver):
                 return None
             edge = torch.zeros_like(interval[:, :1])
             interval = torch.cat([edge, torch.where(place < ONE, interval + 1, 0), edge], -1)
-            stats = _certify(oracle, mean, margin)
+            stats = _certify(problem, mean, margin)
             return ChainedSupport(order, ends, between, binding, cuts, interval, probs, stats)
 
 
-def _projected(scores: Tensor, polytope: Polytope) -> tuple[Oracle, Tensor]:
+@dataclass(frozen=True)
+class _Problem:
+    polytope: Polytope
+    target: Tensor  # [B, D], 0 where forbidden
+    forbidden: Tensor | None  # [B, D] bool
+
+
+def _projected(scores: Tensor, polytope: Polytope) -> tuple[_Problem, Tensor]:
     if Parts.of(polytope) is not None:
         raise ValueError(
             f"SortedDecomposition projects in all coordinates, but {polytope!r} regularises some only; use ActiveSet()"
         )
     if not supports(polytope, SupportsProjection):
         raise missing(polytope, SupportsProjection, "SortedDecomposition")
-    oracle = Oracle.of(polytope, scores)
-    oracle.check_allowed()
-    return oracle, polytope.project(scores)
+    problem = _Problem(polytope, *allowed(scores))
+    if problem.forbidden is not None:
+        Oracle.of(polytope, scores).start()  # says which row allows nothing
+    return problem, polytope.project(scores)
 
 
 def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,9 +123,9 @@ def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
     return probs, torch.where(probs > 0, probs, torch.inf).amin(-1)
 
 
-def _certify(oracle: Oracle, mean: Tensor, margin: Tensor) -> SolverStats:
-    residual = oracle.target - mean
-    best = oracle(residual, torch.ones_like(mean[:, 0], dtype=torch.bool))
+def _certify(problem: _Problem, mean: Tensor, margin: Tensor) -> SolverStats:
+    residual = problem.target - mean
+    best = best_allowed(problem.polytope, residual, problem.forbidden)  # any of those that tie will do
     gap = (residual * (best - mean)).sum(-1)
     # The gap of an exact projection is rounding noise, of the size of the terms that cancel in it.
     eps = torch.finfo(mean.dtype).eps
