@@ -39,10 +39,9 @@ def in_triton(module: str, package: str | None, function: str, device: torch.dev
 
     With TRITON_INTERPRET=1, set before Triton is imported, they are interpreted and serve the CPU too: for tests.
     """
-    if torch.compiler.is_compiling() or _off():
+    if torch.compiler.is_compiling():
         return None
-    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not (device.type == "cuda" and _triton_runs()):
+    if not (_interpreted() if device.type == "cpu" else device.type == "cuda" and _triton_runs()) or _off():
         return None
     return _loaded(module, package, function)
 
@@ -62,6 +61,11 @@ def readable(tensor: Tensor) -> bool:
 
 def _off() -> bool:
     return SWITCH in os.environ and os.environ[SWITCH] == "off"  # `get` takes three times as long where there is none
+
+
+@cache
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache

@@ -22,7 +22,7 @@ def combine(probs: Tensor, atoms: Tensor, first: Tensor, means: Tensor) -> None:
             _combine[(rows, triton.cdiv(dim, CHUNK))](probs, atoms, first, means, dim, CHUNK=CHUNK)
 
 
-def compare(values: Tensor, atoms: Tensor, row: Tensor, products: Tensor) -> None:
+def compare(values: Tensor, atoms: Tensor, first: Tensor, row: Tensor, products: Tensor) -> None:
     """products[n] = <atoms[n], values[row[n]]>: contiguous [B, D], [N, D] -> [N]."""
     if len(products):
         with torch.cuda.device_of(products):
