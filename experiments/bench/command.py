@@ -137,6 +137,7 @@ def _explanation(device: torch.device) -> str:
     for_devices = {
         "sparsemax": (".kernels.triton_simplex", "sparsemarg.layers", "project_rows"),
         "ActiveSet on cube, budget and simplex": (".solvers.triton_active_set", "sparsemarg.layers", "solve"),
+        "means of packed atoms": (".kernels.triton_packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.triton_pixels", "sparsemarg.models", "pixel_costs"),
     }
     found = {name: "compiled kernel (Numba)" for name, place in kernels.items() if compiled(*place, device) is not None}
