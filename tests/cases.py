@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import torch
 from scipy import optimize
+from sparsemarg.layers import SparseDistribution
+from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, Solver, SortedDecomposition
 from sparsemarg.oracles import (
     BernoulliCube,
@@ -156,3 +158,13 @@ def projection(vertices: Tensor, scores: Tensor) -> Tensor:
         fit = optimize.lsq_linear(system.numpy(), wanted.numpy(), (0, np.inf), method="bvls", tol=1e-15, max_iter=1000)
         means.append(torch.from_numpy(fit.x / fit.x.sum()) @ vertices)
     return torch.stack(means)
+
+
+def with_derivatives(scores: Tensor, polytope: Polytope, solver: Solver) -> tuple[SparseDistribution, list[Tensor]]:
+    """SparseMAP; its weights, and first and second derivatives of a function of them."""
+    leaf, weights = scores.clone().requires_grad_(), scores_for(polytope, "normal", batch=len(scores), seed=1)
+    found = sparsemap(leaf, polytope, solver=solver)
+    value = (found.mean() * weights).sum() + found.probs[::2].square().sum() + (found.probs.detach() * found.probs).cos().sum()
+    (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (second,) = torch.autograd.grad((first * weights).sum(), leaf)
+    return found, [found.probs.detach(), first.detach(), second]

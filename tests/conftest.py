@@ -7,4 +7,6 @@ from sparsemarg.kernels.stale import FOLDERS, forget_stale
 torch.set_num_threads(1)
 forget_stale(FOLDERS)  # some tests import compiled modules by themselves
 # What these modules assert is shown with its values when it fails, as in tests themselves.
-pytest.register_assert_rewrite("cases", "estimator_cases", "experiment_cases", "mutation_cases", "structures", "triton_checks")
+pytest.register_assert_rewrite(
+    "cases", "devices", "estimator_cases", "factor_graphs", "experiment_cases", "mutation_cases", "structures", "triton_checks"
+)
