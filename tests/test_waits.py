@@ -49,9 +49,9 @@ def test_closed_forms_wait_as_often_in_any_dimension() -> None:
 def test_a_pretended_device_refuses_what_a_gpu_refuses() -> None:
     with PretendedDevice() as pretended:
         there = torch.zeros(3).to(THERE)
-        with pytest.raises(RuntimeError, match="found \\[3\\] on cpu"):
+        with pytest.raises(RuntimeError, match="was given \\[3\\] on cpu"):
             there.add(torch.zeros(3))
-        with pytest.raises(RuntimeError, match="found one of the CPU"):
+        with pytest.raises(RuntimeError, match="was given one of the CPU"):
             torch.rand(3, device=THERE).uniform_(generator=torch.Generator())
         with pytest.raises((RuntimeError, TypeError)):
             there.numpy()

@@ -112,7 +112,7 @@ class _Operations(TorchDispatchMode):
 def _check(function: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
     """Raises RuntimeError where a GPU would."""
     if isinstance(kwargs.get("generator"), torch.Generator):
-        raise RuntimeError(f"{function}: expected a generator from there, found one of the CPU")
+        raise RuntimeError(f"a generator of another device: {function} was given one of the CPU")
     if function in COPIES:
         return
     if function in INDEXED:
@@ -120,7 +120,9 @@ def _check(function: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tenso
     for tensor in tensors:
         # Only in operations by entries may a single number be elsewhere.
         if not isinstance(tensor, _There) and not (tensor.dim() == 0 and torch.Tag.pointwise in function.tags):
-            raise RuntimeError(f"{function}: expected all tensors there, found {list(tensor.shape)} on {tensor.device}")
+            raise RuntimeError(
+                f"expected all tensors on one device, but {function} was given {list(tensor.shape)} on {tensor.device}"
+            )
 
 
 def _waits(function: Any, args: Any, kwargs: dict[str, Any], there: bool) -> bool:
