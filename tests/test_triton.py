@@ -82,7 +82,7 @@ def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:
 def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
     from sparsemarg.layers.solvers import triton_active_set as active_set
 
-    reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out")
+    reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out", "margin_out")
     types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
     types |= dict.fromkeys(("dim", "budget", "limit"), "i32")
     constants = {"KIND": kind, "HOPELESS": 4, "DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}

@@ -11,7 +11,7 @@ from sparsemarg.kernels import in_triton
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemax
 from sparsemarg.layers.solvers import ActiveSet, triton_active_set
-from sparsemarg.layers.solvers.base import Support
+from sparsemarg.layers.solvers.base import Oracle, Support
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Product, Simplex
 from sparsemarg.oracles.simplex import project_simplex
@@ -143,6 +143,40 @@ def test_active_set(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPat
     fast, plain = solved_twice(polytope, scores, ActiveSet(), monkeypatch)
     assert fast.stats.converged.all()
     assert_same(fast, plain, 1e6 * torch.finfo(torch.float64).eps if kind == "large" else 1e-15)
+    assert fast.sensitivity is not None
+    for atoms, probs, found in zip(fast.atoms, fast.probs, fast.sensitivity, strict=True):
+        used = probs > 0
+        assert not found[~used].any()
+        assert not found[:, ~used].any()
+        # That of the KKT system: its inverse without the last row and column.
+        count = int(used.sum())
+        system = torch.ones(count + 1, count + 1, dtype=torch.float64)
+        system[-1, -1] = 0
+        shifted = atoms[used] - atoms[used][:1]  # which changes nothing, as weights sum to 1
+        system[:-1, :-1] = shifted @ shifted.T
+        torch.testing.assert_close(found[used][:, used], system.inverse()[:-1, :-1], atol=1e-9, rtol=0)
+
+
+def test_limits_of_the_active_set_are_those_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.rand(4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    oracle = Oracle.of(BernoulliCube(12), scores)
+
+    def solved(**limits: float) -> triton_active_set.Solved:
+        with monkeypatch.context() as changed:
+            for name, value in limits.items():
+                changed.setattr(triton_active_set, name, value)
+            found = triton_active_set.solve(oracle, 300, 1e-9)
+        assert found is not None
+        return found
+
+    usual = solved()
+    assert usual.converged.all()
+    assert (usual.weights > 0).sum(-1).min() > 4
+    assert not solved(SETTLED=-1.0).converged.any()  # weights are never optimal
+    assert ((solved(PIVOT_NOISE=1e9).weights > 0).sum(-1) == 1).all()  # no atom is independent of the first
+    assert ((solved(WEIGHT_PRUNE=1e12).weights > 0).sum(-1) == 1).all()  # all but the heaviest are negligible
+    torch.testing.assert_close(solved(PIVOT_IN_DOUBT=1e9).weights, usual.weights, atol=1e-12, rtol=0)  # distances, always
+    assert not torch.equal(solved(WEIGHT_NOISE=1.0).weights, usual.weights)  # no weight blocks a step
 
 
 def test_active_set_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:

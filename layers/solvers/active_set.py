@@ -12,9 +12,9 @@ from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
 from . import recorded
-from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, row_scale
+from .base import BatchOracle, Oracle, PackedSupport, Solver, Support
 from .limits import POLL
-from .tensor_rows import TensorRows, pruned
+from .tensor_rows import TensorRows
 
 # Of a recorded state: room for atoms is made for so many at a time, for there to be few different shapes.
 SLOTS_AT_A_TIME = 16
@@ -157,8 +157,8 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     found = None if kernel is None else kernel(oracle, max_iter, tol)
     if found is None:
         return None
-    vertices, scale = found.atoms.double() + found.origin[:, None], row_scale(oracle.target)
-    support = pruned(vertices, found.weights, scale, tol, (found.iterations, found.gap, found.converged))
+    stats = SolverStats(found.iterations, found.gap, found.converged, found.margin)
+    support = _used_slots(found.atoms, found.weights, found.sensitivity, found.origin, stats)
     left = ~found.converged & (found.iterations < max_iter)
     if not left.any():
         return support
@@ -166,6 +166,16 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     done = Support(support.atoms[~left], support.probs[~left], stats)
     again = active_set(oracle.rows(left), max_iter, tol)  # so many rows are not seen again: not recorded
     return _gather([(left.nonzero()[:, 0], again), ((~left).nonzero()[:, 0], done)], len(left))
+
+
+def _used_slots(atoms: Tensor, weights: Tensor, sensitivity: Tensor, origin: Tensor, stats: SolverStats) -> Support:
+    """The support with atoms [B, S, D] relative to an origin [B, D], used slots first, and no more slots than a row uses."""
+    used = weights > 0
+    slots = (~used).to(torch.int8).argsort(dim=-1, stable=True)[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
+    row = torch.arange(len(slots), device=slots.device)[:, None]
+    probs = weights[row, slots]
+    vertices = torch.where((probs > 0)[..., None], atoms[row, slots] + origin[:, None], 0)
+    return Support(vertices, probs, stats, sensitivity[row[..., None], slots[..., None], slots[:, None]])
 
 
 def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance | None = None) -> Support:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .base import Oracle, row_scale
 from .kinds import kind_of
-from .limits import Limits
+from .limits import PIVOT_IN_DOUBT, PIVOT_NOISE, SETTLED, WEIGHT_NOISE, WEIGHT_PRUNE
 
 MOST_DIMENSIONS = 512
 MOST_SLOTS = 128
@@ -32,17 +32,21 @@ class Solved:
 
     Attributes:
         atoms: [B, S, D] int8, relative to the origin; anything where the weight is 0.
-        weights: [B, S] float64.
+        weights: [B, S] float64, without the lightest atoms (see `pruned`), and after one more Newton step where it is feasible.
+        sensitivity: [B, S, S] float64, as in `Support`.
         origin: [B, D] float64.
         gap: [B] float64.
+        margin: [B] float64, the smallest weight before the lightest were taken out.
         iterations: [B] int64.
         converged: [B] bool.
     """
 
     atoms: Tensor
     weights: Tensor
+    sensitivity: Tensor
     origin: Tensor
     gap: Tensor
+    margin: Tensor
     iterations: Tensor
     converged: Tensor
 
@@ -63,19 +67,24 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     slots = min(MOST_SLOTS, max(CHUNK, triton.next_power_of_2(dim + 2)))
     found = Solved(
         atoms=origin.new_empty(batch, slots, dim, dtype=torch.int8),
-        weights=torch.zeros_like(origin[:, :1]).repeat(1, slots),
+        weights=origin.new_empty(batch, slots),
+        sensitivity=origin.new_zeros(batch, slots, slots),
         origin=origin,
         gap=torch.full_like(origin[:, 0], torch.inf),
+        margin=origin.new_empty(batch),
         iterations=torch.zeros_like(origin[:, 0], dtype=torch.int64),
         converged=torch.zeros_like(origin[:, 0], dtype=torch.bool),
     )
     if batch == 0:
         return found
-    inverse = origin.new_zeros(batch, slots, slots)
-    constants = origin.new_tensor(Limits(tol))
+    # In the order in which the kernel reads them; as arguments they would be float32.
+    constants = origin.new_tensor([tol, WEIGHT_NOISE, PIVOT_NOISE, PIVOT_IN_DOUBT, SETTLED, WEIGHT_PRUNE * tol])
     scale = row_scale(oracle.target)
     given = (oracle.target - origin, origin, oracle.ties.grid, oracle.ties.tie_break, scale, constants)
-    left = (found.atoms, inverse, found.weights, found.gap, found.iterations, found.converged.view(torch.int8))
+    left = (
+        *(found.atoms, found.sensitivity, found.weights, found.gap, found.margin, found.iterations),
+        found.converged.view(torch.int8),
+    )
     with torch.cuda.device_of(origin):
         _solve[(batch,)](
             *(tensor.contiguous() for tensor in given),
@@ -116,6 +125,19 @@ def _update(inverse, change, factor, high, s, SLOTS: tl.constexpr, CHUNK: tl.con
         place = inverse + slot[:, None] * SLOTS + s[None, :]
         own = tl.sum(tl.where(slot[:, None] == s[None, :], change[None, :], 0.0), 1)
         tl.store(place, tl.load(place, mask=mask, other=0.0) + factor * own[:, None] * change[None, :], mask=mask)
+
+
+@triton.jit
+def _project_out(inverse, across, on, high, s, SLOTS: tl.constexpr, CHUNK: tl.constexpr):
+    """H <- P = H - H 11'H / 1'H1 for H 1 = across, and 0 where a slot is not in use."""
+    for start in range(0, high, CHUNK):
+        slot = start + tl.arange(0, CHUNK)
+        mask = (slot[:, None] < high) & (s[None, :] < high)
+        place = inverse + slot[:, None] * SLOTS + s[None, :]
+        here = slot[:, None] == s[None, :]
+        own, used = tl.sum(tl.where(here, across[None, :], 0.0), 1), tl.sum(tl.where(here & on[None, :], 1.0, 0.0), 1)
+        rest = tl.load(place, mask=mask, other=0.0) - own[:, None] * across[None, :] / tl.sum(across, 0)
+        tl.store(place, tl.where((used[:, None] > 0.0) & on[None, :], rest, 0.0), mask=mask)
 
 
 @triton.jit
@@ -163,6 +185,7 @@ def _solve(
     inverse,
     weights_out,
     gap_out,
+    margin_out,
     iterations_out,
     converged_out,
     dim,
@@ -182,8 +205,8 @@ def _solve(
     steps = tl.load(grid + row * dim + d, mask=inside, other=1.0)
     ties = tl.load(tie_break + d, mask=inside, other=0.0)
     size_of_scores = tl.load(scale + row)
-    tol, weight_noise = tl.load(constants), tl.load(constants + 1)  # in the order of `Limits`
-    pivot_noise, settling = tl.load(constants + 2), tl.load(constants + 3)
+    tol, weight_noise, pivot_noise = tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
+    in_doubt, settling, negligible = tl.load(constants + 3), tl.load(constants + 4), tl.load(constants + 5)
     atoms += row * SLOTS * dim
     inverse += row * SLOTS * SLOTS
     tl.store(atoms + d, tl.zeros([DIMENSIONS], tl.int8), mask=inside)
@@ -227,6 +250,10 @@ def _solve(
                 combination = tl.where(on, combination, 0.0)
                 size = tl.sum(found * found, 0)
                 pivot = 1.0 + size - tl.sum(gram * combination, 0)
+                if pivot <= in_doubt * (1.0 + size):  # it may be no more than the errors of H: by the distance itself
+                    apart = found - _mean(atoms, combination, high, dim, d, s, DIMENSIONS, CHUNK)
+                    rest = 1.0 - tl.sum(combination, 0)
+                    pivot = tl.sum(apart * apart, 0) + rest * rest
                 if pivot > pivot_noise * (1.0 + size):
                     change = tl.where(s == slot, -1.0, combination)
                     factor = 1.0 / pivot
@@ -259,6 +286,33 @@ def _solve(
             weights = tl.where(on & (s != drop), weights, 0.0)
             mean = _mean(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
             going = (iterations < limit) & (stalled < HOPELESS)
+
+    # As `row_results.prune` and `write`: without the lightest atoms, one more Newton step, and P instead of H.
+    heaviest = tl.max(weights, 0)
+    tl.store(margin_out + row, tl.min(tl.where(weights > 0.0, weights, float("inf")), 0))
+    slot = 0
+    while slot < SLOTS:
+        light = on & (weights <= negligible * size_of_scores) & (weights < heaviest)
+        slot = tl.min(tl.where(light, s, SLOTS), 0)
+        if slot < SLOTS:
+            change = tl.load(inverse + slot * SLOTS + s, mask=s < high, other=0.0)
+            factor = -1.0 / tl.sum(tl.where(s == slot, change, 0.0), 0)
+            on = on & (s != slot)
+            weights = tl.where(on, weights, 0.0)
+            tl.debug_barrier()
+            _update(inverse, change, factor, high, s, SLOTS, CHUNK)
+            tl.debug_barrier()
+    weights = weights / tl.sum(weights, 0)
+    residual = goal - _mean(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
+    slopes, _ = _products(atoms, residual, residual, high, dim, d, s, dim, SLOTS, CHUNK)
+    deviation = tl.where(on, slopes - tl.sum(weights * tl.where(on, slopes, 0.0), 0), 0.0)
+    ones = tl.where(on, 1.0, 0.0).to(tl.float64)
+    along, across = _products(inverse, deviation, ones, high, high, s, s, SLOTS, SLOTS, CHUNK)
+    along, across = tl.where(on, along, 0.0), tl.where(on, across, 0.0)
+    full = weights + along - tl.sum(along, 0) / tl.sum(across, 0) * across
+    weights = tl.where(tl.min(full, 0) < 0.0, weights, full)
+    tl.debug_barrier()
+    _project_out(inverse, across, on, high, s, SLOTS, CHUNK)
     tl.store(weights_out + row * SLOTS + s, weights)
     tl.store(gap_out + row, gap)
     tl.store(iterations_out + row, iterations)
