@@ -10,7 +10,7 @@ from cases import projection
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, topk
+from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, placed, topk
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 from torch import Tensor
@@ -29,7 +29,7 @@ VECTORS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1],
 
 
 def linear(sets: Tensor) -> Tensor:
-    ranks = torch.linalg.matrix_rank(VECTORS * sets[..., None])
+    ranks = torch.linalg.matrix_rank(placed(VECTORS, sets.device) * sets[..., None])
     return ranks == sets.sum(-1)
 
 

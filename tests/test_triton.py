@@ -77,8 +77,9 @@ def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:
     assert machine_code(pixels._pixel_costs, types, constants)
 
 
-@pytest.mark.parametrize("kind", range(4))
-@pytest.mark.parametrize(("dimensions", "slots"), [(16, 32), (128, 128), (512, 128)])
+@pytest.mark.parametrize(
+    ("dimensions", "slots", "kind"), [*((16, 32, kind) for kind in range(4)), (128, 128, 0), (128, 128, 3), (512, 128, 2)]
+)
 def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
     from sparsemarg.layers.solvers import triton_active_set as active_set
 
