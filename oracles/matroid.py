@@ -25,7 +25,7 @@ class Matroid(Polytope):
     Args:
         dim: D.
         independent: whether sets are independent, [B, D] bool -> [B] bool, for a whole batch. From a rank function r:
-            `lambda sets: r(sets) == sets.sum(-1)`. Tensors of its own must follow the sets, by `placed(table, sets.device)`. That
+            `lambda sets: r(sets) == sets.sum(-1)`. Tensors of its own must follow the sets: `placed(table, sets.device)`. That
             it makes a matroid is not checked; if it does not, greedy is not exact.
         bases: whether structures are the bases; all independent sets otherwise.
 
