@@ -99,9 +99,7 @@ class TensorRows:
         self.iterations += live
 
         slot = working.free_slot()
-        # Where some coordinates have no curvature, dependent atoms are the rule and the factorisation is badly conditioned.
-        new = None if self.oracle.parts is None else found
-        border, pivot = working.bordering(overlaps, size, slot, new)
+        border, pivot = working.bordering(overlaps, found, slot)
         # An affine combination of the atoms at hand has a positive gap only by rounding, and cannot be added; unless there are
         # coordinates without curvature.
         wanted = settled & ~exhausted & live
@@ -109,7 +107,7 @@ class TensorRows:
         if self.oracle.parts is not None:
             swapped, slot = self._make_way(overlaps, wanted & ~added, slot)
             # What left had a share in the new atom, so that this is independent of those that stay, though maybe hardly so.
-            border, _ = working.bordering(overlaps, size, slot, new, PIVOT_NOISE * (1 + size))
+            border, _ = working.bordering(overlaps, found, slot, PIVOT_NOISE * (1 + size))
             added = added | swapped
         self.stalled = torch.where(added | dropped | exhausted, 0, self.stalled + 1)
         change = torch.where(added[:, None], border, working.removal(self.dropping.clamp(min=0)))

@@ -41,28 +41,21 @@ class WorkingSet:
         self.atoms.scatter_(1, index[..., None].expand(-1, 1, atom.shape[1]), atom[:, None])
         self.on.scatter_(1, index, used[:, None])
 
-    def bordering(
-        self, products: Tensor, size: Tensor, slot: Tensor, atom: Tensor | None = None, least: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def bordering(self, products: Tensor, atom: Tensor, slot: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What adding an atom does to H: y [B, S] and the pivot [B] with H + y y' the new inverse.
 
         The pivot is the squared distance of the (bordered) atom to the span of the others; 0 means that the atom is an
-        affine combination of them.
+        affine combination of them. It is computed as that, as exact as the combination, squared: from products it would have
+        the errors of the factorisation, and 0 might look like 1e-11.
 
         Args:
             products: [B, S] <a_s, new atom> on the slots in use.
-            size: [B] squared norm of the new atom.
+            atom: [B, D] the new atom.
             slot: [B] where it goes.
-            atom: [B, D] the new atom, for a pivot from the distance itself: it then is as exact as the combination, squared.
-                From products it has the errors of the factorisation, and 0 may look like 1e-11.
             least: [B] the pivot is taken to be at least this.
         """
-        gram = (products + 1) * self.on  # the bordered atoms (a, 1) have inner products <a, b> + 1
         solved = self.combination(products)
-        if atom is None:
-            pivot = 1 + size - (gram * solved).sum(-1)
-        else:
-            pivot = (atom - self.mean(solved)).square().sum(-1) + (1 - solved.sum(-1)).square()
+        pivot = (atom - self.mean(solved)).square().sum(-1) + (1 - solved.sum(-1)).square()
         if least is not None:
             pivot = torch.maximum(pivot, least)
         solved.scatter_(-1, slot[:, None], -1)
