@@ -47,7 +47,7 @@ class SparseDistribution:
         if first is None:
             first = torch.searchsorted(row, torch.arange(math.prod(self.batch_shape) + 1, device=row.device))
         self._first = first  # [B + 1], where each row starts
-        self._largest: int | None = None
+        self._slots: int | None = None  # see `_slots_of_largest`
 
     def __repr__(self) -> str:
         count, dim = self.atoms.shape
@@ -91,7 +91,7 @@ class SparseDistribution:
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""
-        slots = self._most()
+        slots = self._slots_of_largest()
         atoms, probs = self._spread(self.atoms, slots), self._spread(self.probs, slots)
         return atoms.reshape((*self.batch_shape, *atoms.shape[1:])), probs.reshape((*self.batch_shape, slots))
 
@@ -210,20 +210,20 @@ class SparseDistribution:
     def _sizes(self) -> Tensor:
         return self._first[1:] - self._first[:-1]
 
-    def _most(self) -> int:
+    def _slots_of_largest(self) -> int:
         """The size of the largest support, 0 for an empty batch. The host waits for the device, once for a distribution."""
-        if self._largest is None:
-            largest = int(self._sizes().amax()) if len(self._first) > 1 else 0
-            if torch.compiler.is_compiling():
-                return largest
-            self._largest = largest
-        return self._largest
+        if self._slots is None:
+            slots = int(self._sizes().amax()) if len(self._first) > 1 else 0
+            if torch.compiler.is_compiling():  # a number of the graph, of no use outside of it
+                return slots
+            self._slots = slots
+        return self._slots
 
     def _spread(self, values: Tensor, slots: int | None) -> Tensor:
         """[N, *E] -> [B, slots, *E], zero where a row has fewer atoms."""
         batch = len(self._first) - 1
         if slots is None:
-            slots = self._most() if batch else 1  # argmax wants one
+            slots = self._slots_of_largest() if batch else 1  # argmax wants one
         place = torch.arange(len(self.row), device=self.row.device) - self._first[self.row]
         spread = values.new_zeros(batch, slots, *values.shape[1:])
         return spread.index_put((self.row, place), values)

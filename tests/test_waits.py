@@ -8,7 +8,7 @@ from cases import POLYTOPES, scores_for
 from devices import STRUCTURED, Cube
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition
-from sparsemarg.oracles import Arborescence, BernoulliCube, Matching, Polytope, placed
+from sparsemarg.oracles import Arborescence, BernoulliCube, Matching, OracleFromSolver, Polytope, placed
 from sparsemarg.verification.pretended_device import THERE, PretendedDevice
 
 
@@ -22,8 +22,9 @@ def waits(polytope: Polytope, max_iter: int) -> int:
     return pretended.waits.total()
 
 
-# Not those whose oracle itself is on the CPU (assignments, by SciPy), or looks whether it is done (arborescences).
-WAIT_FREE = [*(each for each in STRUCTURED if not isinstance(each, Arborescence | Matching)), Cube(40), *POLYTOPES.values()]
+# Their oracles are on the CPU (SciPy's assignments, a user's solver), or look whether they are done (arborescences).
+WAITING = Arborescence | Matching | OracleFromSolver
+WAIT_FREE = [*(each for each in STRUCTURED if not isinstance(each, WAITING)), Cube(40), *POLYTOPES.values()]
 
 
 @pytest.mark.parametrize("polytope", WAIT_FREE, ids=repr)

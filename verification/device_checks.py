@@ -88,7 +88,7 @@ def _copy(polytope: Polytope) -> Polytope:
     """One of its own if there can be: what a polytope keeps for a device that does not last should not last either."""
     try:
         return deepcopy(polytope)
-    except Exception:
+    except Exception:  # whatever a user's class, or what it holds, raises
         return polytope
 
 

@@ -12,7 +12,7 @@ from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
 from . import recorded
-from .base import BatchOracle, Oracle, PackedSupport, Solver, Support
+from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, used_slots
 from .limits import POLL
 from .tensor_rows import TensorRows
 
@@ -157,8 +157,12 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     found = None if kernel is None else kernel(oracle, max_iter, tol)
     if found is None:
         return None
+    row, slot = used_slots(found.weights)
+    probs = found.weights[row, slot]
+    vertices = torch.where((probs > 0)[..., None], found.atoms[row, slot] + found.origin[:, None], 0)
+    sensitivity = found.sensitivity[row[..., None], slot[..., None], slot[:, None]]
     stats = SolverStats(found.iterations, found.gap, found.converged, found.margin)
-    support = _used_slots(found.atoms, found.weights, found.sensitivity, found.origin, stats)
+    support = Support(vertices, probs, stats, sensitivity)
     left = ~found.converged & (found.iterations < max_iter)
     if not left.any():
         return support
@@ -166,16 +170,6 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     done = Support(support.atoms[~left], support.probs[~left], stats)
     again = active_set(oracle.rows(left), max_iter, tol)  # so many rows are not seen again: not recorded
     return _gather([(left.nonzero()[:, 0], again), ((~left).nonzero()[:, 0], done)], len(left))
-
-
-def _used_slots(atoms: Tensor, weights: Tensor, sensitivity: Tensor, origin: Tensor, stats: SolverStats) -> Support:
-    """The support with atoms [B, S, D] relative to an origin [B, D], used slots first, and no more slots than a row uses."""
-    used = weights > 0
-    slots = (~used).to(torch.int8).argsort(dim=-1, stable=True)[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
-    row = torch.arange(len(slots), device=slots.device)[:, None]
-    probs = weights[row, slots]
-    vertices = torch.where((probs > 0)[..., None], atoms[row, slots] + origin[:, None], 0)
-    return Support(vertices, probs, stats, sensitivity[row[..., None], slots[..., None], slots[:, None]])
 
 
 def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance | None = None) -> Support:

@@ -113,11 +113,19 @@ class PackedSupport(Generic[FoundBy]):
 
 def used_first(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
     """Atoms [B, S, D] and probs [B, S] with each row's used slots first, and without those that no row uses: S only shrinks."""
+    row, slot = used_slots(probs)
+    return atoms[row, slot], probs[row, slot]
+
+
+def used_slots(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices (row [B, 1], slot [B, S']) of probs [B, S], each row's used slots first; S' is how many a row uses at most.
+
+    A host synchronisation.
+    """
     used = probs > 0
     order = (~used).to(torch.int8).argsort(dim=-1, stable=True)
-    order = order[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
-    row = torch.arange(len(atoms), device=atoms.device)[:, None]
-    return atoms[row, order], probs[row, order]
+    row = torch.arange(len(probs), device=probs.device)[:, None]
+    return row, order[:, : max(1, int(used.sum(-1).amax())) if len(used) else 1]
 
 
 class FindsNested(Protocol):
