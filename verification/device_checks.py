@@ -39,7 +39,8 @@ class AnotherDevice(Check):
                 device.waits.clear()
                 elsewhere.call("maximize", scores)
             except Broken as error:
-                message = f"{error.message} (on a device that is pretended, and calls itself {THERE})"
+                hint = "tensors of its own follow by `.to(scores)` or `sparsemarg.oracles.placed`"
+                message = f"{error.message} (on a device that is pretended, and calls itself {THERE}; {hint})"
                 raise Broken(error.method, message) from error
         if device.waits.total():
             causes = ", ".join(f"{count} times for {name}" for name, count in sorted((+device.waits).items()))
