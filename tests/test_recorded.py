@@ -138,7 +138,7 @@ def test_few_shapes_are_recorded_and_the_oldest_goes(monkeypatch: pytest.MonkeyP
     assert len(recorded._kept) <= 3
 
 
-def test_the_last_iterations_before_the_limit_run_one_by_one() -> None:
+def test_a_window_beyond_the_limit_ends_there() -> None:
     polytope = BernoulliCube(20)
     oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=8))
     found, wanted = active_set(oracle, 11, TOL, replayed), active_set(oracle, 11, TOL)

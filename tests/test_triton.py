@@ -15,23 +15,29 @@ H100 = ("cuda", 90, 32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted where they can run")
-def test_interpreted_kernels() -> None:
-    """See `triton_checks`."""
-    checks = Path(__file__).with_name("triton_checks.py")
+@pytest.mark.parametrize("name", ["triton_checks.py", "triton_rows_checks.py"])
+def test_interpreted_kernels(name: str) -> None:
+    """See there."""
+    checks = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stdout
 
 
-def machine_code(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> bytes:
-    """For an H100, which needs no device. Types, shapes and shared memory are checked on the way."""
+def machine_code(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int = 4) -> bytes:
+    """For an H100, which needs no device. Types, shapes and shared memory are checked on the way.
+
+    Pointers are told to be multiples of 16, as those that torch gives are: layouts, and with them what may fail, depend on it.
+    """
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature = types | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)  # pyright: ignore[reportCallIssue]
-    return compile(source, target=GPUTarget(*H100)).asm["cubin"]
+    pointers = [place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in pointers}
+    source = ASTSource(kernel, signature, constants, attributes)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return compile(source, target=GPUTarget(*H100), options={"num_warps": warps}).asm["cubin"]
 
 
 @pytest.mark.parametrize(("pointer", "wide"), [("*fp32", "float32"), ("*fp64", "float64")])
@@ -88,6 +94,26 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
     types |= dict.fromkeys(("dim", "budget", "limit"), "i32")
     constants = {"KIND": kind, "HOPELESS": 4, "DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}
     assert machine_code(active_set._solve, types, constants)
+
+
+@pytest.mark.parametrize(("dim", "slots"), [(1, 9), (40, 32), (128, 128), (1024, 256), (4096, 512)])
+def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
+    from sparsemarg.layers.solvers import triton_rows
+    from sparsemarg.layers.solvers.triton_iteration import shape_of
+
+    types = dict.fromkeys(triton_rows._advance.arg_names, "*fp64") | {"dim": "i32", "slots": "i32"}
+    types |= dict.fromkeys(("on_of", "exact_of", "converged_of"), "*i8")
+    types |= dict.fromkeys(("most", "dropping_of", "stalled_of", "iterations_of"), "*i64")
+    constants = shape_of(dim, slots)
+    warps = constants.pop("num_warps")
+    assert machine_code(triton_rows._advance, {n: t for n, t in types.items() if n not in constants}, constants, warps)
+
+
+def test_ties_compile() -> None:
+    from sparsemarg.layers.kernels import triton_ties
+
+    types = dict.fromkeys(("residual", "grid", "tie_break", "out"), "*fp64") | {"exact": "*i8", "dim": "i32"}
+    assert machine_code(triton_ties._broken, types, {"BLOCK": triton_ties.BLOCK}, 2)
 
 
 def test_triton_is_left_alone_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from sparsemarg.kernels import in_triton
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemax
-from sparsemarg.layers.solvers import ActiveSet, triton_active_set
+from sparsemarg.layers.solvers import ActiveSet, triton_active_set, triton_iteration
 from sparsemarg.layers.solvers.base import Oracle, Support
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Product, Simplex
@@ -164,7 +164,7 @@ def test_limits_of_the_active_set_are_those_of_their_names(monkeypatch: pytest.M
     def solved(**limits: float) -> triton_active_set.Solved:
         with monkeypatch.context() as changed:
             for name, value in limits.items():
-                changed.setattr(triton_active_set, name, value)
+                changed.setattr(triton_active_set if name == "WEIGHT_PRUNE" else triton_iteration, name, value)
             found = triton_active_set.solve(oracle, 300, 1e-9)
         assert found is not None
         return found

@@ -137,6 +137,7 @@ def _explanation(device: torch.device) -> str:
     for_devices = {
         "sparsemax": (".kernels.triton_simplex", "sparsemarg.layers", "project_rows"),
         "ActiveSet on cube, budget and simplex": (".solvers.triton_active_set", "sparsemarg.layers", "solve"),
+        "ActiveSet's iteration": (".solvers.triton_rows", "sparsemarg.layers", "advance"),
         "means of packed atoms": (".kernels.triton_packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.triton_pixels", "sparsemarg.models", "pixel_costs"),
     }

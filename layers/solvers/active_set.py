@@ -70,8 +70,9 @@ class ActiveSet(Solver):
     the cache, at D = 128 nearly twice as fast again. 0/1 structures are then bits (`bit_atoms`), and never padded: the support
     stays packed, with its Jacobian (`solve_packed`). On a GPU
     cube, budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all; a row of theirs that
-    needs more than 128 atoms, a batch with forbidden coordinates, and any other polytope in tensor operations with one look
-    at the batch every 8 iterations.
+    needs more than 128 atoms, a batch with forbidden coordinates, and any other polytope by one kernel beside the oracle
+    (`triton_rows`), or in tensor operations where not all coordinates are regularised or D is above 4096, with one look at the
+    batch every 8 iterations.
 
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
@@ -176,25 +177,25 @@ def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance
     """The method in tensor operations; `advance` stands in for `POLL` calls of `iterate`, and wants few different shapes."""
     batch = len(oracle.target)
     rows = torch.arange(batch, device=oracle.target.device)
-    current = TensorRows(oracle)
+    current = TensorRows(oracle, max_iter)
     finished: list[tuple[Tensor, Support]] = []
-    for iteration in range(0, max_iter if batch else 0, POLL):
+    for window in range(0, max_iter if batch else 0, POLL):
         live, most, stale = current.look()
         if live == 0:
             break
         size = live if advance is None else _halved(len(rows), live)
         if size <= 0.75 * len(rows):
-            order = current.converged.to(torch.int8).argsort(stable=True)
+            order = current.live.to(torch.int8).argsort(descending=True, stable=True)
             kept, done = order[:size].sort().values, order[size:].sort().values  # not masks, for which the host would wait
             finished.append((rows[done], current.support(done, tol)))
             rows, current = rows[kept], current.select(kept)
         current.prepare(most + POLL, 1 if advance is None else SLOTS_AT_A_TIME)
         if stale:
             current.renew()
-        if advance is not None and iteration + POLL <= max_iter:
+        if advance is not None:
             current = advance(current, tol)
         else:
-            for _ in range(min(POLL, max_iter - iteration)):
+            for _ in range(min(POLL, max_iter - window)):
                 current.iterate(tol)
     finished.append((rows, current.support(slice(None), tol)))
     return _gather(finished, batch)

@@ -1,6 +1,7 @@
 """What a solver is: it finds the support of the projection on a polytope, and certifies it. No gradients."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Generic, Protocol, TypeVar
@@ -8,7 +9,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ...kernels import compiled
+from ...kernels import compiled, in_triton
 from ...oracles import Parts, Polytope, placed
 from ...oracles.checks import cannot_branch, check_structures, checked_maximize
 from ...oracles.placement import traced
@@ -259,11 +260,11 @@ class Ties:
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
-        kernel = compiled("..kernels.ties", __package__, "broken", residual.device)
-        if kernel is not None and not cannot_branch(residual):
+        in_pass = None if cannot_branch(residual) else _one_pass(residual.device)
+        if in_pass is not None:
             found = torch.empty_like(residual, memory_format=torch.contiguous_format)
             given = (residual, self.grid, self.tie_break, exact, found)
-            kernel(*(tensor.contiguous().numpy() for tensor in given))
+            in_pass(*(tensor.contiguous() for tensor in given))
             return found
         steps = (residual / self.grid).round() + torch.where(exact[:, None], 0, self.tie_break)
         return steps * self.grid
@@ -271,6 +272,15 @@ class Ties:
     def rows(self, kept: Tensor) -> "Ties":
         """Those of some of the rows."""
         return Ties(self.grid[kept], self.tie_break)
+
+
+def _one_pass(device: torch.device) -> Callable[..., None] | None:
+    """The kernel `broken`, of contiguous tensors; None: tensor operations."""
+    kernel = in_triton("..kernels.triton_ties", __package__, "broken", device)
+    if kernel is not None:
+        return kernel
+    kernel = compiled("..kernels.ties", __package__, "broken", device)
+    return None if kernel is None else lambda *tensors: kernel(*(tensor.numpy() for tensor in tensors))
 
 
 def _tie_break(dim: int, device: torch.device | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...kernels import in_triton
 from ...oracles import Polytope
 from ..stats import SolverStats
 from .base import BatchOracle, Oracle, Support, Ties, row_scale, used_first
@@ -15,9 +16,14 @@ from .working_set import WorkingSet
 
 
 class TensorRows:
-    """The state of the rows that are being worked on, in tensors."""
+    """The state of the rows that are being worked on, in tensors.
 
-    def __init__(self, oracle: BatchOracle) -> None:
+    Args:
+        oracle: of these rows.
+        max_iter: iterations of each at most.
+    """
+
+    def __init__(self, oracle: BatchOracle, max_iter: int) -> None:
         self.oracle = oracle
         self.origin = oracle.start()
         # The working set holds atoms relative to the origin and in units of its largest coordinate (a power of two, so
@@ -41,14 +47,22 @@ class TensorRows:
         self.dropping = torch.full((count,), -1, device=device)  # slot to drop, -1 for none
         self.stalled = torch.zeros(count, dtype=torch.int64, device=device)  # steps since the last progress
         self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
+        self.most = torch.full((count,), max_iter, device=device)
         self.gap = torch.full((count,), torch.inf, dtype=self.origin.dtype, device=device)
         self.exact = torch.zeros(count, dtype=torch.bool, device=device)  # whether the oracle is past its tie-break
         self.converged = torch.zeros(count, dtype=torch.bool, device=device)
 
     def iterate(self, tol: float) -> None:
-        """One iteration of every row: test, add or drop one atom, take a Newton step as far as it is feasible."""
+        """One iteration of every row that is live: test, add or drop one atom, take a Newton step as far as it is feasible.
+
+        By a kernel, if there is one, on to where they need another answer of the oracle.
+        """
         residual = self.target - self.mean
         vertex = self.oracle(self._join(residual) * self.unit, self.exact)
+        takes, advance = (in_triton(".triton_rows", __package__, name, vertex.device) for name in ("takes", "advance"))
+        if takes is not None and advance is not None and takes(self):
+            advance(self, vertex, tol)
+            return
         found, gain = (vertex - self.origin) / self.unit, self.no_gain
         parts, rest = self.oracle.parts, found
         if parts is not None:
@@ -88,21 +102,21 @@ class TensorRows:
         size = found.square().sum(-1)
 
         dropped = self.dropping >= 0
-        settled = ~dropped & (deviation.abs().amax(-1) <= settled_at)
+        settled = self.live & ~dropped & (deviation.abs().amax(-1) <= settled_at)
         gap = (residual * found).sum(-1) + gain - level
-        self.gap = torch.where(settled & ~self.converged, gap.clamp(min=0), self.gap)
+        self.gap = torch.where(settled, gap.clamp(min=0), self.gap)
         # No progress up to the tie-break: from here on the oracle is asked exactly, and its word is final.
         exhausted = settled & (gap <= enough)
         self.converged = self.converged | (exhausted & self.exact)
         self.exact = self.exact | exhausted
-        live = ~self.converged
+        live = self.live
         self.iterations += live
 
         slot = working.free_slot()
         border, pivot = working.bordering(overlaps, found, slot)
         # An affine combination of the atoms at hand has a positive gap only by rounding, and cannot be added; unless there are
         # coordinates without curvature.
-        wanted = settled & ~exhausted & live
+        wanted = settled & ~exhausted
         added = wanted & (pivot > PIVOT_NOISE * (1 + size))
         if self.oracle.parts is not None:
             swapped, slot = self._make_way(overlaps, wanted & ~added, slot)
@@ -153,12 +167,17 @@ class TensorRows:
         working.on &= ~(self._is(leaving) & rows[:, None])
         return rows, torch.where(rows, leaving, free)
 
+    @property
+    def live(self) -> Tensor:
+        """The rows that go on, [B] bool: those that have not converged and may iterate."""
+        return ~self.converged & (self.iterations < self.most)
+
     def look(self) -> tuple[int, int, int]:
-        """How many rows have not converged, and of these: the most atoms, and how many have a factorisation gone stale.
+        """How many rows go on, and of these: the most atoms, and how many have a factorisation gone stale.
 
         The host waits for the device once.
         """
-        live = ~self.converged
+        live = self.live
         atoms, stale = (self.working.on.sum(-1) * live).amax(), (live & (self.stalled >= STALE)).sum()
         count, most, number = torch.stack([live.sum(), atoms, stale]).tolist()
         return count, most, number

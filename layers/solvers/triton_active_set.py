@@ -1,7 +1,6 @@
 """The whole active set method in one Triton kernel, a program a problem, for polytopes whose oracle is a line of it.
 
-The iteration is that of `TensorRows`; vectors over slots and coordinates stay in registers, the atoms (int8) and the
-factorisation in memory of which a program's own part fits the cache. Nothing returns to the host before all have converged.
+Atoms are int8. Nothing returns to the host before all have converged.
 """
 
 # The kernel's language looks like Python, but its types are not.
@@ -14,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..kernels.triton_ties import on_grid
 from .base import Oracle, row_scale
 from .kinds import kind_of
-from .limits import PIVOT_IN_DOUBT, PIVOT_NOISE, SETTLED, WEIGHT_NOISE, WEIGHT_PRUNE
+from .limits import WEIGHT_PRUNE
+from .triton_iteration import CHUNK, combined, constants_on, iterate, newton_step, products, removal, shape_of, update
 
 MOST_DIMENSIONS = 512
 MOST_SLOTS = 128
-# Slots that are read at a time.
-CHUNK = 16
 # Iterations without progress after which a row is given up; the others factorise afresh (`limits.STALE`).
 HOPELESS = 4
 
@@ -77,9 +76,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     )
     if batch == 0:
         return found
-    # In the order in which the kernel reads them; as arguments they would be float32.
-    constants = origin.new_tensor([tol, WEIGHT_NOISE, PIVOT_NOISE, PIVOT_IN_DOUBT, SETTLED, WEIGHT_PRUNE * tol])
-    scale = row_scale(oracle.target)
+    scale, constants = row_scale(oracle.target), constants_on(origin.device, tol, WEIGHT_PRUNE * tol)
     given = (oracle.target - origin, origin, oracle.ties.grid, oracle.ties.tie_break, scale, constants)
     left = (
         *(found.atoms, found.sensitivity, found.weights, found.gap, found.margin, found.iterations),
@@ -94,37 +91,9 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
             max_iter,
             KIND=kind,
             HOPELESS=HOPELESS,
-            DIMENSIONS=max(16, triton.next_power_of_2(dim)),
-            SLOTS=slots,
-            CHUNK=CHUNK,
-            num_warps=4,
+            **shape_of(dim, slots),
         )
     return found
-
-
-@triton.jit
-def _products(matrix, left, right, high, width, column, s, stride, SLOTS: tl.constexpr, CHUNK: tl.constexpr):
-    """Products of the first `high` rows of a matrix [S, width], the atoms or H, with two vectors, chunk by chunk: [S] each."""
-    one, two = tl.zeros([SLOTS], tl.float64), tl.zeros([SLOTS], tl.float64)
-    for start in range(0, high, CHUNK):
-        slot = start + tl.arange(0, CHUNK)
-        mask = (slot[:, None] < high) & (column[None, :] < width)
-        tile = tl.load(matrix + slot[:, None] * stride + column[None, :], mask=mask, other=0).to(tl.float64)
-        here = slot[:, None] == s[None, :]
-        one += tl.sum(tl.where(here, tl.sum(tile * left[None, :], 1)[:, None], 0.0), 0)
-        two += tl.sum(tl.where(here, tl.sum(tile * right[None, :], 1)[:, None], 0.0), 0)
-    return one, two
-
-
-@triton.jit
-def _update(inverse, change, factor, high, s, SLOTS: tl.constexpr, CHUNK: tl.constexpr):
-    """H += factor y y'."""
-    for start in range(0, high, CHUNK):
-        slot = start + tl.arange(0, CHUNK)
-        mask = (slot[:, None] < high) & (s[None, :] < high)
-        place = inverse + slot[:, None] * SLOTS + s[None, :]
-        own = tl.sum(tl.where(slot[:, None] == s[None, :], change[None, :], 0.0), 1)
-        tl.store(place, tl.load(place, mask=mask, other=0.0) + factor * own[:, None] * change[None, :], mask=mask)
 
 
 @triton.jit
@@ -138,19 +107,6 @@ def _project_out(inverse, across, on, high, s, SLOTS: tl.constexpr, CHUNK: tl.co
         own, used = tl.sum(tl.where(here, across[None, :], 0.0), 1), tl.sum(tl.where(here & on[None, :], 1.0, 0.0), 1)
         rest = tl.load(place, mask=mask, other=0.0) - own[:, None] * across[None, :] / tl.sum(across, 0)
         tl.store(place, tl.where((used[:, None] > 0.0) & on[None, :], rest, 0.0), mask=mask)
-
-
-@triton.jit
-def _mean(atoms, weights, high, dim, d, s, DIMENSIONS: tl.constexpr, CHUNK: tl.constexpr):
-    """sum_s p_s a_s, [D]."""
-    total = tl.zeros([DIMENSIONS], tl.float64)
-    for start in range(0, high, CHUNK):
-        slot = start + tl.arange(0, CHUNK)
-        mask = (slot[:, None] < high) & (d[None, :] < dim)
-        tile = tl.load(atoms + slot[:, None] * dim + d[None, :], mask=mask, other=0).to(tl.float64)
-        own = tl.sum(tl.where(slot[:, None] == s[None, :], weights[None, :], 0.0), 1)
-        total += tl.sum(own[:, None] * tile, 0)
-    return total
 
 
 @triton.jit
@@ -205,8 +161,7 @@ def _solve(
     steps = tl.load(grid + row * dim + d, mask=inside, other=1.0)
     ties = tl.load(tie_break + d, mask=inside, other=0.0)
     size_of_scores = tl.load(scale + row)
-    tol, weight_noise, pivot_noise = tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
-    in_doubt, settling, negligible = tl.load(constants + 3), tl.load(constants + 4), tl.load(constants + 5)
+    negligible = tl.load(constants + 5)
     atoms += row * SLOTS * dim
     inverse += row * SLOTS * SLOTS
     tl.store(atoms + d, tl.zeros([DIMENSIONS], tl.int8), mask=inside)
@@ -218,74 +173,17 @@ def _solve(
     mean, reach = tl.zeros([DIMENSIONS], tl.float64), tl.zeros([DIMENSIONS], tl.float64)
     gap = size_of_scores * 0.0 + float("inf")
     high, drop, stalled, iterations = 1, -1, 0, 0
-    exact, converged, going = False, False, True
+    exact, converged, going = tl.full([], 0, tl.int1), tl.full([], 0, tl.int1), True
     while going:
-        residual = goal - mean
-        # Adding and taking away 1.5 * 2^52 rounds to the nearest integer, of two the even one.
-        rounded = (residual / steps + 6755399441055744.0) - 6755399441055744.0
-        asked = (rounded + tl.where(exact, 0.0, ties)) * steps
+        asked = on_grid(goal - mean, steps, ties, exact)
         found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS) - start
-        reach = tl.where(drop < 0, tl.maximum(reach, tl.abs(found)), reach)
-        noise = 8 * 2.220446049250313e-16 * tl.sum((tl.abs(goal) + reach) * reach, 0)
-
-        slopes, overlaps = _products(atoms, residual, found, high, dim, d, s, dim, SLOTS, CHUNK)
-        level = tl.sum(weights * tl.where(on, slopes, 0.0), 0)
-        deviation = tl.where(on, slopes - level, 0.0)
-        settled = (drop < 0) & (tl.max(tl.abs(deviation), 0) <= settling * size_of_scores + noise)
-        now = tl.sum(residual * found, 0) - level
-        gap = tl.where(settled, tl.maximum(now, 0.0), gap)
-        exhausted = settled & (now <= tol * size_of_scores + noise)
-        converged = exhausted & exact
-        exact = exact | exhausted
-        if converged:
-            going = False
-        else:
-            iterations += 1
-            slot = tl.min(tl.where(on, SLOTS, s), 0)
-            change, factor = tl.zeros([SLOTS], tl.float64), level * 0.0
-            moved = exhausted
-            if settled & (not exhausted) & (slot < SLOTS):
-                gram = tl.where(on, overlaps + 1.0, 0.0)
-                combination, _ = _products(inverse, gram, gram, high, high, s, s, SLOTS, SLOTS, CHUNK)
-                combination = tl.where(on, combination, 0.0)
-                size = tl.sum(found * found, 0)
-                pivot = 1.0 + size - tl.sum(gram * combination, 0)
-                if pivot <= in_doubt * (1.0 + size):  # it may be no more than the errors of H: by the distance itself
-                    apart = found - _mean(atoms, combination, high, dim, d, s, DIMENSIONS, CHUNK)
-                    rest = 1.0 - tl.sum(combination, 0)
-                    pivot = tl.sum(apart * apart, 0) + rest * rest
-                if pivot > pivot_noise * (1.0 + size):
-                    change = tl.where(s == slot, -1.0, combination)
-                    factor = 1.0 / pivot
-                    tl.store(atoms + slot * dim + d, found.to(tl.int8), mask=inside)
-                    on = on | (s == slot)
-                    deviation = tl.where(s == slot, now, deviation)
-                    high = tl.maximum(high, slot + 1)
-                    moved = True
-            if drop >= 0:
-                change = tl.load(inverse + drop * SLOTS + s, mask=s < high, other=0.0)
-                factor = -1.0 / tl.sum(tl.where(s == drop, change, 0.0), 0)
-                on = on & (s != drop)
-                deviation = tl.where(s == drop, 0.0, deviation)
-                moved = True
-            stalled = tl.where(moved, 0, stalled + 1)
-            tl.debug_barrier()
-            _update(inverse, change, factor, high, s, SLOTS, CHUNK)
-            tl.debug_barrier()
-
-            ones = tl.where(on, 1.0, 0.0).to(tl.float64)
-            along, across = _products(inverse, deviation, ones, high, high, s, s, SLOTS, SLOTS, CHUNK)
-            along, across = tl.where(on, along, 0.0), tl.where(on, across, 0.0)
-            step = along - tl.sum(along, 0) / tl.sum(across, 0) * across
-            full = weights + step
-            ratio = tl.where(full < -weight_noise, weights / (weights - full), float("inf"))
-            reached = tl.min(ratio, 0)
-            first = tl.min(tl.where(ratio <= reached + weight_noise, s, SLOTS), 0)
-            drop = tl.where(reached <= 1.0, first, -1)
-            weights = tl.maximum(weights + tl.minimum(reached, 1.0) * step, 0.0)
-            weights = tl.where(on & (s != drop), weights, 0.0)
-            mean = _mean(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
-            going = (iterations < limit) & (stalled < HOPELESS)
+        reach = tl.maximum(reach, tl.where(drop < 0, tl.abs(found), 0.0))
+        weights, on, mean, gap, high, drop, stalled, iterations, exact, converged, _ = iterate(
+            *(found, reach, goal, size_of_scores, constants, atoms, inverse),
+            *(weights, on, mean, gap, high, drop, stalled, iterations, exact, converged),
+            *(dim, SLOTS, d, s, DIMENSIONS, SLOTS, CHUNK),
+        )
+        going = (not converged) & (iterations < limit) & (stalled < HOPELESS)
 
     # As `row_results.prune` and `write`: without the lightest atoms, one more Newton step, and P instead of H.
     heaviest = tl.max(weights, 0)
@@ -295,21 +193,18 @@ def _solve(
         light = on & (weights <= negligible * size_of_scores) & (weights < heaviest)
         slot = tl.min(tl.where(light, s, SLOTS), 0)
         if slot < SLOTS:
-            change = tl.load(inverse + slot * SLOTS + s, mask=s < high, other=0.0)
-            factor = -1.0 / tl.sum(tl.where(s == slot, change, 0.0), 0)
+            change, factor = removal(inverse, slot, high, s, SLOTS)
             on = on & (s != slot)
             weights = tl.where(on, weights, 0.0)
             tl.debug_barrier()
-            _update(inverse, change, factor, high, s, SLOTS, CHUNK)
+            update(inverse, change, factor, high, s, SLOTS, CHUNK)
             tl.debug_barrier()
     weights = weights / tl.sum(weights, 0)
-    residual = goal - _mean(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
-    slopes, _ = _products(atoms, residual, residual, high, dim, d, s, dim, SLOTS, CHUNK)
+    residual = goal - combined(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
+    slopes, _ = products(atoms, residual, residual, high, dim, d, s, dim, SLOTS, CHUNK)
     deviation = tl.where(on, slopes - tl.sum(weights * tl.where(on, slopes, 0.0), 0), 0.0)
-    ones = tl.where(on, 1.0, 0.0).to(tl.float64)
-    along, across = _products(inverse, deviation, ones, high, high, s, s, SLOTS, SLOTS, CHUNK)
-    along, across = tl.where(on, along, 0.0), tl.where(on, across, 0.0)
-    full = weights + along - tl.sum(along, 0) / tl.sum(across, 0) * across
+    step, across = newton_step(inverse, deviation, on, high, s, SLOTS, SLOTS, CHUNK)
+    full = weights + step
     weights = tl.where(tl.min(full, 0) < 0.0, weights, full)
     tl.debug_barrier()
     _project_out(inverse, across, on, high, s, SLOTS, CHUNK)
