@@ -65,8 +65,8 @@ def _apply(vector: Tensor, support: PackedSupport[Any], transposed: bool) -> Any
 
 def _matrix(support: PackedSupport[Any]) -> Tensor:
     """The derivative of each weight in the scores of its row, [N, D]: a call of `pull` for each place in a row."""
-    place = torch.arange(len(support.row)) - support.first[support.row]
-    matrix = torch.empty(support.atoms.shape, dtype=torch.float64)
+    place = torch.arange(len(support.row), device=support.row.device) - support.first[support.row]
+    matrix = support.probs.new_empty(support.atoms.shape)
     for number in range(int(place.amax()) + 1 if len(place) else 0):
         here = place == number
         matrix[here] = support.jacobian.pull(here.double())[support.row[here]]

@@ -74,7 +74,7 @@ def sparsemap(
     """
     _check(scores, polytope, coding, check)
     shape, support = scores.shape[:-1], None
-    if scores.device.type == "cpu" and supports(solver, FindsPacked) and readable(scores):
+    if supports(solver, FindsPacked) and readable(scores):
         given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
         support = solver.solve_packed(given, polytope, scores.dtype)
         if isinstance(support, PackedSupport):

@@ -15,7 +15,7 @@ H100 = ("cuda", 90, 32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted where they can run")
-@pytest.mark.parametrize("name", ["triton_checks.py", "triton_rows_checks.py"])
+@pytest.mark.parametrize("name", ["triton_checks.py", "triton_rows_checks.py", "triton_sorted_checks.py"])
 def test_interpreted_kernels(name: str) -> None:
     """See there."""
     checks = Path(__file__).with_name(name)
@@ -107,6 +107,21 @@ def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
     constants = shape_of(dim, slots)
     warps = constants.pop("num_warps")
     assert machine_code(triton_rows._advance, {n: t for n, t in types.items() if n not in constants}, constants, warps)
+
+
+@pytest.mark.parametrize("dim", [1, 40, 1024])
+def test_nested_structures_compile(dim: int) -> None:
+    from sparsemarg.layers.solvers import triton_nested
+
+    types = dict.fromkeys(("scores", "constants", "size_of", "level", "gap_of", "margin_of"), "*fp64") | {"atoms": "*fp32"}
+    types |= dict.fromkeys(("probs", "gradient", "change", "result"), "*fp64") | {"slot_of": "*i32", "dim": "i32"}
+    types |= dict.fromkeys(("number", "first", "row_of"), "*i64") | dict.fromkeys(("is_cut", "converged_of"), "*i8")
+    shape = triton_nested._shape(dim)
+    warps = shape.pop("num_warps")
+    find = shape | {"SPOILT": triton_nested.SPOILT, "CHUNK": triton_nested.ENTRIES // max(256, shape["DIMENSIONS"])}
+    for name, constants in (("_find", find), ("_write", shape), ("_pull", shape), ("_push", shape)):
+        kernel = getattr(triton_nested, name)
+        assert machine_code(kernel, {n: types[n] for n in kernel.arg_names if n in types}, constants, warps)
 
 
 def test_ties_compile() -> None:

@@ -151,7 +151,7 @@ class FindsPacked(Protocol):
     def solve_packed(
         self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
     ) -> PackedSupport[SolverStats] | Support | None:
-        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. On the CPU: data can be seen."""
+        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. Data are looked at."""
         ...
 
 

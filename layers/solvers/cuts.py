@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels import compiled, in_threads, part_of
+from ...kernels import compiled, in_threads, in_triton, part_of
 from ...oracles import BernoulliCube, Budget, Polytope
 from ..stats import SolverStats
 from .base import PackedSupport
@@ -33,7 +33,8 @@ PASSES, PASSES_CHAINED = 32, 128
 def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
     """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
 
-    There is no kernel for a class derived from theirs, nor where there is no Numba. And one row for which this form does not
+    There is no kernel for a class derived from theirs, nor where there is no Numba; on a GPU with Triton there is one for the
+    cube. And one row for which this form does not
     hold sends the whole batch the other way, which is slower and may differ in the last digits: NaN, and on a budget cuts that
     coincide (sums of the means that differ by an integer: the structures do not span the face).
 
@@ -44,6 +45,9 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
 
     Cost: O(B D log D) besides the N D entries of the packed atoms; O(B D) for the derivative.
     """
+    on_gpu = in_triton(".triton_nested", __package__, "solve_packed", scores.device)
+    if on_gpu is not None and type(polytope) is BernoulliCube:
+        return on_gpu(scores, dtype)
     if type(polytope) not in (BernoulliCube, Budget) or compiled(".cut_rows", __package__, "write", scores.device) is None:
         return None
     cuts = _Cuts.of(scores, polytope)

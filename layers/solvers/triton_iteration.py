@@ -7,13 +7,12 @@ fits the cache. Who calls it keeps the state, asks the oracle, and has to see to
 # The kernels' language looks like Python, but its types are not.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...kernels.numbers import numbers_on
 from .limits import PIVOT_IN_DOUBT, PIVOT_NOISE, SETTLED, WEIGHT_NOISE
 
 # Slots that are read at a time, and entries of them: what registers hold.
@@ -29,15 +28,8 @@ def shape_of(dim: int, slots: int) -> dict[str, int]:
 
 
 def constants_on(device: torch.device, tol: float, *others: float) -> Tensor:
-    """The limits in the order in which kernels read them, and others behind them; as arguments they would be float32."""
-    return _kept(device, (tol, WEIGHT_NOISE, PIVOT_NOISE, PIVOT_IN_DOUBT, SETTLED, *others))
-
-
-@lru_cache
-def _kept(device: torch.device, numbers: tuple[float, ...]) -> Tensor:
-    """Made there: a copy from the host would wait, and where iterations are recorded nothing may."""
-    with torch.inference_mode(False):
-        return torch.stack([torch.full((), number, dtype=torch.float64, device=device) for number in numbers])
+    """The limits in the order in which kernels read them, and others behind them."""
+    return numbers_on(device, (tol, WEIGHT_NOISE, PIVOT_NOISE, PIVOT_IN_DOUBT, SETTLED, *others))
 
 
 @triton.jit
