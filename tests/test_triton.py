@@ -15,7 +15,7 @@ H100 = ("cuda", 90, 32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted where they can run")
-@pytest.mark.parametrize("name", ["triton_checks.py", "triton_rows_checks.py", "triton_sorted_checks.py"])
+@pytest.mark.parametrize("name", ["triton_checks.py", "triton_rows_checks.py", "triton_supports_checks.py"])
 def test_interpreted_kernels(name: str) -> None:
     """See there."""
     checks = Path(__file__).with_name(name)
@@ -91,9 +91,28 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
 
     reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out", "margin_out")
     types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
-    types |= dict.fromkeys(("dim", "budget", "limit"), "i32")
-    constants = {"KIND": kind, "HOPELESS": 4, "DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}
-    assert machine_code(active_set._solve, types, constants)
+    types |= dict.fromkeys(("dim", "budget", "limit"), "i32") | {"number_out": "*i64"}
+    constants = {"DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}
+    own = {"KIND": kind, "HOPELESS": active_set.HOPELESS, "UNSOLVED": active_set.UNSOLVED}
+    assert machine_code(active_set._solve, types, constants | own)
+
+
+@pytest.mark.parametrize(("dimensions", "slots"), [(16, 16), (128, 128), (512, 128)])
+def test_packed_supports_compile(dimensions: int, slots: int) -> None:
+    from sparsemarg.layers.solvers import triton_supports as supports
+    from sparsemarg.layers.solvers.triton_iteration import shape_of
+
+    constants = shape_of(dimensions, slots)
+    warps = constants.pop("num_warps")
+    reals = ("sensitivity", "weights_of", "origin", "sensitivity_out", "probs", "gradient", "change", "result")
+    types = dict.fromkeys(reals, "*fp64") | dict.fromkeys(("first", "block", "row_of"), "*i64") | {"dim": "i32", "slots": "i32"}
+    for name, before in (
+        ("_pack", {"atoms": "*i8", "atoms_out": "*fp32"}),
+        ("_pull", {"atoms": "*fp32"}),
+        ("_push", {"atoms": "*bf16"}),
+    ):
+        kernel, every = getattr(supports, name), types | before
+        assert machine_code(kernel, {n: every[n] for n in kernel.arg_names if n in every}, constants, warps)
 
 
 @pytest.mark.parametrize(("dim", "slots"), [(1, 9), (40, 32), (128, 128), (1024, 256), (4096, 512)])

@@ -1,7 +1,7 @@
 """The active set method (Wolfe's min-norm point algorithm) for a batch of problems in lockstep."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
 from . import recorded
 from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, used_slots
+from .certificate import certified
+from .kinds import kind_of
 from .limits import POLL
 from .tensor_rows import TensorRows
 
@@ -68,11 +70,10 @@ class ActiveSet(Solver):
     installed, what is not the oracle runs as one compiled pass (`compiled_rows`), with no call where an atom is dropped; where
     the oracle is that of cube, budget or simplex it is compiled too, and each row runs to its end while its small state is in
     the cache, at D = 128 nearly twice as fast again. 0/1 structures are then bits (`bit_atoms`), and never padded: the support
-    stays packed, with its Jacobian (`solve_packed`). On a GPU
-    cube, budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all; a row of theirs that
-    needs more than 128 atoms, a batch with forbidden coordinates, and any other polytope by one kernel beside the oracle
-    (`triton_rows`), or in tensor operations where not all coordinates are regularised or D is above 4096, with one look at the
-    batch every 8 iterations.
+    stays packed, with its Jacobian (`solve_packed`). On a GPU cube, budget and simplex of up to 512 dimensions are solved in
+    one Triton kernel, oracle and all, and packed by another. A row of theirs that needs more than 128 atoms, a batch with
+    forbidden coordinates, and any other polytope take one kernel beside the oracle an iteration (`triton_rows`), or tensor
+    operations where not all coordinates are regularised or D is above 4096, with one look at the batch every 8 iterations.
 
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
@@ -104,26 +105,22 @@ class ActiveSet(Solver):
         limit, oracle = self._limit(scores), Oracle.of(polytope, scores)
         advance = recorded.advance if self.record and scores.device.type == "cuda" else None
         found = _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol, advance)
-        return _certified(oracle, found)
+        return certified(oracle, found)
 
     @torch.no_grad()
     def solve_packed(
         self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
     ) -> PackedSupport[SolverStats] | Support | None:
-        """See `FindsPacked`: where the method is compiled and structures are 0/1; real-valued ones come back as a `Support`."""
-        whole = compiled(".compiled_rows", __package__, "solve_packed", scores.device)
-        if (
-            whole is None
-            or len(scores) == 0
-            or in_triton(".triton_active_set", __package__, "solve", scores.device) is not None
-        ):
+        """See `FindsPacked`: on structures that are 0/1; a `Support` of real-valued ones, and of what a kernel gave up."""
+        on_gpu = in_triton(".triton_supports", __package__, "solve_packed", scores.device)
+        whole = on_gpu or compiled(".compiled_rows", __package__, "solve_packed", scores.device)
+        if whole is None or len(scores) == 0 or (on_gpu is not None and kind_of(polytope) is None):
             return None
-        oracle = Oracle.of(polytope, scores)
-        found = whole(oracle, self._limit(scores), self.tol, dtype)
-        if isinstance(found, Support):
-            return _certified(oracle, found)
-        support = found.support
-        return replace(support, stats=_certified_stats(oracle, support.stats, found.lightest, found.mean))
+        oracle, limit = Oracle.of(polytope, scores), self._limit(scores)
+        found = whole(oracle, limit, self.tol, dtype)
+        if found is None or isinstance(found, PackedSupport):
+            return found
+        return certified(oracle, found if isinstance(found, Support) else _completed(oracle, found, limit, self.tol))
 
     def _limit(self, scores: Tensor) -> int:
         return 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
@@ -156,8 +153,11 @@ def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     """The method in one Triton kernel, and as `active_set` on rows that it gives up; None where there is no such kernel."""
     kernel = in_triton(".triton_active_set", __package__, "solve", oracle.target.device)
     found = None if kernel is None else kernel(oracle, max_iter, tol)
-    if found is None:
-        return None
+    return None if found is None else _completed(oracle, found, max_iter, tol)
+
+
+def _completed(oracle: Oracle, found: Any, max_iter: int, tol: float) -> Support:
+    """What the kernel found, `triton_active_set.Solved`, with the rows that it gave up."""
     row, slot = used_slots(found.weights)
     probs = found.weights[row, slot]
     vertices = torch.where((probs > 0)[..., None], found.atoms[row, slot] + found.origin[:, None], 0)
@@ -206,23 +206,6 @@ def _halved(size: int, least: int) -> int:
     while size // 2 >= least:
         size //= 2
     return size
-
-
-def _certified(oracle: Oracle, support: Support) -> Support:
-    """The support with the gap of what is left of it, where atoms have been dropped."""
-    lightest = support.probs.where(support.probs > 0, 1).amin(-1)
-    mean = (support.probs[:, None] @ support.atoms)[:, 0]
-    return replace(support, stats=_certified_stats(oracle, support.stats, lightest, mean))
-
-
-def _certified_stats(oracle: Oracle, stats: SolverStats, lightest: Tensor, mean: Tensor) -> SolverStats:
-    """The stats with the gap of the mean [B, D], if the lightest weights [B] are not those that there were."""
-    if not (stats.margin < lightest).any():
-        return stats
-    residual = oracle.residual(mean)
-    best = oracle(residual, torch.ones_like(stats.converged))
-    gap = (residual * (best - mean)).sum(-1)
-    return replace(stats, gap=torch.maximum(stats.gap, gap))
 
 
 def _gather(parts: list[tuple[Tensor, Support]], batch: int) -> Support:

@@ -1,7 +1,7 @@
 """The active set method on the CPU: all rows in arrays that are never moved, advanced by the compiled iteration."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ...kernels.workspace import borrow, give_back
 from ..stats import SolverStats
 from . import bit_atoms, real_atoms, row_kernel, row_results
 from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
+from .certificate import certified_stats
 from .kinds import kind_of
 from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from .row_kernel import CompiledOracle, Rows, Scratch
@@ -28,23 +29,15 @@ BYTES = 2**27
 TILE_BYTES = SIDE**2 * np.dtype(np.float64).itemsize
 
 
-class Packed(NamedTuple):
-    """A packed support, the means [B, D] float64 and the smallest weight of each row [B]."""
-
-    support: PackedSupport[SolverStats]
-    mean: Tensor
-    lightest: Tensor
-
-
 def solve(oracle: BatchOracle, max_iter: int, tol: float) -> Support:
     """`active_set.active_set` on the CPU, for at least one row."""
     return _solved(oracle, max_iter, tol).support()
 
 
-def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dtype) -> Packed | Support:
-    """The same, packed, with atoms in `dtype`; a `Support` where structures are not 0/1."""
+def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dtype) -> PackedSupport[SolverStats] | Support:
+    """The same, packed and certified, with atoms in `dtype`; a `Support`, as it is, where structures are not 0/1."""
     state = _solved(oracle, max_iter, tol)
-    return state.packed(dtype) if state.is_bits else state.support()
+    return state.packed(oracle, dtype) if state.is_bits else state.support()
 
 
 def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
@@ -243,8 +236,8 @@ class _CompiledRows:
         probs = torch.from_numpy(found.probs).view(batch, width)
         return Support(torch.from_numpy(atoms).view(batch, width, dim), probs, self._stats(margin), kept)
 
-    def packed(self, dtype: torch.dtype) -> Packed:
-        """The same, packed, for 0/1 structures."""
+    def packed(self, oracle: BatchOracle, dtype: torch.dtype) -> PackedSupport[SolverStats]:
+        """The same, packed, for 0/1 structures, with the gap of what is left, for which the oracle may be asked."""
         count, margin = self._pruned()
         first, block = first_of(count), first_of(count**2)
         probs = torch.empty(first[-1], dtype=torch.float64)
@@ -261,9 +254,9 @@ class _CompiledRows:
         in_threads(unpack, len(count), array.size)
         row = torch.from_numpy(row_of(first))
         jacobian = PackedJacobian(first, block, structures.first, structures.words, found.sensitivity, array.shape[1])
-        lightest = np.minimum.reduceat(found.probs, first[:-1])
-        support = PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), self._stats(margin), jacobian)
-        return Packed(support, torch.from_numpy(found.means), torch.from_numpy(lightest))
+        lightest = torch.from_numpy(np.minimum.reduceat(found.probs, first[:-1]))
+        stats = certified_stats(oracle, self._stats(margin), lightest, torch.from_numpy(found.means))
+        return PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), stats, jacobian)
 
     def _pruned(self) -> tuple[Array, Array]:
         """Takes out the lightest atoms; how many are left [B], and the smallest weight before [B]."""

@@ -23,6 +23,8 @@ MOST_DIMENSIONS = 512
 MOST_SLOTS = 128
 # Iterations without progress after which a row is given up; the others factorise afresh (`limits.STALE`).
 HOPELESS = 4
+# What makes the number of all atoms negative.
+UNSOLVED = -(2**40)
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Solved:
         weights: [B, S] float64, without the lightest atoms (see `pruned`), and after one more Newton step where it is feasible.
         sensitivity: [B, S, S] float64, as in `Support`.
         origin: [B, D] float64.
-        gap: [B] float64.
+        gap: [B] float64; where atoms have been taken out, that of what is left if it is larger.
         margin: [B] float64, the smallest weight before the lightest were taken out.
         iterations: [B] int64.
         converged: [B] bool.
+        number: [B] int64, of atoms; far below 0 where the row needs another method.
     """
 
     atoms: Tensor
@@ -48,6 +51,7 @@ class Solved:
     margin: Tensor
     iterations: Tensor
     converged: Tensor
+    number: Tensor
 
 
 def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
@@ -73,6 +77,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
         margin=origin.new_empty(batch),
         iterations=torch.zeros_like(origin[:, 0], dtype=torch.int64),
         converged=torch.zeros_like(origin[:, 0], dtype=torch.bool),
+        number=torch.zeros_like(origin[:, 0], dtype=torch.int64),
     )
     if batch == 0:
         return found
@@ -80,7 +85,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     given = (oracle.target - origin, origin, oracle.ties.grid, oracle.ties.tie_break, scale, constants)
     left = (
         *(found.atoms, found.sensitivity, found.weights, found.gap, found.margin, found.iterations),
-        found.converged.view(torch.int8),
+        *(found.converged.view(torch.int8), found.number),
     )
     with torch.cuda.device_of(origin):
         _solve[(batch,)](
@@ -91,6 +96,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
             max_iter,
             KIND=kind,
             HOPELESS=HOPELESS,
+            UNSOLVED=UNSOLVED,
             **shape_of(dim, slots),
         )
     return found
@@ -144,11 +150,13 @@ def _solve(
     margin_out,
     iterations_out,
     converged_out,
+    number_out,
     dim,
     budget,
     limit,
     KIND: tl.constexpr,
     HOPELESS: tl.constexpr,
+    UNSOLVED: tl.constexpr,
     DIMENSIONS: tl.constexpr,
     SLOTS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -188,11 +196,12 @@ def _solve(
     # As `row_results.prune` and `write`: without the lightest atoms, one more Newton step, and P instead of H.
     heaviest = tl.max(weights, 0)
     tl.store(margin_out + row, tl.min(tl.where(weights > 0.0, weights, float("inf")), 0))
-    slot = 0
+    slot, pruned = 0, tl.full([], 0, tl.int1)
     while slot < SLOTS:
         light = on & (weights <= negligible * size_of_scores) & (weights < heaviest)
         slot = tl.min(tl.where(light, s, SLOTS), 0)
         if slot < SLOTS:
+            pruned = slot < SLOTS
             change, factor = removal(inverse, slot, high, s, SLOTS)
             on = on & (s != slot)
             weights = tl.where(on, weights, 0.0)
@@ -209,6 +218,14 @@ def _solve(
     tl.debug_barrier()
     _project_out(inverse, across, on, high, s, SLOTS, CHUNK)
     tl.store(weights_out + row * SLOTS + s, weights)
+    if pruned:
+        mean = combined(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
+        asked = on_grid(goal - mean, steps, ties, pruned)
+        found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS) - start
+        gap = tl.maximum(gap, tl.sum((goal - mean) * (found - mean), 0))
     tl.store(gap_out + row, gap)
+    unsolved = (not converged) & (iterations < limit)
+    number = tl.sum((weights > 0.0).to(tl.int32), 0).to(tl.int64)
+    tl.store(number_out + row, tl.where(unsolved, UNSOLVED, number))
     tl.store(iterations_out + row, iterations)
     tl.store(converged_out + row, tl.where(converged, 1, 0).to(tl.int8))

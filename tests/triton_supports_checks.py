@@ -1,0 +1,144 @@
+"""Supports that Triton kernels leave packed, with their derivatives, interpreted on the CPU: the same as in tensor operations.
+
+Run by `test_triton`, as `triton_checks` is.
+"""
+
+import os
+
+import pytest
+import torch
+from cases import scores_for
+from sparsemarg.layers import SparseDistribution
+from sparsemarg.layers.functional import sparsemap
+from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition, triton_active_set, triton_nested
+from sparsemarg.layers.solvers.base import PackedSupport, Solver
+from sparsemarg.layers.sparsemap import Coding
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from torch import Tensor
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+ACTIVE, SORTED = ActiveSet(), SortedDecomposition()
+CASES: list[tuple[Polytope, Solver, Coding]] = [
+    (BernoulliCube(1), SORTED, "bits"),
+    (BernoulliCube(7), SORTED, "pairs"),
+    (BernoulliCube(20), SORTED, "bits"),
+    (BernoulliCube(33), SORTED, "pairs"),
+    (BernoulliCube(1), ACTIVE, "bits"),
+    (BernoulliCube(12), ACTIVE, "pairs"),
+    (Budget(9, 4), ACTIVE, "bits"),
+    (Budget(8, 3, exactly=True), ACTIVE, "pairs"),
+    (Simplex(10), ACTIVE, "bits"),
+]
+
+
+def hard(polytope: Polytope, solver: Solver) -> Tensor:
+    """Random rows, one with many ties, one whose bits are all fractional; and where kernels take them, forbidden bits."""
+    scores, dim = scores_for(polytope, "normal", batch=4), polytope.dim
+    if solver is SORTED and dim > 1:
+        scores[1, dim // 3 : dim // 2 + 1] = -torch.inf
+    scores[2] = (4 * scores[2]).round() / 4
+    scores[3] = torch.rand(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(dim))
+    return scores
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("polytope", "solver", "coding"), CASES)
+def test_packed(
+    polytope: Polytope, solver: Solver, coding: Coding, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = hard(polytope, solver).to(dtype)
+    weights = torch.linspace(-1, 1, polytope.dim, dtype=dtype)
+    found, gradients = [], []
+    for switch in ("on", "off"):
+        monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+        leaf = scores.clone().requires_grad_()
+        found.append(sparsemap(leaf, polytope, solver=solver, coding=coding))
+        loss = (found[-1].mean() * weights).tanh().sum() + found[-1].entropy().sum()
+        gradients.append(torch.autograd.grad(loss, leaf)[0].double())
+    ours, theirs = found
+    assert type(ours.probs.grad_fn).__name__ == "_WeightsBackward"
+    assert type(theirs.probs.grad_fn).__name__ != "_WeightsBackward"
+    assert ours.atoms.dtype == dtype
+    assert torch.equal(ours.atoms, theirs.atoms)
+    assert torch.equal(ours.row, theirs.row)
+    assert torch.equal(ours.support_size(), theirs.support_size())
+    spacing = torch.finfo(dtype).eps
+    torch.testing.assert_close(ours.probs, theirs.probs, atol=max(4 * spacing, 1e-12), rtol=0)
+    torch.testing.assert_close(*gradients, atol=max(30 * spacing, 1e-9), rtol=30 * spacing)
+    for name in ("iterations", "gap", "margin", "converged"):
+        kept = [0, 1, 3] if name == "margin" else slice(None)  # with ties a weight may be 0, or rounding
+        one, other = (getattr(each.stats, name)[kept] for each in found)
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def distribution(scores: Tensor, solver: Solver = SORTED) -> SparseDistribution:
+    return sparsemap(scores, BernoulliCube(scores.shape[-1]), solver=solver)
+
+
+def test_derivatives() -> None:
+    scores = torch.tensor([[0.5, 1.4, 0.2, 0.7, -0.3], [0.1, 0.9, 0.3, 0.6, 0.8]], dtype=torch.float64)
+
+    def probs(scores: Tensor) -> Tensor:
+        return distribution(scores).probs
+
+    leaf = scores.clone().requires_grad_()
+    assert torch.autograd.gradcheck(probs, leaf)
+    assert torch.autograd.gradgradcheck(lambda scores: probs(scores).square().sum().exp(), leaf)
+
+
+@pytest.mark.parametrize("solver", [SORTED, ACTIVE], ids=["sorted", "active set"])
+def test_a_jacobian_is_one_matrix(solver: ActiveSet | SortedDecomposition) -> None:
+    """However it is asked for: to the left, to the right, and written down for several gradients at once."""
+    scores = torch.tensor([[0.5, 1.4, 0.2, 0.7, -0.3], [0.1, 0.9, 0.3, 0.6, 0.8]], dtype=torch.float64, requires_grad=True)
+    probs = distribution(scores, solver).probs
+    every = torch.eye(len(probs), dtype=torch.float64)
+    jacobian = torch.stack([torch.autograd.grad(probs, scores, each, retain_graph=True)[0] for each in every])
+    torch.testing.assert_close(torch.autograd.grad(probs, scores, every, is_grads_batched=True)[0], jacobian)
+    support = solver.solve_packed(scores.detach(), BernoulliCube(5), torch.float64)
+    assert isinstance(support, PackedSupport)
+    change = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(support.jacobian.push(change), (jacobian * change).sum((1, 2)))
+    assert not jacobian[:, 0, [1, 4]].any()  # bits that are certain: exactly
+    assert jacobian[:, 0, [0, 2, 3]].any()
+
+
+def test_bits_that_are_tied_have_each_half() -> None:
+    tied = torch.autograd.functional.jacobian(lambda t: distribution(t).probs, torch.tensor([[0.5, 0.25, 0.5]]))[:, 0]
+    torch.testing.assert_close(tied, torch.tensor([[-0.5, 0, -0.5], [0.5, -1, 0.5], [0, 1, 0]]))
+
+
+def test_where_there_is_no_nested_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.rand(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert triton_nested.solve_packed(scores, torch.float64) is not None
+    assert triton_nested.solve_packed(scores[:0], torch.float64) is None
+    for bad in (torch.nan, torch.inf):
+        assert triton_nested.solve_packed(scores.index_fill(1, torch.tensor([3]), bad), torch.float64) is None
+    monkeypatch.setattr(triton_nested, "MOST_DIMENSIONS", 19)
+    assert triton_nested.solve_packed(scores, torch.float64) is None
+    assert distribution(scores).batch_shape == (3,)
+    assert distribution(scores[:0]).batch_shape == (0,)
+
+
+def test_one_row_that_needs_more_atoms_sends_all_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_active_set, "MOST_SLOTS", 16)
+    scores = torch.rand(3, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    ours = distribution(scores, ACTIVE)
+    assert int(ours.support_size().max()) > 16
+    assert type(ours.probs.grad_fn).__name__ != "_WeightsBackward"
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    theirs = distribution(scores, ACTIVE)
+    assert torch.equal(ours.atoms, theirs.atoms)
+    torch.testing.assert_close(ours.probs, theirs.probs, atol=1e-12, rtol=0)
+
+
+def test_the_gap_is_that_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where atoms of up to a hundredth are taken out, the mean is not what it was."""
+    monkeypatch.setattr(triton_active_set, "WEIGHT_PRUNE", 1e7)
+    scores = torch.rand(4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    ours = distribution(scores, ACTIVE)
+    residual, mean = scores - ours.mean(), ours.mean()
+    gap = residual.clamp(min=0).sum(-1) - (residual * mean).sum(-1)
+    assert ours.stats is not None
+    assert gap.amax() > 1e-4
+    torch.testing.assert_close(ours.stats.gap, gap, atol=1e-11, rtol=0)
