@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +130,23 @@ def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [1, 40, 1024])
-def test_nested_structures_compile(dim: int) -> None:
-    from sparsemarg.layers.solvers import triton_nested
+@pytest.mark.parametrize("name", ["triton_nested", "triton_chained"])
+def test_sorted_decompositions_compile(name: str, dim: int) -> None:
+    from sparsemarg.layers.solvers import triton_chained
+    from sparsemarg.layers.solvers.triton_nested import SPOILT, chunk_of_row, shape_of_row
 
-    types = dict.fromkeys(("scores", "constants", "size_of", "level", "gap_of", "margin_of"), "*fp64") | {"atoms": "*fp32"}
-    types |= dict.fromkeys(("probs", "gradient", "change", "result"), "*fp64") | {"slot_of": "*i32", "dim": "i32"}
-    types |= dict.fromkeys(("number", "first", "row_of"), "*i64") | dict.fromkeys(("is_cut", "converged_of"), "*i8")
-    shape = triton_nested._shape(dim)
-    warps = shape.pop("num_warps")
-    find = shape | {"SPOILT": triton_nested.SPOILT, "CHUNK": triton_nested.ENTRIES // max(256, shape["DIMENSIONS"])}
-    for name, constants in (("_find", find), ("_write", shape), ("_pull", shape), ("_push", shape)):
-        kernel = getattr(triton_nested, name)
-        assert machine_code(kernel, {n: types[n] for n in kernel.arg_names if n in types}, constants, warps)
+    module = import_module(f"sparsemarg.layers.solvers.{name}")
+    reals = ("scores", "constants", "size_of", "level", "level_of", "residual_of", "cuts", "gap_of", "margin_of", "probs")
+    types = dict.fromkeys((*reals, "gradient", "change", "work", "result"), "*fp64") | {"atoms": "*fp32"}
+    types |= dict.fromkeys(("slot_of", "place_of", "enters_of"), "*i32") | dict.fromkeys(("number", "first", "row_of"), "*i64")
+    types |= dict.fromkeys(("is_cut", "first_of", "binding_of", "converged_of"), "*i8")
+    types |= dict.fromkeys(("dim", "budget", "exactly"), "i32")
+    numbers = {"SPOILT": SPOILT, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MOST_STEPS}
+    constants = shape_of_row(dim) | numbers | {"CHUNK": chunk_of_row(dim)}
+    warps = constants.pop("num_warps")
+    for kernel in (module._find, module._write, module._pull, module._push):
+        given, own = ({n: every[n] for n in kernel.arg_names if n in every} for every in (types, constants))
+        assert machine_code(kernel, given, own, warps)
 
 
 def test_ties_compile() -> None:

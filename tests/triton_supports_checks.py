@@ -10,7 +10,7 @@ import torch
 from cases import scores_for
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition, triton_active_set, triton_nested
+from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition, triton_active_set, triton_chained, triton_nested
 from sparsemarg.layers.solvers.base import PackedSupport, Solver
 from sparsemarg.layers.sparsemap import Coding
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
@@ -24,6 +24,11 @@ CASES: list[tuple[Polytope, Solver, Coding]] = [
     (BernoulliCube(7), SORTED, "pairs"),
     (BernoulliCube(20), SORTED, "bits"),
     (BernoulliCube(33), SORTED, "pairs"),
+    (Budget(1, 1), SORTED, "bits"),
+    (Budget(8, 3), SORTED, "pairs"),
+    (Budget(20, 10), SORTED, "bits"),
+    (Budget(24, 5, exactly=True), SORTED, "pairs"),
+    (Budget(6, 0), SORTED, "bits"),
     (BernoulliCube(1), ACTIVE, "bits"),
     (BernoulliCube(12), ACTIVE, "pairs"),
     (Budget(9, 4), ACTIVE, "bits"),
@@ -33,11 +38,12 @@ CASES: list[tuple[Polytope, Solver, Coding]] = [
 
 
 def hard(polytope: Polytope, solver: Solver) -> Tensor:
-    """Random rows, one with many ties, one whose bits are all fractional; and where kernels take them, forbidden bits."""
+    """Random rows, one whose bits are all fractional; and where kernels take them, ties and forbidden bits."""
     scores, dim = scores_for(polytope, "normal", batch=4), polytope.dim
     if solver is SORTED and dim > 1:
         scores[1, dim // 3 : dim // 2 + 1] = -torch.inf
-    scores[2] = (4 * scores[2]).round() / 4
+    if solver is ACTIVE or isinstance(polytope, BernoulliCube):  # equal means make cuts on a budget coincide
+        scores[2] = (4 * scores[2]).round() / 4
     scores[3] = torch.rand(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(dim))
     return scores
 
@@ -72,30 +78,33 @@ def test_packed(
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
 
-def distribution(scores: Tensor, solver: Solver = SORTED) -> SparseDistribution:
-    return sparsemap(scores, BernoulliCube(scores.shape[-1]), solver=solver)
+def distribution(scores: Tensor, solver: Solver = SORTED, polytope: Polytope | None = None) -> SparseDistribution:
+    return sparsemap(scores, polytope or BernoulliCube(scores.shape[-1]), solver=solver)
 
 
-def test_derivatives() -> None:
-    scores = torch.tensor([[0.5, 1.4, 0.2, 0.7, -0.3], [0.1, 0.9, 0.3, 0.6, 0.8]], dtype=torch.float64)
+@pytest.mark.parametrize("polytope", [BernoulliCube(5), Budget(5, 2)], ids=repr)
+def test_derivatives(polytope: Polytope) -> None:
+    scores = torch.tensor([[0.5, 1.4, 0.2, 0.7, -0.3], [0.1, 0.9, 0.35, 0.6, 0.8]], dtype=torch.float64)
 
     def probs(scores: Tensor) -> Tensor:
-        return distribution(scores).probs
+        return distribution(scores, polytope=polytope).probs
 
     leaf = scores.clone().requires_grad_()
     assert torch.autograd.gradcheck(probs, leaf)
     assert torch.autograd.gradgradcheck(lambda scores: probs(scores).square().sum().exp(), leaf)
 
 
-@pytest.mark.parametrize("solver", [SORTED, ACTIVE], ids=["sorted", "active set"])
-def test_a_jacobian_is_one_matrix(solver: ActiveSet | SortedDecomposition) -> None:
+@pytest.mark.parametrize(
+    ("solver", "polytope"), [(SORTED, BernoulliCube(5)), (SORTED, Budget(5, 3)), (SORTED, Budget(5, 2)), (ACTIVE, Budget(5, 2))]
+)
+def test_a_jacobian_is_one_matrix(solver: ActiveSet | SortedDecomposition, polytope: Polytope) -> None:
     """However it is asked for: to the left, to the right, and written down for several gradients at once."""
-    scores = torch.tensor([[0.5, 1.4, 0.2, 0.7, -0.3], [0.1, 0.9, 0.3, 0.6, 0.8]], dtype=torch.float64, requires_grad=True)
-    probs = distribution(scores, solver).probs
+    scores = torch.tensor([[0.5, 1.6, 0.2, 0.7, -1.3], [0.1, 0.9, 0.35, 0.6, 0.8]], dtype=torch.float64, requires_grad=True)
+    probs = distribution(scores, solver, polytope).probs
     every = torch.eye(len(probs), dtype=torch.float64)
     jacobian = torch.stack([torch.autograd.grad(probs, scores, each, retain_graph=True)[0] for each in every])
     torch.testing.assert_close(torch.autograd.grad(probs, scores, every, is_grads_batched=True)[0], jacobian)
-    support = solver.solve_packed(scores.detach(), BernoulliCube(5), torch.float64)
+    support = solver.solve_packed(scores.detach(), polytope, torch.float64)
     assert isinstance(support, PackedSupport)
     change = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(support.jacobian.push(change), (jacobian * change).sum((1, 2)))
@@ -109,15 +118,33 @@ def test_bits_that_are_tied_have_each_half() -> None:
 
 
 def test_where_there_is_no_nested_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.rand(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert triton_nested.solve_packed(scores, torch.float64) is not None
-    assert triton_nested.solve_packed(scores[:0], torch.float64) is None
+    scores, cube = torch.rand(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), BernoulliCube(20)
+    assert triton_nested.solve_packed(scores, cube, torch.float64) is not None
+    assert triton_nested.solve_packed(scores[:0], cube, torch.float64) is None
     for bad in (torch.nan, torch.inf):
-        assert triton_nested.solve_packed(scores.index_fill(1, torch.tensor([3]), bad), torch.float64) is None
+        assert triton_nested.solve_packed(scores.index_fill(1, torch.tensor([3]), bad), cube, torch.float64) is None
     monkeypatch.setattr(triton_nested, "MOST_DIMENSIONS", 19)
-    assert triton_nested.solve_packed(scores, torch.float64) is None
+    assert triton_nested.solve_packed(scores, cube, torch.float64) is None
     assert distribution(scores).batch_shape == (3,)
     assert distribution(scores[:0]).batch_shape == (0,)
+
+
+def test_where_there_is_no_chained_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, budget = torch.rand(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), Budget(20, 4)
+    assert triton_chained.solve_packed(scores, budget, torch.float64) is not None
+    assert triton_chained.solve_packed(scores[:0], budget, torch.float64) is None
+    for bad in (torch.nan, torch.inf):
+        assert triton_chained.solve_packed(scores.index_fill(1, torch.tensor([3]), bad), budget, torch.float64) is None
+    coinciding = scores.clone()
+    coinciding[1, :6] = 0.8  # equal means, of which some sums differ by an integer
+    coinciding[1, 6:] = -1
+    assert triton_chained.solve_packed(coinciding, Budget(20, 3), torch.float64) is None
+    assert distribution(coinciding, polytope=Budget(20, 3)).mean()[1, :6].tolist() == pytest.approx([0.5] * 6)
+    scores[2, 1:] = -torch.inf
+    with pytest.raises(ValueError, match="row 2 allows no structure"):
+        distribution(scores, polytope=Budget(20, 4, exactly=True))
+    monkeypatch.setattr(triton_chained, "MOST_DIMENSIONS", 19)
+    assert triton_chained.solve_packed(scores, budget, torch.float64) is None
 
 
 def test_one_row_that_needs_more_atoms_sends_all_another_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def _explanation(device: torch.device) -> str:
         "sparsemax": (".kernels.triton_simplex", "sparsemarg.layers", "project_rows"),
         "ActiveSet on cube, budget and simplex": (".solvers.triton_active_set", "sparsemarg.layers", "solve"),
         "ActiveSet's iteration": (".solvers.triton_rows", "sparsemarg.layers", "advance"),
-        "sorted decomposition on the cube": (".solvers.triton_nested", "sparsemarg.layers", "solve_packed"),
+        "sorted decomposition on cube and budget": (".solvers.triton_nested", "sparsemarg.layers", "solve_packed"),
         "means of packed atoms": (".kernels.triton_packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.triton_pixels", "sparsemarg.models", "pixel_costs"),
     }

@@ -33,10 +33,9 @@ PASSES, PASSES_CHAINED = 32, 128
 def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
     """What `SortedDecomposition` finds on the cube and the budget polytope, with the weights' derivative; None: not so.
 
-    There is no kernel for a class derived from theirs, nor where there is no Numba; on a GPU with Triton there is one for the
-    cube. And one row for which this form does not
-    hold sends the whole batch the other way, which is slower and may differ in the last digits: NaN, and on a budget cuts that
-    coincide (sums of the means that differ by an integer: the structures do not span the face).
+    There is no kernel for a class derived from theirs, nor without Numba, or Triton on a GPU. And one row for which this form
+    does not hold sends the whole batch the other way, which is slower and may differ in the last digits: NaN, and on a budget
+    cuts that coincide (sums of the means that differ by an integer: the structures do not span the face).
 
     Args:
         scores: t, [B, D] float64, finite or `-inf`.
@@ -45,10 +44,13 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
 
     Cost: O(B D log D) besides the N D entries of the packed atoms; O(B D) for the derivative.
     """
-    on_gpu = in_triton(".triton_nested", __package__, "solve_packed", scores.device)
-    if on_gpu is not None and type(polytope) is BernoulliCube:
-        return on_gpu(scores, dtype)
-    if type(polytope) not in (BernoulliCube, Budget) or compiled(".cut_rows", __package__, "write", scores.device) is None:
+    if type(polytope) not in (BernoulliCube, Budget):
+        return None
+    module = ".triton_chained" if isinstance(polytope, Budget) else ".triton_nested"
+    on_gpu = in_triton(module, __package__, "solve_packed", scores.device)
+    if on_gpu is not None:
+        return on_gpu(scores, polytope, dtype)
+    if compiled(".cut_rows", __package__, "write", scores.device) is None:
         return None
     cuts = _Cuts.of(scores, polytope)
     if cuts is None:

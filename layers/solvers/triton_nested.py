@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...kernels.numbers import numbers_on
+from ...oracles import BernoulliCube
 from ..stats import SolverStats
 from .base import PackedSupport
 from .limits import CLOSED, SORTED_PRUNE
@@ -55,7 +56,7 @@ class NestedRows:
         result = torch.empty_like(self.size)
         batch, dim = result.shape
         with torch.cuda.device_of(result):
-            _pull[(batch,)](self.slot, self.size, self.first, gradient.contiguous(), result, dim, **_shape(dim))
+            _pull[(batch,)](self.slot, self.size, self.first, gradient.contiguous(), result, dim, **shape_of_row(dim))
         return result
 
     def push(self, change: Tensor) -> Tensor:
@@ -65,12 +66,12 @@ class NestedRows:
         if len(result):
             with torch.cuda.device_of(result):
                 _push[(len(result),)](
-                    self.slot, self.size, self.first, self.row, change.contiguous(), result, dim, **_shape(dim)
+                    self.slot, self.size, self.first, self.row, change.contiguous(), result, dim, **shape_of_row(dim)
                 )
         return result
 
 
-def solve_packed(scores: Tensor, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
+def solve_packed(scores: Tensor, polytope: BernoulliCube, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
     """`cuts.in_one_pass` on the cube; None for too many dimensions, an empty batch, or where there is NaN or +inf.
 
     A host synchronisation: how many structures there are.
@@ -83,13 +84,13 @@ def solve_packed(scores: Tensor, dtype: torch.dtype) -> PackedSupport[SolverStat
     gap, margin = scores.new_empty(2, batch)
     number, converged = scores.new_empty(batch, dtype=torch.int64), scores.new_empty(batch, dtype=torch.bool)
     constants = numbers_on(scores.device, (SORTED_PRUNE, CLOSED))
-    shape = _shape(dim)
+    shape = shape_of_row(dim)
     with torch.cuda.device_of(scores):
         _find[(batch,)](
             *(scores.contiguous(), constants, is_cut, slot, size, level, number, gap, margin, converged.view(torch.int8)),
             dim,
             SPOILT=SPOILT,
-            CHUNK=min(16, max(1, ENTRIES // shape["DIMENSIONS"])),
+            CHUNK=chunk_of_row(dim),
             **shape,
         )
     first = torch.nn.functional.pad(number.cumsum(0), (1, 0))
@@ -104,9 +105,15 @@ def solve_packed(scores: Tensor, dtype: torch.dtype) -> PackedSupport[SolverStat
     return PackedSupport(atoms, probs, row, first, stats, NestedRows(slot, size, first, row))
 
 
-def _shape(dim: int) -> dict[str, int]:
+def shape_of_row(dim: int) -> dict[str, int]:
+    """What kernels of a program a row are compiled for."""
     dimensions = max(16, triton.next_power_of_2(dim))
     return {"DIMENSIONS": dimensions, "num_warps": min(8, max(1, dimensions // 64))}
+
+
+def chunk_of_row(dim: int) -> int:
+    """How many coordinates are compared at a time with all."""
+    return min(16, max(1, ENTRIES // shape_of_row(dim)["DIMENSIONS"]))
 
 
 @triton.jit
@@ -191,7 +198,7 @@ def _find(
     tl.store(level + count, 0.0)
 
     # The gap is 0 where a mean is its score, and elsewhere up to what cancels in it: see `cut_rows`.
-    outside = inside & (not between) & (value > -float("inf"))
+    outside = inside & ~between & (value > -float("inf"))
     residual = tl.where(outside, value - mean, 0.0)
     gap = tl.sum(tl.maximum(residual, 0.0) - residual * mean, 0)
     terms = tl.sum(tl.abs(residual) * (tl.where(residual > 0.0, 1.0, 0.0) + mean), 0)
