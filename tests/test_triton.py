@@ -94,7 +94,7 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
     types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
     types |= dict.fromkeys(("dim", "budget", "limit"), "i32") | {"number_out": "*i64"}
     constants = {"DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}
-    own = {"KIND": kind, "HOPELESS": active_set.HOPELESS, "UNSOLVED": active_set.UNSOLVED}
+    own = {"KIND": kind, "HOPELESS": active_set.HOPELESS, "NO_ANSWER": active_set.NO_ANSWER}
     assert machine_code(active_set._solve, types, constants | own)
 
 
@@ -133,7 +133,7 @@ def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
 @pytest.mark.parametrize("name", ["triton_nested", "triton_chained"])
 def test_sorted_decompositions_compile(name: str, dim: int) -> None:
     from sparsemarg.layers.solvers import triton_chained
-    from sparsemarg.layers.solvers.triton_nested import SPOILT, chunk_of_row, shape_of_row
+    from sparsemarg.layers.solvers.triton_packing import NO_ANSWER, chunk_of_row, shape_of_row
 
     module = import_module(f"sparsemarg.layers.solvers.{name}")
     reals = ("scores", "constants", "size_of", "level", "level_of", "residual_of", "cuts", "gap_of", "margin_of", "probs")
@@ -141,7 +141,7 @@ def test_sorted_decompositions_compile(name: str, dim: int) -> None:
     types |= dict.fromkeys(("slot_of", "place_of", "enters_of"), "*i32") | dict.fromkeys(("number", "first", "row_of"), "*i64")
     types |= dict.fromkeys(("is_cut", "first_of", "binding_of", "converged_of"), "*i8")
     types |= dict.fromkeys(("dim", "budget", "exactly"), "i32")
-    numbers = {"SPOILT": SPOILT, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MOST_STEPS}
+    numbers = {"NO_ANSWER": NO_ANSWER, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MOST_STEPS}
     constants = shape_of_row(dim) | numbers | {"CHUNK": chunk_of_row(dim)}
     warps = constants.pop("num_warps")
     for kernel in (module._find, module._write, module._pull, module._push):

@@ -18,13 +18,12 @@ from .base import Oracle, row_scale
 from .kinds import kind_of
 from .limits import WEIGHT_PRUNE
 from .triton_iteration import CHUNK, combined, constants_on, iterate, newton_step, products, removal, shape_of, update
+from .triton_packing import NO_ANSWER
 
 MOST_DIMENSIONS = 512
 MOST_SLOTS = 128
 # Iterations without progress after which a row is given up; the others factorise afresh (`limits.STALE`).
 HOPELESS = 4
-# What makes the number of all atoms negative.
-UNSOLVED = -(2**40)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
             max_iter,
             KIND=kind,
             HOPELESS=HOPELESS,
-            UNSOLVED=UNSOLVED,
+            NO_ANSWER=NO_ANSWER,
             **shape_of(dim, slots),
         )
     return found
@@ -156,7 +155,7 @@ def _solve(
     limit,
     KIND: tl.constexpr,
     HOPELESS: tl.constexpr,
-    UNSOLVED: tl.constexpr,
+    NO_ANSWER: tl.constexpr,
     DIMENSIONS: tl.constexpr,
     SLOTS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -226,6 +225,6 @@ def _solve(
     tl.store(gap_out + row, gap)
     unsolved = (not converged) & (iterations < limit)
     number = tl.sum((weights > 0.0).to(tl.int32), 0).to(tl.int64)
-    tl.store(number_out + row, tl.where(unsolved, UNSOLVED, number))
+    tl.store(number_out + row, tl.where(unsolved, NO_ANSWER, number))
     tl.store(iterations_out + row, iterations)
     tl.store(converged_out + row, tl.where(converged, 1, 0).to(tl.int8))

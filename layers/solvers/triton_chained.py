@@ -22,7 +22,7 @@ from ...oracles import Budget
 from ..stats import SolverStats
 from .base import PackedSupport
 from .limits import CLOSED, SORTED_PRUNE
-from .triton_nested import MOST_DIMENSIONS, SPOILT, chunk_of_row, shape_of_row
+from .triton_packing import MOST_DIMENSIONS, NO_ANSWER, chunk_of_row, room_for, shape_of_row
 
 # As `cut_rows.MOST_STEPS`.
 MOST_STEPS = 200
@@ -91,22 +91,19 @@ def solve_packed(scores: Tensor, polytope: Budget, dtype: torch.dtype) -> Packed
         _find[(batch,)](
             *(scores.contiguous(), constants, work[0], work[1], place, slot, enters, is_first, binding, cuts),
             *(number, gap, margin, converged.view(torch.int8), dim, polytope.budget, int(polytope.exactly)),
-            SPOILT=SPOILT,
+            NO_ANSWER=NO_ANSWER,
             NEVER=NEVER,
             MOST_STEPS=MOST_STEPS,
             CHUNK=chunk_of_row(dim),
             **shape,
         )
-    first = torch.nn.functional.pad(number.cumsum(0), (1, 0))
-    count = int(first[-1])
-    if count < 0:
+    room = room_for(number, dim, dtype)
+    if room is None:
         return None
-    atoms, probs = scores.new_empty(count, dim, dtype=dtype), scores.new_empty(count)
-    row = first.new_empty(count)
     with torch.cuda.device_of(scores):
-        _write[(batch,)](slot, enters, is_first, cuts, first, atoms, probs, row, dim, **shape)
+        _write[(batch,)](slot, enters, is_first, cuts, *room, dim, **shape)
     stats = SolverStats(torch.zeros_like(number), gap, converged, margin)
-    return PackedSupport(atoms, probs, row, first, stats, ChainedRows(place, slot, binding, first, count))
+    return PackedSupport(*room, stats, ChainedRows(place, slot, binding, room.first, len(room.row)))
 
 
 @triton.jit
@@ -167,7 +164,7 @@ def _find(
     dim,
     budget,
     exactly,
-    SPOILT: tl.constexpr,
+    NO_ANSWER: tl.constexpr,
     NEVER: tl.constexpr,
     MOST_STEPS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -272,14 +269,14 @@ def _find(
     tl.store(enters_of + row * dim + d, tl.where(between & (place > 0), enters, NEVER), mask=inside)
     tl.store(first_of + row * dim + d, is_first.to(tl.int8), mask=inside)
     tl.store(binding_of + row, binding.to(tl.int8))
-    tl.store(number + row, tl.where(spoilt, SPOILT, (number_of_cuts + 1).to(tl.int64)))
+    tl.store(number + row, tl.where(spoilt, NO_ANSWER, (number_of_cuts + 1).to(tl.int64)))
     tl.store(gap_of + row, tl.maximum(gap, 0.0))
     tl.store(margin_of + row, margin)
     tl.store(converged_of + row, (gap <= closed + 64 * 2.220446049250313e-16 * terms).to(tl.int8))
 
 
 @triton.jit
-def _write(slot_of, enters_of, first_of, cuts, first, atoms, probs, row_of, dim, DIMENSIONS: tl.constexpr):
+def _write(slot_of, enters_of, first_of, cuts, atoms, probs, row_of, first, dim, DIMENSIONS: tl.constexpr):
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, DIMENSIONS)
     inside = d < dim
     cuts += row * (dim + 2)

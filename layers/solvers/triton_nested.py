@@ -23,13 +23,7 @@ from ...oracles import BernoulliCube
 from ..stats import SolverStats
 from .base import PackedSupport
 from .limits import CLOSED, SORTED_PRUNE
-
-# Every coordinate is compared with every other.
-MOST_DIMENSIONS = 1024
-# Comparisons that registers hold.
-ENTRIES = 2**12
-# What makes the number of all structures negative.
-SPOILT = -(2**40)
+from .triton_packing import MOST_DIMENSIONS, NO_ANSWER, chunk_of_row, room_for, shape_of_row
 
 
 @dataclass(frozen=True)
@@ -89,31 +83,17 @@ def solve_packed(scores: Tensor, polytope: BernoulliCube, dtype: torch.dtype) ->
         _find[(batch,)](
             *(scores.contiguous(), constants, is_cut, slot, size, level, number, gap, margin, converged.view(torch.int8)),
             dim,
-            SPOILT=SPOILT,
+            NO_ANSWER=NO_ANSWER,
             CHUNK=chunk_of_row(dim),
             **shape,
         )
-    first = torch.nn.functional.pad(number.cumsum(0), (1, 0))
-    count = int(first[-1])
-    if count < 0:
+    room = room_for(number, dim, dtype)
+    if room is None:
         return None
-    atoms, probs = scores.new_empty(count, dim, dtype=dtype), scores.new_empty(count)
-    row = first.new_empty(count)
     with torch.cuda.device_of(scores):
-        _write[(batch,)](slot, level, first, atoms, probs, row, dim, **shape)
+        _write[(batch,)](slot, level, *room, dim, **shape)
     stats = SolverStats(torch.zeros_like(number), gap, converged, margin)
-    return PackedSupport(atoms, probs, row, first, stats, NestedRows(slot, size, first, row))
-
-
-def shape_of_row(dim: int) -> dict[str, int]:
-    """What kernels of a program a row are compiled for."""
-    dimensions = max(16, triton.next_power_of_2(dim))
-    return {"DIMENSIONS": dimensions, "num_warps": min(8, max(1, dimensions // 64))}
-
-
-def chunk_of_row(dim: int) -> int:
-    """How many coordinates are compared at a time with all."""
-    return min(16, max(1, ENTRIES // shape_of_row(dim)["DIMENSIONS"]))
+    return PackedSupport(*room, stats, NestedRows(slot, size, room.first, room.row))
 
 
 @triton.jit
@@ -137,7 +117,7 @@ def _find(
     margin_of,
     converged_of,
     dim,
-    SPOILT: tl.constexpr,
+    NO_ANSWER: tl.constexpr,
     CHUNK: tl.constexpr,
     DIMENSIONS: tl.constexpr,
 ):
@@ -203,14 +183,14 @@ def _find(
     gap = tl.sum(tl.maximum(residual, 0.0) - residual * mean, 0)
     terms = tl.sum(tl.abs(residual) * (tl.where(residual > 0.0, 1.0, 0.0) + mean), 0)
     converged = gap <= closed + 64 * 2.220446049250313e-16 * terms
-    tl.store(number + row, tl.where(spoilt, SPOILT, count.to(tl.int64)))
+    tl.store(number + row, tl.where(spoilt, NO_ANSWER, count.to(tl.int64)))
     tl.store(gap_of + row, tl.maximum(gap, 0.0))
     tl.store(margin_of + row, margin)
     tl.store(converged_of + row, converged.to(tl.int8))
 
 
 @triton.jit
-def _write(slot_of, level, first, atoms, probs, row_of, dim, DIMENSIONS: tl.constexpr):
+def _write(slot_of, level, atoms, probs, row_of, first, dim, DIMENSIONS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     level += row * (dim + 2)
     d = tl.arange(0, DIMENSIONS)

@@ -14,6 +14,7 @@ from ..stats import SolverStats
 from .base import Oracle, PackedSupport
 from .triton_active_set import Solved, solve
 from .triton_iteration import products, shape_of
+from .triton_packing import first_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def solve_packed(oracle: Oracle, max_iter: int, tol: float, dtype: torch.dtype) 
     found = solve(oracle, max_iter, tol)
     if found is None:
         return None
-    first, block = (torch.nn.functional.pad(size.cumsum(0), (1, 0)) for size in (found.number, found.number.square()))
+    first, block = first_of(found.number), first_of(found.number.square())
     count, entries = torch.stack([first[-1], block[-1]]).tolist()
     if count < 0:
         return found
