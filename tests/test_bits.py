@@ -129,13 +129,13 @@ def test_room_for_atoms_is_made_as_they_come(slots: int, monkeypatch: pytest.Mon
     """To the same bits, however often; from memory that holds anything."""
     polytope, scores = Product(Simplex(9), Budget(62, 31)), torch.randn(9, 71, generator=torch.Generator().manual_seed(0))
     wanted = ActiveSet().solve(scores.double(), polytope)
-    monkeypatch.setattr("sparsemarg.layers.solvers.compiled_rows.SLOTS", slots)
+    monkeypatch.setattr("sparsemarg.layers.solvers.kernels.compiled_rows.SLOTS", slots)
 
     def dirty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         return np.full(math.prod(shape) * np.dtype(dtype).itemsize, 255, np.uint8).view(dtype).reshape(shape)
 
     for module in ("compiled_rows", "bit_atoms"):
-        monkeypatch.setattr(f"sparsemarg.layers.solvers.{module}.borrow", dirty)
+        monkeypatch.setattr(f"sparsemarg.layers.solvers.kernels.{module}.borrow", dirty)
     found = ActiveSet().solve(scores.double(), polytope)
     assert torch.equal(found.atoms, wanted.atoms)
     assert torch.equal(found.probs, wanted.probs)

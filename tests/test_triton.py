@@ -88,7 +88,7 @@ def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:
     ("dimensions", "slots", "kind"), [*((16, 32, kind) for kind in range(4)), (128, 128, 0), (128, 128, 3), (512, 128, 2)]
 )
 def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
-    from sparsemarg.layers.solvers import triton_active_set as active_set
+    from sparsemarg.layers.solvers.kernels import triton_active_set as active_set
 
     reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out", "margin_out")
     types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
@@ -100,8 +100,8 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
 
 @pytest.mark.parametrize(("dimensions", "slots"), [(16, 16), (128, 128), (512, 128)])
 def test_packed_supports_compile(dimensions: int, slots: int) -> None:
-    from sparsemarg.layers.solvers import triton_supports as supports
-    from sparsemarg.layers.solvers.triton_iteration import shape_of
+    from sparsemarg.layers.solvers.kernels import triton_supports as supports
+    from sparsemarg.layers.solvers.kernels.triton_iteration import shape_of
 
     constants = shape_of(dimensions, slots)
     warps = constants.pop("num_warps")
@@ -118,8 +118,8 @@ def test_packed_supports_compile(dimensions: int, slots: int) -> None:
 
 @pytest.mark.parametrize(("dim", "slots"), [(1, 9), (40, 32), (128, 128), (1024, 256), (4096, 512)])
 def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
-    from sparsemarg.layers.solvers import triton_rows
-    from sparsemarg.layers.solvers.triton_iteration import shape_of
+    from sparsemarg.layers.solvers.kernels import triton_rows
+    from sparsemarg.layers.solvers.kernels.triton_iteration import shape_of
 
     types = dict.fromkeys(triton_rows._advance.arg_names, "*fp64") | {"dim": "i32", "slots": "i32"}
     types |= dict.fromkeys(("on_of", "exact_of", "converged_of"), "*i8")
@@ -132,10 +132,10 @@ def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
 @pytest.mark.parametrize("dim", [1, 40, 1024])
 @pytest.mark.parametrize("name", ["triton_nested", "triton_chained"])
 def test_sorted_decompositions_compile(name: str, dim: int) -> None:
-    from sparsemarg.layers.solvers import triton_chained
-    from sparsemarg.layers.solvers.triton_packing import NO_ANSWER, chunk_of_row, shape_of_row
+    from sparsemarg.layers.solvers.kernels import triton_chained
+    from sparsemarg.layers.solvers.kernels.triton_packing import NO_ANSWER, chunk_of_row, shape_of_row
 
-    module = import_module(f"sparsemarg.layers.solvers.{name}")
+    module = import_module(f"sparsemarg.layers.solvers.kernels.{name}")
     reals = ("scores", "constants", "size_of", "level", "level_of", "residual_of", "cuts", "gap_of", "margin_of", "probs")
     types = dict.fromkeys((*reals, "gradient", "change", "work", "result"), "*fp64") | {"atoms": "*fp32"}
     types |= dict.fromkeys(("slot_of", "place_of", "enters_of"), "*i32") | dict.fromkeys(("number", "first", "row_of"), "*i64")

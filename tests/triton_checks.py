@@ -10,8 +10,9 @@ import torch
 from sparsemarg.kernels import in_triton
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemax
-from sparsemarg.layers.solvers import ActiveSet, triton_active_set, triton_iteration
+from sparsemarg.layers.solvers import ActiveSet
 from sparsemarg.layers.solvers.base import Oracle, Support
+from sparsemarg.layers.solvers.kernels import triton_active_set, triton_iteration
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Product, Simplex
 from sparsemarg.oracles.simplex import project_simplex
@@ -111,7 +112,7 @@ def test_pixel_likelihood(pairs: int, pixels: int, rank: int, levels: int) -> No
 
 def solved_twice(polytope: Polytope, scores: Tensor, solver: ActiveSet, monkeypatch: pytest.MonkeyPatch) -> list[Support]:
     """By the kernel and in tensor operations."""
-    assert in_triton(".solvers.triton_active_set", "sparsemarg.layers", "solve", scores.device) is not None
+    assert in_triton(".solvers.kernels.triton_active_set", "sparsemarg.layers", "solve", scores.device) is not None
     fast = solver.solve(scores, polytope)
     with monkeypatch.context() as switched:
         switched.setenv("SPARSEMARG_KERNELS", "off")

@@ -11,9 +11,10 @@ import torch
 from cases import scores_for
 from sparsemarg.kernels import dispatch
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.layers.solvers import ActiveSet, active_set, triton_rows
+from sparsemarg.layers.solvers import ActiveSet, active_set
 from sparsemarg.layers.solvers.active_set import _in_tensors
 from sparsemarg.layers.solvers.base import Oracle, Support, Ties
+from sparsemarg.layers.solvers.kernels import triton_rows
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, LinearChain, Polytope, Product, Simplex
 from torch import Tensor
 

@@ -125,9 +125,9 @@ def _explanation(device: torch.device) -> str:
     """Which path runs, by operation."""
     kernels = {
         "sparsemax": (".kernels.simplex", "sparsemarg.layers", "project_rows"),
-        "ActiveSet's iteration": (".solvers.compiled_rows", "sparsemarg.layers", "solve"),
-        "sorted decomposition on cube and budget": (".solvers.cut_rows", "sparsemarg.layers", "write"),
-        "top-k sparsemax on the cube": (".solvers.flip_rows", "sparsemarg.layers", "find"),
+        "ActiveSet's iteration": (".solvers.kernels.compiled_rows", "sparsemarg.layers", "solve"),
+        "sorted decomposition on cube and budget": (".solvers.kernels.cut_rows", "sparsemarg.layers", "write"),
+        "top-k sparsemax on the cube": (".solvers.kernels.flip_rows", "sparsemarg.layers", "find"),
         "trees by Chu-Liu and Edmonds": (".edmonds_rows", "sparsemarg.oracles", "best"),
         "best derivations of chains, trees, paths": (".derivation_rows", "sparsemarg.oracles", "best"),
         "means of packed atoms": (".kernels.packed", "sparsemarg.layers", "combine"),
@@ -136,9 +136,9 @@ def _explanation(device: torch.device) -> str:
     }
     for_devices = {
         "sparsemax": (".kernels.triton_simplex", "sparsemarg.layers", "project_rows"),
-        "ActiveSet on cube, budget and simplex": (".solvers.triton_active_set", "sparsemarg.layers", "solve"),
-        "ActiveSet's iteration": (".solvers.triton_rows", "sparsemarg.layers", "advance"),
-        "sorted decomposition on cube and budget": (".solvers.triton_nested", "sparsemarg.layers", "solve_packed"),
+        "ActiveSet on cube, budget and simplex": (".solvers.kernels.triton_active_set", "sparsemarg.layers", "solve"),
+        "ActiveSet's iteration": (".solvers.kernels.triton_rows", "sparsemarg.layers", "advance"),
+        "sorted decomposition on cube and budget": (".solvers.kernels.triton_nested", "sparsemarg.layers", "solve_packed"),
         "means of packed atoms": (".kernels.triton_packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.triton_pixels", "sparsemarg.models", "pixel_costs"),
     }

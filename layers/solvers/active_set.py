@@ -79,7 +79,7 @@ class ActiveSet(Solver):
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
         tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, relative to its scale min(1, max|t|), plus
             a few units of rounding noise. The mean's error is usually below it: 2e-10 at D = 128.
-        record: on a CUDA device, where the iterations run in tensor operations, record windows of 8 of them in CUDA graphs and
+        record: on a CUDA device, where the oracle is not in the kernel, record windows of 8 iterations in CUDA graphs and
             replay these: the oracle of any polytope, as long as it does the same tensor operations whatever the scores, on
             tensors that live as long as the polytope. In windows it is called while a new shape is recorded and then not again.
             One that waits for the device cannot be recorded, and a warning says so; that it copies from the host without
@@ -112,8 +112,8 @@ class ActiveSet(Solver):
         self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
     ) -> PackedSupport[SolverStats] | Support | None:
         """See `FindsPacked`: on structures that are 0/1; a `Support` of real-valued ones, and of what a kernel gave up."""
-        on_gpu = in_triton(".triton_supports", __package__, "solve_packed", scores.device)
-        whole = on_gpu or compiled(".compiled_rows", __package__, "solve_packed", scores.device)
+        on_gpu = in_triton(".kernels.triton_supports", __package__, "solve_packed", scores.device)
+        whole = on_gpu or compiled(".kernels.compiled_rows", __package__, "solve_packed", scores.device)
         if whole is None or len(scores) == 0 or (on_gpu is not None and kind_of(polytope) is None):
             return None
         oracle, limit = Oracle.of(polytope, scores), self._limit(scores)
@@ -146,12 +146,12 @@ def compiled_method(device: torch.device) -> Callable[..., Any] | None:
     See `kernels.compiled`. Both choose the same atoms, with weights that agree but for their last bits; where scores are below
     about 1e-4, the tie-break of 1e-9 of their scale is no larger than these, and atoms may differ.
     """
-    return compiled(".compiled_rows", __package__, "solve", device)
+    return compiled(".kernels.compiled_rows", __package__, "solve", device)
 
 
 def _in_one_kernel(oracle: Oracle, max_iter: int, tol: float) -> Support | None:
     """The method in one Triton kernel, and as `active_set` on rows that it gives up; None where there is no such kernel."""
-    kernel = in_triton(".triton_active_set", __package__, "solve", oracle.target.device)
+    kernel = in_triton(".kernels.triton_active_set", __package__, "solve", oracle.target.device)
     found = None if kernel is None else kernel(oracle, max_iter, tol)
     return None if found is None else _completed(oracle, found, max_iter, tol)
 

@@ -46,11 +46,11 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
     """
     if type(polytope) not in (BernoulliCube, Budget):
         return None
-    module = ".triton_chained" if isinstance(polytope, Budget) else ".triton_nested"
+    module = ".kernels.triton_chained" if isinstance(polytope, Budget) else ".kernels.triton_nested"
     on_gpu = in_triton(module, __package__, "solve_packed", scores.device)
     if on_gpu is not None:
         return on_gpu(scores, polytope, dtype)
-    if compiled(".cut_rows", __package__, "write", scores.device) is None:
+    if compiled(".kernels.cut_rows", __package__, "write", scores.device) is None:
         return None
     cuts = _Cuts.of(scores, polytope)
     if cuts is None:
@@ -73,7 +73,7 @@ class _Cuts(PackedRows):
         lines, numbers = np.empty((3, batch, dim), np.int32), np.empty((2, batch))
         counts, flags = np.zeros((2, batch), np.int64), np.empty((2, batch), bool)
         start, weights = np.empty((batch, dim), bool), np.empty((batch, dim + 1))
-        kernels = import_module(".cut_rows", __package__)
+        kernels = import_module(".kernels.cut_rows", __package__)
         rows = kernels.Rows(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested

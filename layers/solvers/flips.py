@@ -35,7 +35,7 @@ def in_one_pass(scores: Tensor, polytope: object, k: int, dtype: torch.dtype) ->
     Cost: O(B (D + k n)) for the n sets, 17 for k = 10 and 474 for k = 100, besides the N D entries of the packed atoms;
     O(B (D + k m)) for the derivative, m the number of bits in a set. At k = 512, D = 128, B = 512 a twelfth of the plain time.
     """
-    if type(polytope) is not BernoulliCube or compiled(".flip_rows", __package__, "find", scores.device) is None:
+    if type(polytope) is not BernoulliCube or compiled(".kernels.flip_rows", __package__, "find", scores.device) is None:
         return None
     array = scores.contiguous().numpy()
     found = _Flips.of(array, k)
@@ -54,7 +54,7 @@ class _Flips(PackedRows):
         batch, dim = scores.shape
         width = min(k - 1, dim)
         tree = _tree(k, width)
-        kernels = import_module(".flip_rows", __package__)
+        kernels = import_module(".kernels.flip_rows", __package__)
         rows = kernels.Rows(
             order=np.empty((batch, width), np.int32),
             change=np.empty((batch, width)),

@@ -59,7 +59,7 @@ class TensorRows:
         """
         residual = self.target - self.mean
         vertex = self.oracle(self._join(residual) * self.unit, self.exact)
-        takes, advance = (in_triton(".triton_rows", __package__, name, vertex.device) for name in ("takes", "advance"))
+        takes, advance = (in_triton(".kernels.triton_rows", __package__, name, vertex.device) for name in ("takes", "advance"))
         if takes is not None and advance is not None and takes(self):
             advance(self, vertex, tol)
             return

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels import runs as runs
-from ...kernels.ordering import order, room
-from ...kernels.selection import Sieve, sieve_of, smallest
-from ...kernels.vectors import UNCOUNTED, Array, power_below
-from ...oracles.cube import LEAST_TOTAL
+from ....kernels import runs as runs
+from ....kernels.ordering import order, room
+from ....kernels.selection import Sieve, sieve_of, smallest
+from ....kernels.vectors import UNCOUNTED, Array, power_below
+from ....oracles.cube import LEAST_TOTAL
 
 SLACK = 1e-9  # far more than rounding makes of numbers of which those that matter are at most 1
 

@@ -18,11 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...kernels.numbers import numbers_on
-from ...oracles import BernoulliCube
-from ..stats import SolverStats
-from .base import PackedSupport
-from .limits import CLOSED, SORTED_PRUNE
+from ....kernels.numbers import numbers_on
+from ....oracles import BernoulliCube
+from ...stats import SolverStats
+from ..base import PackedSupport
+from ..limits import CLOSED, SORTED_PRUNE
 from .triton_packing import MOST_DIMENSIONS, NO_ANSWER, chunk_of_row, room_for, shape_of_row
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.vectors import UNCOUNTED, Array, maximum
-from ...kernels.workspace import borrow, give_back
-from ...oracles import Parts
+from ....kernels.vectors import UNCOUNTED, Array, maximum
+from ....kernels.workspace import borrow, give_back
+from ....oracles import Parts
 from .row_algebra import add_combination, dot, products
 
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...kernels.numbers import numbers_on
-from .limits import PIVOT_IN_DOUBT, PIVOT_NOISE, SETTLED, WEIGHT_NOISE
+from ....kernels.numbers import numbers_on
+from ..limits import PIVOT_IN_DOUBT, PIVOT_NOISE, SETTLED, WEIGHT_NOISE
 
 # Slots that are read at a time, and entries of them: what registers hold.
 CHUNK = 16

@@ -11,10 +11,10 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from ...kernels.bits import WORD, combine, count, differences, overlaps, total, totals, words_of
-from ...kernels.vectors import UNCOUNTED, Array
-from ...kernels.workspace import borrow, give_back
-from ...oracles import Parts
+from ....kernels.bits import WORD, combine, count, differences, overlaps, total, totals, words_of
+from ....kernels.vectors import UNCOUNTED, Array
+from ....kernels.workspace import borrow, give_back
+from ....oracles import Parts
 
 
 class Bits(NamedTuple):

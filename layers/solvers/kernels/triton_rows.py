@@ -19,7 +19,7 @@ from torch import Tensor
 from .triton_iteration import constants_on, iterate, shape_of
 
 if TYPE_CHECKING:
-    from .tensor_rows import TensorRows
+    from ..tensor_rows import TensorRows
 
 MOST_DIMENSIONS = 4096
 MOST_SLOTS = 512

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels import in_threads
-from ...kernels.bits import are_bits
-from ...kernels.runs import first_of, row_of
-from ...kernels.symmetric import SIDE, put, tiles_of
-from ...kernels.vectors import Array
-from ...kernels.workspace import borrow, give_back
-from ..stats import SolverStats
+from ....kernels import in_threads
+from ....kernels.bits import are_bits
+from ....kernels.runs import first_of, row_of
+from ....kernels.symmetric import SIDE, put, tiles_of
+from ....kernels.vectors import Array
+from ....kernels.workspace import borrow, give_back
+from ...stats import SolverStats
+from ..base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
+from ..certificate import certified_stats
+from ..kinds import kind_of
+from ..limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from . import bit_atoms, real_atoms, row_kernel, row_results
-from .base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
-from .certificate import certified_stats
-from .kinds import kind_of
-from .limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from .row_kernel import CompiledOracle, Rows, Scratch
 from .row_results import Found, Places
 

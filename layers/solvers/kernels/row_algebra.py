@@ -4,8 +4,8 @@ import math
 
 import numba
 
-from ...kernels.symmetric import add_square, clear_row, read_row, times
-from ...kernels.vectors import UNCOUNTED, Array
+from ....kernels.symmetric import add_square, clear_row, read_row, times
+from ....kernels.vectors import UNCOUNTED, Array
 
 
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.

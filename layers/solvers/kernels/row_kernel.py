@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.selection import nth_largest
-from ...kernels.symmetric import SIDE, clear_block, times
-from ...kernels.vectors import UNCOUNTED, Array
+from ....kernels.selection import nth_largest
+from ....kernels.symmetric import SIDE, clear_block, times
+from ....kernels.vectors import UNCOUNTED, Array
+from ..kinds import AT_MOST, CUBE, SIMPLEX
+from ..limits import POLL, STALE, Limits
 from . import atoms
-from .kinds import AT_MOST, CUBE, SIMPLEX
-from .limits import POLL, STALE, Limits
 from .row_algebra import add, center, dot, make_way, newton_step, remove
 
 

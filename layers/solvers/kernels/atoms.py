@@ -10,7 +10,7 @@ from typing import Any
 
 from numba.extending import overload
 
-from ...kernels.vectors import Array
+from ....kernels.vectors import Array
 from . import bit_atoms, real_atoms
 from .bit_atoms import Bits, BitScratch, BitStructures
 from .real_atoms import Reals, RealScratch, RealStructures

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels import runs as runs
-from ...kernels.ordering import order, room
-from ...kernels.selection import nth_largest
-from ...kernels.vectors import UNCOUNTED, Array
-from .limits import CLOSED, SORTED_PRUNE
+from ....kernels import runs as runs
+from ....kernels.ordering import order, room
+from ....kernels.selection import nth_largest
+from ....kernels.vectors import UNCOUNTED, Array
+from ..limits import CLOSED, SORTED_PRUNE
 
 # The step to the multiplier is that of Newton, or half of the bracket; ten would do.
 MOST_STEPS = 200
