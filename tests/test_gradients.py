@@ -226,6 +226,27 @@ def test_transforms_that_begin_after_the_forward_pass(polytope: Polytope, solver
     torch.testing.assert_close(torch.func.grad(lambda w: (fixed.mean() @ w).sum())(weights[0]), fixed.mean().sum(0))
 
 
+class Plain(BernoulliCube):
+    """The cube, as a user may write it."""
+
+
+@pytest.mark.parametrize("solver", [ActiveSet(), SortedDecomposition()], ids=["active set", "sorted"])
+@pytest.mark.parametrize("polytope", [BernoulliCube(6), Budget(6, 3), Plain(6)], ids=lambda p: type(p).__name__)
+def test_scores_lie_in_memory_as_they_like(polytope: Polytope, solver: Solver) -> None:
+    scores = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.arange(1.0, 25.0, dtype=torch.float64).view(4, 6)
+    wide = torch.zeros(4, 12, dtype=torch.float64)
+    wide[:, ::2] = scores
+    found = []
+    for given in (scores, scores.T.contiguous().T, wide[:, ::2]):
+        leaf = given.detach().requires_grad_()
+        mean = sparsemap(leaf, polytope, solver=solver).mean()
+        found.append((mean.detach(), torch.autograd.grad((weights * mean).sum(), leaf)[0]))
+    for mean, gradient in found[1:]:
+        assert torch.equal(mean, found[0][0])
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-13, rtol=0)
+
+
 def test_batched_gradients_of_topk_and_sparsemax() -> None:
     scores = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     units = torch.eye(24, dtype=torch.float64).view(24, 4, 6)

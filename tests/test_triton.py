@@ -16,11 +16,19 @@ H100 = ("cuda", 90, 32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted where they can run")
-@pytest.mark.parametrize("name", ["triton_checks.py", "triton_rows_checks.py", "triton_supports_checks.py"])
-def test_interpreted_kernels(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("triton_checks.py", ""),
+        ("triton_rows_checks.py", ""),
+        ("triton_supports_checks.py", ""),
+        ("test_gradients.py", "settled_in_the_forward or lie_in_memory or (transforms_that_begin and Budget)"),
+    ],
+)
+def test_interpreted_kernels(name: str, chosen: str) -> None:
     """See there."""
     checks = Path(__file__).with_name(name)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(checks), "-k", chosen]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stdout
 
@@ -109,8 +117,8 @@ def test_packed_supports_compile(dimensions: int, slots: int) -> None:
     types = dict.fromkeys(reals, "*fp64") | dict.fromkeys(("first", "block", "row_of"), "*i64") | {"dim": "i32", "slots": "i32"}
     for name, before in (
         ("_pack", {"atoms": "*i8", "atoms_out": "*fp32"}),
-        ("_pull", {"atoms": "*fp32"}),
-        ("_push", {"atoms": "*bf16"}),
+        ("_pull", {"atoms": "*i8"}),
+        ("_push", {"atoms": "*i8"}),
     ):
         kernel, every = getattr(supports, name), types | before
         assert machine_code(kernel, {n: every[n] for n in kernel.arg_names if n in every}, constants, warps)

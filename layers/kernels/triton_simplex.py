@@ -51,6 +51,12 @@ def _shape(count: int) -> dict[str, int]:
 
 
 @triton.jit
+def _divided(total, number, WIDE: tl.constexpr):
+    """Rounded to nearest: a division of float32 is not, and what is off in tau is so in every probability of a row."""
+    return (total.to(tl.float64) / number).to(WIDE)
+
+
+@triton.jit
 def _project(scores, probs, count, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * count
     place = tl.arange(0, BLOCK)
@@ -60,14 +66,14 @@ def _project(scores, probs, count, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     values = tl.where(broken, 0.0, values - peak)
     above = values > -1.0
     size = tl.sum(above.to(tl.int32), 0)
-    tau = (tl.sum(tl.where(above, values, 0.0), 0) - 1.0) / size
+    tau = _divided(tl.sum(tl.where(above, values, 0.0), 0) - 1.0, size, WIDE)
     going = True
     while going:
         above = values > tau
         left = tl.sum(above.to(tl.int32), 0)
         going = left < size
         size = left
-        tau = (tl.sum(tl.where(above, values, 0.0), 0) - 1.0) / size
+        tau = _divided(tl.sum(tl.where(above, values, 0.0), 0) - 1.0, size, WIDE)
     result = tl.where(broken, float("nan"), tl.maximum(values - tau, 0.0))
     tl.store(probs + row + place, result.to(probs.dtype.element_ty), mask=place < count)
 
@@ -84,7 +90,7 @@ def _excess(scores, peak, tau, count, WIDE: tl.constexpr, BLOCK: tl.constexpr):
         size += above.to(tl.int32)
         total += tl.where(above, values, 0.0)
     number = tl.sum(size, 0)
-    return number, (tl.sum(total, 0) - 1.0) / number
+    return number, _divided(tl.sum(total, 0) - 1.0, number, WIDE)
 
 
 @triton.jit
@@ -120,7 +126,7 @@ def _pull_back(probs, gradient, result, count, WIDE: tl.constexpr, BLOCK: tl.con
     slope = tl.load(gradient + row + place, mask=place < count, other=0.0).to(WIDE)
     on = mass > 0
     size = tl.sum(on.to(tl.int32), 0)  # 0, and the mean NaN, only for a row of NaN
-    mean = tl.sum(tl.where(on, slope, 0.0), 0) / size
+    mean = _divided(tl.sum(tl.where(on, slope, 0.0), 0), size, WIDE)
     pulled = tl.where(on | (size == 0), slope - mean, 0.0)
     tl.store(result + row + place, pulled.to(result.dtype.element_ty), mask=place < count)
 
@@ -137,7 +143,7 @@ def _pull_back_long(probs, gradient, result, count, WIDE: tl.constexpr, BLOCK: t
         sizes += on.to(tl.int32)
         total += tl.where(on, slope, 0.0)
     size = tl.sum(sizes, 0)
-    mean = tl.sum(total, 0) / size
+    mean = _divided(tl.sum(total, 0), size, WIDE)
     for start in range(0, count, BLOCK):
         place = start + tl.arange(0, BLOCK)
         on = tl.load(probs + row + place, mask=place < count, other=0.0) > 0

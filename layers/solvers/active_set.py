@@ -178,6 +178,9 @@ def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance
     batch = len(oracle.target)
     rows = torch.arange(batch, device=oracle.target.device)
     current = TensorRows(oracle, max_iter)
+    ready = in_triton(".kernels.triton_rows", __package__, "ready", rows.device)
+    if ready is not None:
+        ready(rows.device, tol)
     finished: list[tuple[Tensor, Support]] = []
     for window in range(0, max_iter if batch else 0, POLL):
         live, most, stale = current.look()

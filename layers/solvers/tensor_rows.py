@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels import in_triton
 from ...oracles import Polytope
+from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
 from .base import BatchOracle, Oracle, Support, Ties, row_scale, used_first
 from .limits import PIVOT_NOISE, POLL, SETTLED, STALE, WEIGHT_NOISE, WEIGHT_PRUNE
@@ -31,7 +32,7 @@ class TensorRows:
         # of the others an atom's gain is enough.
         largest = self.origin.abs().amax(-1, keepdim=True)
         self.unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
-        self.target, _ = self._split((oracle.target - self.origin) / self.unit)  # [B, R]
+        self.target = self._split((oracle.target - self.origin) / self.unit)[0].contiguous()  # [B, R]
         self.prices = self._split(oracle.target / self.unit)[1]  # [B, D - R]
         self.vertices = self.origin[:, None]  # the atoms as the oracle gave them, slot by slot: x - o + o may not be x
         self.working = WorkingSet(torch.zeros_like(self.target), POLL + 1)
@@ -60,7 +61,7 @@ class TensorRows:
         residual = self.target - self.mean
         vertex = self.oracle(self._join(residual) * self.unit, self.exact)
         takes, advance = (in_triton(".kernels.triton_rows", __package__, name, vertex.device) for name in ("takes", "advance"))
-        if takes is not None and advance is not None and takes(self):
+        if takes is not None and advance is not None and takes(self) and not cannot_branch(vertex):
             advance(self, vertex, tol)
             return
         found, gain = (vertex - self.origin) / self.unit, self.no_gain

@@ -77,6 +77,7 @@ def solve_packed(scores: Tensor, polytope: Budget, dtype: torch.dtype) -> Packed
 
     A host synchronisation: how many structures there are.
     """
+    scores = scores.contiguous()
     batch, dim = scores.shape
     if batch == 0 or dim > MOST_DIMENSIONS:
         return None
@@ -89,7 +90,7 @@ def solve_packed(scores: Tensor, polytope: Budget, dtype: torch.dtype) -> Packed
     shape = shape_of_row(dim)
     with torch.cuda.device_of(scores):
         _find[(batch,)](
-            *(scores.contiguous(), constants, work[0], work[1], place, slot, enters, is_first, binding, cuts),
+            *(scores, constants, work[0], work[1], place, slot, enters, is_first, binding, cuts),
             *(number, gap, margin, converged.view(torch.int8), dim, polytope.budget, int(polytope.exactly)),
             NO_ANSWER=NO_ANSWER,
             NEVER=NEVER,

@@ -47,7 +47,7 @@ class NestedRows:
 
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty_like(self.size)
+        result = gradient.new_empty(self.size.shape)
         batch, dim = result.shape
         with torch.cuda.device_of(result):
             _pull[(batch,)](self.slot, self.size, self.first, gradient.contiguous(), result, dim, **shape_of_row(dim))
@@ -70,6 +70,7 @@ def solve_packed(scores: Tensor, polytope: BernoulliCube, dtype: torch.dtype) ->
 
     A host synchronisation: how many structures there are.
     """
+    scores = scores.contiguous()
     batch, dim = scores.shape
     if batch == 0 or dim > MOST_DIMENSIONS:
         return None
@@ -81,7 +82,7 @@ def solve_packed(scores: Tensor, polytope: BernoulliCube, dtype: torch.dtype) ->
     shape = shape_of_row(dim)
     with torch.cuda.device_of(scores):
         _find[(batch,)](
-            *(scores.contiguous(), constants, is_cut, slot, size, level, number, gap, margin, converged.view(torch.int8)),
+            *(scores, constants, is_cut, slot, size, level, number, gap, margin, converged.view(torch.int8)),
             dim,
             NO_ANSWER=NO_ANSWER,
             CHUNK=chunk_of_row(dim),

@@ -25,6 +25,11 @@ MOST_DIMENSIONS = 4096
 MOST_SLOTS = 512
 
 
+def ready(device: torch.device, tol: float) -> None:
+    """Copies the limits there, which waits: where iterations are recorded nothing may."""
+    constants_on(device, tol)
+
+
 def takes(rows: TensorRows) -> bool:
     """Whether there is a kernel for such a state: all coordinates regularised, and not too many of them or of atoms."""
     return rows.oracle.parts is None and rows.origin.shape[1] <= MOST_DIMENSIONS and rows.weights.shape[1] <= MOST_SLOTS

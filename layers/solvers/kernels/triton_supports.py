@@ -22,7 +22,7 @@ class PackedJacobian:
     """P A' row by row, for packed atoms: paper eq. 17.
 
     Attributes:
-        atoms: [N, D] 0s and 1s in any dtype.
+        atoms: [N, D] int8, 0s and 1s; a copy, as those of the distribution may be changed.
         first, block: [B + 1] int64, where the atoms and the sensitivity of each row begin.
         sensitivity: P of each row, [S, S], flat.
         most: no row has more atoms.
@@ -77,7 +77,9 @@ def solve_packed(oracle: Oracle, max_iter: int, tol: float, dtype: torch.dtype) 
             **shape_of(dim, slots),
         )
     stats = SolverStats(found.iterations, found.gap, found.converged, found.margin)
-    return PackedSupport(atoms, probs, row, first, stats, PackedJacobian(atoms, first, block, sensitivity, slots))
+    return PackedSupport(
+        atoms, probs, row, first, stats, PackedJacobian(atoms.to(torch.int8), first, block, sensitivity, slots)
+    )
 
 
 @triton.jit
@@ -140,12 +142,12 @@ def _pull(
     given = tl.load(gradient + begin + s, mask=s < count, other=0.0)
     share, _ = products(sensitivity + tl.load(block + row), given, given, count, count, s, s, count, SLOTS, CHUNK)
     atoms += begin * dim
-    base = tl.load(atoms + d, mask=d < dim, other=0.0).to(tl.float64)
+    base = tl.load(atoms + d, mask=d < dim, other=0).to(tl.float64)
     total = tl.zeros([DIMENSIONS], tl.float64)
     for start in range(0, count, CHUNK):
         slot = start + tl.arange(0, CHUNK)
         mask = (slot[:, None] < count) & (d[None, :] < dim)
-        tile = tl.load(atoms + slot[:, None] * dim + d[None, :], mask=mask, other=0.0).to(tl.float64) - base[None, :]
+        tile = tl.load(atoms + slot[:, None] * dim + d[None, :], mask=mask, other=0).to(tl.float64) - base[None, :]
         own = tl.sum(tl.where(slot[:, None] == s[None, :], share[None, :], 0.0), 1)
         total += tl.sum(own[:, None] * tile, 0)
     tl.store(result + row * dim + d, total, mask=d < dim)
