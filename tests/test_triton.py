@@ -149,7 +149,7 @@ def test_sorted_decompositions_compile(name: str, dim: int) -> None:
     types |= dict.fromkeys(("slot_of", "place_of", "enters_of"), "*i32") | dict.fromkeys(("number", "first", "row_of"), "*i64")
     types |= dict.fromkeys(("is_cut", "first_of", "binding_of", "converged_of"), "*i8")
     types |= dict.fromkeys(("dim", "budget", "exactly"), "i32")
-    numbers = {"NO_ANSWER": NO_ANSWER, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MOST_STEPS}
+    numbers = {"NO_ANSWER": NO_ANSWER, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MULTIPLIER_STEPS}
     constants = shape_of_row(dim) | numbers | {"CHUNK": chunk_of_row(dim)}
     warps = constants.pop("num_warps")
     for kernel in (module._find, module._write, module._pull, module._push):

@@ -15,6 +15,7 @@ from sparsemarg.layers.solvers import ActiveSet, active_set
 from sparsemarg.layers.solvers.active_set import _in_tensors
 from sparsemarg.layers.solvers.base import Oracle, Support, Ties
 from sparsemarg.layers.solvers.kernels import triton_rows
+from sparsemarg.layers.solvers.tensor_rows import TensorRows
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, LinearChain, Polytope, Product, Simplex
 from torch import Tensor
 
@@ -39,9 +40,10 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     launched: list[int] = []
     plain = triton_rows.advance
 
-    def counted(rows: object, vertex: Tensor, tol: float) -> None:
-        launched.append(len(vertex))
-        plain(rows, vertex, tol)  # pyright: ignore[reportArgumentType]
+    def counted(rows: TensorRows, vertex: Tensor, tol: float) -> bool:
+        taken = plain(rows, vertex, tol)
+        launched.extend([len(vertex)] * taken)
+        return taken
 
     monkeypatch.setattr(triton_rows, "advance", counted)
     dispatch._loaded.cache_clear()

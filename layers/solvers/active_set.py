@@ -174,7 +174,7 @@ def _completed(oracle: Oracle, found: Any, max_iter: int, tol: float) -> Support
 
 
 def _in_tensors(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance | None = None) -> Support:
-    """The method in tensor operations; `advance` stands in for `POLL` calls of `iterate`, and wants few different shapes."""
+    """The method on a state in tensors; `advance` stands in for `POLL` calls of `iterate`, and wants few different shapes."""
     batch = len(oracle.target)
     rows = torch.arange(batch, device=oracle.target.device)
     current = TensorRows(oracle, max_iter)

@@ -260,11 +260,11 @@ class Ties:
 
     def broken(self, residual: Tensor, exact: Tensor) -> Tensor:
         """The residual [B, D] on the grid, with the tie-break on rows that are not `exact` [B]."""
-        in_pass = None if cannot_branch(residual) else _one_pass(residual.device)
-        if in_pass is not None:
+        kernel = None if cannot_branch(residual) else _broken_by(residual.device)
+        if kernel is not None:
             found = torch.empty_like(residual, memory_format=torch.contiguous_format)
             given = (residual, self.grid, self.tie_break, exact, found)
-            in_pass(*(tensor.contiguous() for tensor in given))
+            kernel(*(tensor.contiguous() for tensor in given))
             return found
         steps = (residual / self.grid).round() + torch.where(exact[:, None], 0, self.tie_break)
         return steps * self.grid
@@ -274,7 +274,7 @@ class Ties:
         return Ties(self.grid[kept], self.tie_break)
 
 
-def _one_pass(device: torch.device) -> Callable[..., None] | None:
+def _broken_by(device: torch.device) -> Callable[..., None] | None:
     """The kernel `broken`, of contiguous tensors; None: tensor operations."""
     kernel = in_triton("..kernels.triton_ties", __package__, "broken", device)
     if kernel is not None:

@@ -42,7 +42,8 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
         polytope: which.
         dtype: of the atoms.
 
-    Cost: O(B D log D) besides the N D entries of the packed atoms; O(B D) for the derivative.
+    Cost: O(B D log D) besides the N D entries of the packed atoms; O(B D) for the derivative. On a GPU O(B D^2) comparisons,
+    of which each row's run at once.
     """
     if type(polytope) not in (BernoulliCube, Budget):
         return None

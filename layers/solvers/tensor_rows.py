@@ -60,9 +60,8 @@ class TensorRows:
         """
         residual = self.target - self.mean
         vertex = self.oracle(self._join(residual) * self.unit, self.exact)
-        takes, advance = (in_triton(".kernels.triton_rows", __package__, name, vertex.device) for name in ("takes", "advance"))
-        if takes is not None and advance is not None and takes(self) and not cannot_branch(vertex):
-            advance(self, vertex, tol)
+        advance = None if cannot_branch(vertex) else in_triton(".kernels.triton_rows", __package__, "advance", vertex.device)
+        if advance is not None and advance(self, vertex, tol):
             return
         found, gain = (vertex - self.origin) / self.unit, self.no_gain
         parts, rest = self.oracle.parts, found

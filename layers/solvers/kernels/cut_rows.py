@@ -13,10 +13,7 @@ from ....kernels import runs as runs
 from ....kernels.ordering import order, room
 from ....kernels.selection import nth_largest
 from ....kernels.vectors import UNCOUNTED, Array
-from ..limits import CLOSED, SORTED_PRUNE
-
-# The step to the multiplier is that of Newton, or half of the bracket; ten would do.
-MOST_STEPS = 200
+from ..limits import CLOSED, MULTIPLIER_STEPS, SORTED_PRUNE
 
 
 class Rows(NamedTuple):
@@ -196,7 +193,7 @@ def _multiplier(values: Array, origin: float, budget: int) -> float:
     as in `Budget.project`. NaN if it does not end.
     """
     low, high, shift, ones_before, between_before = -1.5, 0.5, -0.5, -1, -1
-    for _ in range(MOST_STEPS):
+    for _ in range(MULTIPLIER_STEPS):
         ones, above, total = 0, 0, 0.0
         for place in range(values.shape[0]):
             relative = min(max(values[place] - origin, -2.0), 2.0)

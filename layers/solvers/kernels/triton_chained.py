@@ -21,11 +21,9 @@ from ....kernels.numbers import numbers_on
 from ....oracles import Budget
 from ...stats import SolverStats
 from ..base import PackedSupport
-from ..limits import CLOSED, SORTED_PRUNE
+from ..limits import CLOSED, MULTIPLIER_STEPS, SORTED_PRUNE
 from .triton_packing import MOST_DIMENSIONS, NO_ANSWER, chunk_of_row, room_for, shape_of_row
 
-# As `cut_rows.MOST_STEPS`.
-MOST_STEPS = 200
 # A cut that never comes.
 NEVER = 2**30
 
@@ -94,7 +92,7 @@ def solve_packed(scores: Tensor, polytope: Budget, dtype: torch.dtype) -> Packed
             *(number, gap, margin, converged.view(torch.int8), dim, polytope.budget, int(polytope.exactly)),
             NO_ANSWER=NO_ANSWER,
             NEVER=NEVER,
-            MOST_STEPS=MOST_STEPS,
+            MOST_STEPS=MULTIPLIER_STEPS,
             CHUNK=chunk_of_row(dim),
             **shape,
         )

@@ -30,21 +30,22 @@ def ready(device: torch.device, tol: float) -> None:
     constants_on(device, tol)
 
 
-def takes(rows: TensorRows) -> bool:
-    """Whether there is a kernel for such a state: all coordinates regularised, and not too many of them or of atoms."""
-    return rows.oracle.parts is None and rows.origin.shape[1] <= MOST_DIMENSIONS and rows.weights.shape[1] <= MOST_SLOTS
-
-
-def advance(rows: TensorRows, vertex: Tensor, tol: float) -> None:
-    """The rows from the oracle's answers [B, D] to their next questions, in place: as `TensorRows.iterate`, without an oracle.
+def advance(rows: TensorRows, vertex: Tensor, tol: float) -> bool:
+    """The rows from the oracle's answers to their next questions, in place: as `TensorRows.iterate`, without an oracle.
 
     Args:
-        rows: with room for an atom in every row; `takes` it.
-        vertex: a structure that maximises each row's residual.
+        rows: of B problems, with room for an atom in every row.
+        vertex: [B, D] float64, a structure that maximises each row's residual.
         tol: as in `ActiveSet`.
+
+    Returns:
+        False, and nothing has changed, where there is no kernel for such a state: some coordinates are not regularised, or
+        there are too many of them or of atoms.
     """
     working, (batch, dim) = rows.working, vertex.shape
     slots = working.on.shape[1]
+    if rows.oracle.parts is not None or dim > MOST_DIMENSIONS or slots > MOST_SLOTS:
+        return False
     state = (
         *(rows.vertices, working.atoms, working.inverse, working.on, rows.weights, rows.mean, rows.reach, rows.gap),
         *(rows.dropping, rows.stalled, rows.iterations, rows.exact, rows.converged),
@@ -59,6 +60,7 @@ def advance(rows: TensorRows, vertex: Tensor, tol: float) -> None:
             slots,
             **shape_of(dim, slots),
         )
+    return True
 
 
 @triton.jit
