@@ -141,7 +141,7 @@ def partition(
         vertices[:, step] = best * valid[:, step, None]
         if step + 1 == k:
             break
-        open_total[rows, chosen] = -torch.inf
+        open_total.scatter_(1, chosen[:, None], -torch.inf)
         # Part i agrees with the structure taken on the bits split by before, and differs at the i-th of them.
         on = best > 0
         if antichain:

@@ -119,8 +119,7 @@ def log_trees(weights: Tensor, present: Tensor, *, single_root: bool) -> tuple[T
     rows, words = present.shape
     floor = _floor(weights)
     word = torch.arange(words, device=weights.device)
-    other = torch.ones(words + 1, words, dtype=torch.bool, device=weights.device)
-    other[word + 1, word] = False
+    other = torch.arange(words + 1, device=weights.device)[:, None] != word + 1
     left = present
     total, found = weights.new_zeros(rows), present.any(-1)
     for _ in range(words):

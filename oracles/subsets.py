@@ -38,7 +38,7 @@ def best_subsets(scores: Tensor, k: int, smallest: int, largest: int) -> tuple[T
     for step in range(k):
         best = nodes.total.argmax(-1)
         taken = _Node(*(field[rows, best] for field in nodes))
-        nodes.total[rows, best] = -torch.inf
+        nodes.total.scatter_(1, best[:, None], -torch.inf)
         root = (taken.parent < 0)[:, None]
         # A root is a prefix of the sorted order; any other node is its parent with one item moved.
         moved = (subsets[rows, taken.parent] & (places != taken.source[:, None])) | (places == taken.place[:, None])

@@ -2,15 +2,19 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from devices import on_gpu
 from sparsemarg.experiments.bench import command
 from sparsemarg.experiments.bench.case import Case, Outcome
 from sparsemarg.experiments.bench.timing import Times, interleave
 from sparsemarg.experiments.bench.waits import host_waits
 from sparsemarg.experiments.cli import main
+from torch import Tensor
 
 
 def test_quick_benchmarks_write_a_page_and_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,9 +95,40 @@ def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be at least 1 and --repeats at least 0, not 0, 1 and 0" in capsys.readouterr().err
 
 
-def test_waits_are_what_python_reads() -> None:
-    values = torch.arange(4.0)
+@on_gpu
+def test_waits_are_reads_copies_and_sizes_that_depend_on_values() -> None:
+    values = torch.arange(4.0, device="cuda", requires_grad=True)
+
+    class Reads(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, given: Tensor) -> Tensor:
+            return given.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return gradients[0] * gradients[0].sum().item()
+
     assert host_waits(lambda: values + 1) == 0
     assert host_waits(lambda: bool((values > 1).all())) == 1
     assert host_waits(lambda: [float(value) for value in values]) == 4
-    assert host_waits(lambda: values[values > 1]) == 1
+    assert host_waits(lambda: values.tolist()) == 1
+    assert host_waits(lambda: torch.ones(3).to("cuda")) == 1
+    assert host_waits(lambda: values[values > 1]) >= 1
+    assert host_waits(lambda: Reads.apply(values).sum().backward()) == 1  # pyright: ignore
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_waits_are_what_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str | int] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step() -> None:
+        warnings.warn("something else", stacklevel=1)
+        if modes == ["warn"]:
+            for _ in range(3):
+                warnings.warn("called a synchronizing CUDA operation (Triggered internally at ...)", stacklevel=1)
+
+    with pytest.warns(UserWarning, match="something else"):
+        assert host_waits(step) == 3
+    assert modes == ["warn", 0]

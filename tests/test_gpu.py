@@ -1,5 +1,7 @@
 """What must be the same on a GPU. Without one most of it runs all the same, on a device that is pretended."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
@@ -154,6 +156,18 @@ def test_the_host_does_not_wait_for_iterations() -> None:
 
 
 @on_gpu
+@pytest.mark.parametrize("polytope", [BernoulliCube(100), Cube(100), LinearChain(10, 4)], ids=repr)
+def test_the_host_waits_once_in_eight_iterations(polytope: Polytope) -> None:
+    """Beside an oracle in Python; and never for one that has a kernel. `test_waits` counts them without a GPU."""
+    scores = scores_for(polytope, "small", batch=16).cuda()
+    counted = [
+        host_waits(lambda most=most: sparsemap(scores, polytope, solver=ActiveSet(max_iter=most), coding="pairs", check=False))
+        for most in (8, 16, 24)
+    ]
+    assert all(0 <= more - fewer <= 2 for fewer, more in pairwise(counted))
+
+
+@on_gpu
 def test_recorded_iterations_are_those_one_by_one() -> None:
     """The first batch of a shape is recorded, the next replay it; what autograd makes of them is the same."""
     polytope = Cube(40)
@@ -197,3 +211,39 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was() -> None:
         sparsemap(scores, Shy(20), solver=ActiveSet(record=True))
     assert torch.cuda.current_stream() == stream
     assert torch.randn(3, device="cuda").isfinite().all()
+
+
+@on_gpu
+def test_what_one_capture_breaks_another_does_not_find() -> None:
+    """A capture that is invalid ends otherwise than one that raises: its pool of memory can be left in use."""
+
+    class Synchronises(BernoulliCube):
+        def maximize(self, scores: torch.Tensor) -> torch.Tensor:
+            if torch.cuda.is_current_stream_capturing():
+                torch.cuda.synchronize()
+            return super().maximize(scores)
+
+    recorded.forget()
+    broken, sound = Synchronises(20), Cube(20)
+    scores = scores_for(sound, "normal", batch=30).cuda()
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        sparsemap(scores, broken, solver=ActiveSet(record=True))
+    found, wanted = sparsemap(scores, sound, solver=ActiveSet(record=True)), sparsemap(scores, sound)
+    assert torch.equal(found.atoms, wanted.atoms)
+    assert all(isinstance(kept, recorded.Recording) for kept in recorded._kept.values() if kept is not broken)
+
+
+@on_gpu
+def test_recordings_share_their_memory() -> None:
+    """The first takes room for its state and for what its iterations compute, each other one of the shape for its state."""
+    recorded.forget()
+    scores = scores_for(Cube(60), "normal", batch=256).cuda()
+    sparsemap(scores, Cube(60), solver=ActiveSet())  # whatever is made once
+    taken = []
+    for _ in range(3):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        sparsemap(scores, Cube(60), solver=ActiveSet(record=True))  # a polytope of its own, and so are its recordings
+        torch.cuda.empty_cache()
+        taken.append(torch.cuda.memory_reserved() - before)
+    assert max(taken[1:]) < taken[0]

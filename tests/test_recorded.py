@@ -180,6 +180,31 @@ def test_without_memory_for_a_recording_iterations_run_one_by_one() -> None:
 
     polytope = BernoulliCube(12)
     oracle = Oracle.of(polytope, scores_for(polytope, "normal", batch=8))
-    found = active_set(oracle, LIMIT, TOL, partial(recorded.advance, record=full))
+    with pytest.warns(UserWarning, match=r"run one by one \(full\)\. .* smaller batches"):
+        found = active_set(oracle, LIMIT, TOL, partial(recorded.advance, record=full))
     assert torch.equal(found.atoms, active_set(oracle, LIMIT, TOL).atoms)
-    assert not recorded._kept
+    with warnings.catch_warnings():  # said once, and not tried in each window
+        warnings.simplefilter("error")
+        active_set(oracle, LIMIT, TOL, partial(recorded.advance, record=full))
+
+
+def test_recordings_make_way_for_a_new_one() -> None:
+    """Memory for one recording: it is that of the last polytope."""
+    made: list[Polytope] = []
+
+    def narrow(window: recorded.Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        if recorded._kept:
+            raise torch.OutOfMemoryError("full")
+        return by_running(window, tensors)
+
+    for polytope in (BernoulliCube(12), BernoulliCube(9)):
+        scores = scores_for(polytope, "normal", batch=8)
+        oracle = Oracle.of(polytope, scores)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = active_set(oracle, LIMIT, TOL, partial(recorded.advance, record=narrow))
+        assert torch.equal(found.atoms, active_set(oracle, LIMIT, TOL).atoms)
+        (kept,) = recorded._kept.values()
+        assert isinstance(kept, recorded.Recording)
+        made.append(kept.state.polytope)
+    assert made == [BernoulliCube(12), BernoulliCube(9)]

@@ -52,13 +52,17 @@ def by_cuda_graph(window: Window, tensors: Sequence[Tensor]) -> Callable[[], Non
     """Runs a window on a stream of its own, and captures it.
 
     Meanwhile torch's synchronisation check is on, which is one for the process: what waits for the device in another thread at
-    this moment fails. Graphs share their memory, one pool a stream: nothing in it outlives a replay.
+    this moment fails. Graphs that are replayed on one stream share their memory: nothing in it outlives a replay.
 
     Raises:
         RuntimeError: the window waits for the device, or does something else that cannot be captured.
     """
     device = tensors[0].device
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    current = torch.cuda.current_stream(device)
+    place = (device, current.cuda_stream)
+    if place not in _places:
+        _places[place] = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    stream, pool = _places[place]
     stream.wait_stream(current)
     with torch.cuda.stream(stream):  # around the capture too, which if it fails may stay on its stream
         mode = torch.cuda.get_sync_debug_mode()
@@ -68,12 +72,14 @@ def by_cuda_graph(window: Window, tensors: Sequence[Tensor]) -> Callable[[], Non
         finally:
             _set_synchronisation_check(mode)
             current.wait_stream(stream)
-        graph, place = torch.cuda.CUDAGraph(), (device, current.cuda_stream)
-        if place not in _pools:
-            _pools[place] = torch.cuda.graph_pool_handle()
-        # Other threads may go on to use the device, such as one that pins memory for a data loader.
-        with torch.cuda.graph(graph, pool=_pools[place], stream=stream, capture_error_mode="thread_local"):
-            window(*tensors)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on to use the device, such as one that pins memory for a data loader.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                window(*tensors)
+        except BaseException:
+            _places.pop(place, None)  # a pool can be left as if it were still being captured to
+            raise
     return graph.replay
 
 
@@ -83,7 +89,9 @@ def _set_synchronisation_check(mode: str | int) -> None:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-_pools: dict[tuple[torch.device, int], Any] = {}
+# By device and stream that graphs are replayed on: the stream that they are captured on, and their pool of memory. Within a
+# pool memory is given out again on the stream where it was free, so graphs share it if they are captured on the same one.
+_places: dict[tuple[torch.device, int], tuple[torch.cuda.Stream, Any]] = {}
 
 
 class Recording(Generic[S]):
@@ -133,7 +141,8 @@ def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:
         record: how. A recording is kept, for the polytope itself and not one that is equal.
 
     Warns:
-        UserWarning: once for each shape, where the oracle cannot be recorded; the iterations then run one by one.
+        UserWarning: once for each shape, where the oracle cannot be recorded, or there is no memory for it even if all other
+            recordings are given up; the iterations then run one by one.
     """
     tensors, polytope = state.tensors(), state.polytope
     device = tensors[0].device
@@ -145,18 +154,27 @@ def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:
             _kept.move_to_end(key)
             return found.replay(state)
         if found is None:
-            try:
-                found = _kept[key] = Recording(state, tol, record)
-            except torch.OutOfMemoryError:
-                pass  # there may be room the next time
-            except RuntimeError as error:
-                _kept[key] = polytope  # kept too: while it lives, no other has its id
-                _warn(polytope, error)
+            made = _recording(state, tol, record)
+            _kept[key] = made or polytope  # kept too: while it lives, no other has its id
             while len(_kept) > MOST:
                 _kept.popitem(last=False)
-            if isinstance(found, Recording):
-                return found.result()
+            if made is not None:
+                return made.result()
     return _iterated(state, tol)
+
+
+def _recording(state: S, tol: float, record: Recorder) -> Recording[S] | None:
+    """A recording, for which the others make way if they must; None, and a warning, if there can be none."""
+    others = [key for key, kept in _kept.items() if isinstance(kept, Recording)]
+    while True:
+        try:
+            return Recording(state, tol, record)
+        except RuntimeError as error:
+            if not (others and isinstance(error, torch.OutOfMemoryError)):
+                _warn(state.polytope, error)
+                return None
+        while others:  # not while the error is handled, which holds on to what had been allocated
+            del _kept[others.pop()]
 
 
 def _iterated(state: S, tol: float) -> S:
@@ -171,13 +189,19 @@ def forget() -> None:
     """Gives up all recordings, and with them their memory."""
     with _lock:
         _kept.clear()
-        _pools.clear()
+        _places.clear()
 
 
 def _warn(polytope: Polytope, error: RuntimeError) -> None:
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "A recording keeps the memory of its iterations; smaller batches need less of it"
+    else:
+        advice = (
+            "To be recorded, `maximize` may not read values on the host (`if` on a tensor, .item(), nonzero, boolean masks as "
+            "indices) nor copy from it: `sparsemarg.oracles.placed` keeps tensors on a device"
+        )
     warnings.warn(
         f"ActiveSet(record=True): the iterations on {polytope!r} cannot be recorded and run one by one "
-        f"({str(error).splitlines()[0]}). To be recorded, `maximize` may not read values on the host (`if` on a tensor, "
-        f".item(), nonzero, boolean masks as indices) nor copy from it: `sparsemarg.oracles.placed` keeps tensors on a device",
+        f"({str(error).splitlines()[0]}). {advice}",
         stacklevel=2,
     )

@@ -194,7 +194,7 @@ class TensorRows:
         """Computes factorisations afresh that have gone stale."""
         stale = (self.stalled >= STALE).nonzero()[:, 0]
         self.working.rebuild(stale)
-        self.stalled[stale] = 0
+        self.stalled.index_fill_(0, stale, 0)
 
     def select(self, rows: Tensor) -> "TensorRows":
         """The state of some rows [n] int64."""

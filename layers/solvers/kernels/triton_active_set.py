@@ -115,22 +115,25 @@ def _project_out(inverse, across, on, high, s, SLOTS: tl.constexpr, CHUNK: tl.co
 
 
 @triton.jit
-def _maximize(asked, dim, budget, d, KIND: tl.constexpr, DIMENSIONS: tl.constexpr):
+def _maximize(asked, dim, budget, d, KIND: tl.constexpr, DIMENSIONS: tl.constexpr, CHUNK: tl.constexpr):
     """The oracles: a best structure for the scores [D], of tied ones as the polytopes choose."""
     if KIND == 0:  # the cube
         best = asked > 0
+    elif KIND == 1:  # the simplex
+        here = tl.where(d < dim, asked, float("-inf"))
+        best = d == tl.min(tl.where(here == tl.max(here, 0), d, DIMENSIONS), 0)
     else:
         # How many coordinates come before this one: those of higher score, and of equal score those of lower number.
         before = tl.zeros([DIMENSIONS], tl.int32)
-        for other in range(0, dim):
-            score = tl.sum(tl.where(d == other, asked, 0.0), 0)
-            before += ((score > asked) | ((score == asked) & (other < d))).to(tl.int32)
-        if KIND == 1:  # the simplex
-            best = before == 0
-        else:
-            best = before < budget
-            if KIND == 2:  # at most so many
-                best = best & (asked > 0)
+        for start in range(0, dim, CHUNK):
+            other = start + tl.arange(0, CHUNK)
+            score = tl.sum(tl.where(other[:, None] == d[None, :], asked[None, :], 0.0), 1)
+            tied_before = (score[:, None] == asked[None, :]) & (other[:, None] < d[None, :])
+            ahead = ((score[:, None] > asked[None, :]) | tied_before) & (other[:, None] < dim)
+            before += tl.sum(ahead.to(tl.int32), 0)
+        best = before < budget
+        if KIND == 2:  # at most so many
+            best = best & (asked > 0)
     return tl.where(best & (d < dim), 1.0, 0.0)
 
 
@@ -183,7 +186,7 @@ def _solve(
     exact, converged, going = tl.full([], 0, tl.int1), tl.full([], 0, tl.int1), True
     while going:
         asked = on_grid(goal - mean, steps, ties, exact)
-        found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS) - start
+        found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS, CHUNK) - start
         reach = tl.maximum(reach, tl.where(drop < 0, tl.abs(found), 0.0))
         weights, on, mean, gap, high, drop, stalled, iterations, exact, converged, _ = iterate(
             *(found, reach, goal, size_of_scores, constants, atoms, inverse),
@@ -220,7 +223,7 @@ def _solve(
     if pruned:
         mean = combined(atoms, weights, high, dim, d, s, DIMENSIONS, CHUNK)
         asked = on_grid(goal - mean, steps, ties, pruned)
-        found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS) - start
+        found = _maximize(asked, dim, budget, d, KIND, DIMENSIONS, CHUNK) - start
         gap = tl.maximum(gap, tl.sum((goal - mean) * (found - mean), 0))
     tl.store(gap_out + row, gap)
     unsolved = (not converged) & (iterations < limit)

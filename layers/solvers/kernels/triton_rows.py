@@ -92,7 +92,7 @@ def _advance(
     CHUNK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    limit, iterations = tl.load(most + row).to(tl.int32), tl.load(iterations_of + row).to(tl.int32)
+    limit, iterations = tl.load(most + row), tl.load(iterations_of + row).to(tl.int32)
     converged = tl.load(converged_of + row) != 0
     going = (not converged) & (iterations < limit)
     d, s = tl.arange(0, DIMENSIONS), tl.arange(0, SLOTS)
