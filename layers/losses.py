@@ -31,8 +31,11 @@ def sparsemax_loss(scores: Tensor, target: Tensor, *, check: bool = True) -> Ten
     Raises:
         ValueError: a target of another shape, a category out of range, or bad scores.
     """
-    probs = sparsemax(scores, check=check)
-    return _fenchel_young(scores, probs, _as_distribution(target, scores, check))
+    precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    probs = sparsemax(precise, check=check)
+    # A number that is added to all scores changes nothing on paper; large, it would leave few digits of the rest.
+    least = precise - precise.detach().amax(-1, keepdim=True) if precise.shape[-1] else precise
+    return _fenchel_young(least, probs, _as_distribution(target, precise, check)).to(scores.dtype)
 
 
 def sparsemap_loss(
@@ -58,9 +61,11 @@ def sparsemap_loss(
     check_dimension(scores, polytope)
     if target.shape != scores.shape:
         raise ValueError(f"sparsemap_loss needs one target [*B, D] = {list(scores.shape)} a row, not {list(target.shape)}")
-    mean = sparsemap_marginals(scores, polytope, coding=coding, solver=solver, check=check)
+    # The mean as it was found, not rounded to the dtype: off the polytope, large scores would count what it is off by.
+    precise = scores.double()
+    mean = sparsemap_marginals(precise, polytope, coding=coding, solver=solver, check=check)
     parts = Parts.of(polytope, scores.device)
-    return _fenchel_young(coded(scores, polytope, coding), mean, target.to(scores.dtype), parts)
+    return _fenchel_young(coded(precise, polytope, coding), mean, target.double(), parts).to(scores.dtype)
 
 
 class SparsemaxLoss(nn.Module):

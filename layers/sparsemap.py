@@ -73,6 +73,8 @@ def sparsemap(
     tensor([[0.5000, 1.0000, 0.0000]])
     """
     _check(scores, polytope, coding, check)
+    if isinstance(solver, type) or not hasattr(solver, "solve"):
+        raise ValueError(f"solver must be an instance of a solver, e.g. ActiveSet() or SortedDecomposition(), not {solver!r}")
     shape, support = scores.shape[:-1], None
     if supports(solver, FindsPacked) and readable(scores):
         given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..kernels import readable
 from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
-from ..oracles.checks import check_count, check_dimension, check_finite
+from ..oracles.checks import cannot_branch, check_count, check_dimension, check_finite
 from ..oracles.simplex import project_simplex
 from .distribution import SparseDistribution
 from .packed_weights import packed_distribution
@@ -114,7 +114,7 @@ def _is_exact(support: Tensor, valid: Tensor, k: int) -> Tensor:
 
 def _check_allowed(valid: Tensor, polytope: object) -> None:
     nothing = ~valid[..., 0]
-    if nothing.any():
+    if not cannot_branch(valid) and nothing.any():
         row = tuple(torch.nonzero(nothing)[0].tolist())
         raise ValueError(
             f"scores row {row[0] if len(row) == 1 else row} allows no structure of {polytope!r}: every one needs a "

@@ -1,9 +1,12 @@
 """Checks of what comes into the library, made once, where it comes in."""
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .base import Polytope
 
@@ -111,3 +114,19 @@ def cannot_branch(tensor: Tensor) -> bool:
         return True
     # torch.func has no public way to ask; the attribute is in every torch that we support.
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def outside_transforms(tensor: Tensor, what: str) -> Iterator[Tensor]:
+    """The values of a tensor, for `what` is not torch's own: `torch.func` transforms are left while it is entered.
+
+    Raises:
+        ValueError: under `torch.func.vmap`, where the tensor stands for many.
+    """
+    values, functorch = tensor.detach(), torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while functorch.is_functorch_wrapped_tensor(values):
+        if functorch.is_batchedtensor(values):
+            raise ValueError(f"{what} cannot run under torch.func.vmap: pass the whole batch [B, D] instead")
+        values = functorch.get_unwrapped(values)
+    with temporarily_clear_interpreter_stack():
+        yield values

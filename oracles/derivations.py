@@ -83,10 +83,10 @@ class DerivationGibbs:
     def log_prob(self, structures: Tensor) -> Tensor:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
         shape = torch.broadcast_shapes(structures.shape[:-1], self.batch_shape)
-        allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, -1)
+        allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, self.polytope.dim)
         inside = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)
-        asked = structures.expand(*shape, -1).reshape(-1, self.polytope.dim).double()
-        forbidden = self.scores.detach().isneginf().reshape(*self.batch_shape, -1).expand(*shape, -1).reshape(asked.shape)
+        asked = structures.expand(*shape, -1).reshape(shape.numel(), self.polytope.dim).double()
+        forbidden = self.scores.detach().isneginf().reshape(allowed.shape).expand(*shape, -1).reshape(asked.shape)
         # <v, 2 z - 1> is at most |z|, and |z| for v = z alone.
         nearest = self.polytope.maximize(torch.where(forbidden, -torch.inf, 2 * asked - 1))
         member = (nearest == asked).all(-1).reshape(shape)
@@ -98,8 +98,8 @@ class DerivationGibbs:
 
     def marginals(self) -> Tensor:
         """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable."""
-        scores = self.scores if self.scores.requires_grad else self.scores.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            scores = self.scores if self.scores.requires_grad else self.scores.clone().requires_grad_()
             graph = self.polytope.graph.on(scores.device)
             total = graph.inside(graph.weights(scores, self.polytope.gates(scores.detach()))).log_total
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=self.scores.requires_grad)

@@ -133,7 +133,10 @@ def _equal(one: Polytope, other: Polytope) -> bool:
     """Whether two polytopes are surely the same: one object, or one class with equal plain values and tensors."""
     if one is other:
         return True
-    if type(one) is not type(other) or vars(one).keys() != vars(other).keys():
+    # What lies in slots is not among the values that can be compared.
+    if type(one) is not type(other) or any(vars(kind).get("__slots__") for kind in type(one).__mro__):
+        return False
+    if vars(one).keys() != vars(other).keys():
         return False
     return all(_same_value(value, vars(other)[name]) for name, value in vars(one).items())
 

@@ -79,8 +79,10 @@ class EnumeratedGibbs:
         self.dtype = scores.dtype
         scores = _precise(scores)
         self.vertices = vertices.to(scores)  # [V, D]
-        forbidden = (scores.isneginf().to(scores) @ (self.vertices != 0).to(scores).T) > 0
-        logits = torch.where(scores.isneginf(), 0, scores) @ self.vertices.T
+        # In float64, which autocast leaves alone.
+        table = self.vertices.double()
+        forbidden = (scores.isneginf().double() @ (table != 0).double().T) > 0
+        logits = (torch.where(scores.isneginf(), 0, scores).double() @ table.T).to(scores)
         logits = logits.masked_fill(forbidden, -torch.inf)
         check_some_allowed(logits.detach().amax(-1))
         self.log_probs = logits.log_softmax(-1)  # [*B, V]

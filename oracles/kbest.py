@@ -40,12 +40,13 @@ def topk(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> t
         check_finite(scores)
     flat = scores.detach().reshape(scores.shape[:-1].numel(), polytope.dim)
     name, shape = type(polytope).__name__, (len(flat), k, polytope.dim)
-    if supports(polytope, SupportsTopk):
-        vertices, valid = polytope.topk(flat, k)
-    elif supports(polytope, SupportsVertices):
-        vertices, valid = Explicit(polytope.vertices()).topk(flat, k)
-    else:
-        vertices, valid = lawler(polytope, flat, k)
+    with torch.no_grad():  # structures have no gradient, though a table that is a parameter would give them one
+        if supports(polytope, SupportsTopk):
+            vertices, valid = polytope.topk(flat, k)
+        elif supports(polytope, SupportsVertices):
+            vertices, valid = Explicit(polytope.vertices()).topk(flat, k)
+        else:
+            vertices, valid = lawler(polytope, flat, k)
     if vertices.shape != shape or valid.shape != shape[:2]:
         raise ValueError(
             f"{name}.topk must return vertices [B, k, D] = {list(shape)} and valid [B, k] = {list(shape[:2])}; "
@@ -84,7 +85,7 @@ class KBest:
         """For scores [*B, D]; see `topk`."""
         vertices, valid = topk(self.polytope, scores, self.k, check=self.check)
         finite = torch.where(scores.isneginf(), 0, scores)
-        totals = (vertices @ finite[..., None])[..., 0]
+        totals = (vertices.double() @ finite.double()[..., None])[..., 0].to(scores.dtype)  # autocast leaves float64 alone
         return KBestStructures(vertices, totals.masked_fill(~valid, -torch.inf), valid)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .birkhoff import project_assignments
-from .checks import check_count, check_dimension, check_finite
+from .checks import check_count, check_dimension, check_finite, outside_transforms
 from .kbest import partition
 
 
@@ -50,17 +50,18 @@ class Matching(Polytope):
             from scipy.optimize import linear_sum_assignment
         except ImportError as error:
             raise ImportError("Matching needs SciPy's assignment solver: pip install scipy") from error
-        tables = self.table(scores.detach().double().cpu())
-        forbidden = tables.isneginf()
-        finite = torch.where(forbidden, 0, tables)
-        # An assignment with one of these scores less than any without: where there is none without, the answer has a forbidden
-        # pair on, by which solvers know it.
-        lowest = -1 - 2 * self.rows * finite.abs().amax((-2, -1), keepdim=True)
-        chosen = torch.zeros_like(tables)
-        line = torch.arange(self.rows)
-        for problem, table in enumerate(torch.where(forbidden, lowest, finite).numpy()):
-            chosen[problem, line, torch.from_numpy(linear_sum_assignment(table, maximize=True)[1])] = 1
-        return chosen.flatten(-2).to(scores)
+        with outside_transforms(scores, "Matching.maximize") as values:
+            tables = self.table(values.double().cpu())
+            forbidden = tables.isneginf()
+            finite = torch.where(forbidden, 0, tables)
+            # An assignment with one of these scores less than any without: where there is none without, the answer has a
+            # forbidden pair on, by which solvers know it.
+            lowest = -1 - 2 * self.rows * finite.abs().amax((-2, -1), keepdim=True)
+            chosen = torch.zeros_like(tables)
+            line = torch.arange(self.rows)
+            for problem, table in enumerate(torch.where(forbidden, lowest, finite).numpy()):
+                chosen[problem, line, torch.from_numpy(linear_sum_assignment(table, maximize=True)[1])] = 1
+            return chosen.flatten(-2).to(values)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best assignments (Murty 1968): k rounds of n assignment problems a row."""

@@ -37,16 +37,14 @@ class TreeGibbs:
         heads = torch.full((rows, words), -1, device=weights.device)
         other = torch.arange(words + 1, device=weights.device)
         for word in range(words):
-            with torch.enable_grad():
-                weights = weights.detach().requires_grad_()
-                total = log_trees(weights, present, single_root=self.single_root)[0].sum()
-                (arcs,) = torch.autograd.grad(total, weights)
+            with torch.inference_mode(False), torch.enable_grad():
+                varied = weights.clone().requires_grad_()
+                total = log_trees(varied, present.clone(), single_root=self.single_root)[0].sum()
+                (arcs,) = torch.autograd.grad(total, varied)
             cumulative = arcs[:, :, word].cumsum(-1)
             uniform = torch.rand(rows, 1, dtype=torch.float64, device=weights.device, generator=generator)
             head = (cumulative <= uniform * cumulative[:, -1:]).sum(-1).clamp(max=words)
-            column = torch.where(other == head[:, None], weights.detach()[:, :, word], _floor(weights))
-            weights = weights.detach().clone()
-            weights[:, :, word] = column
+            weights[:, :, word] = torch.where(other == head[:, None], weights[:, :, word], _floor(weights))
             heads[:, word] = torch.where(present[:, word], head, -1)
         return self.arcs.structures(heads).reshape(*sample_shape, *self.batch_shape, words * words).to(self.dtype)
 
@@ -70,9 +68,10 @@ class TreeGibbs:
 
     def _mean(self) -> Tensor:
         follow = torch.is_grad_enabled() and self.scores.requires_grad
-        with torch.enable_grad():
-            scores = self.scores if follow else self.scores.detach().requires_grad_()
-            (mean,) = torch.autograd.grad(self._log_total(self._weights(scores)).sum(), scores, create_graph=follow)
+        with torch.inference_mode(False), torch.enable_grad():
+            scores = self.scores if follow else self.scores.detach().clone().requires_grad_()
+            total, _ = log_trees(self._weights(scores), self.present.clone(), single_root=self.single_root)
+            (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)
         return mean
 
     def _weights(self, scores: Tensor) -> Tensor:

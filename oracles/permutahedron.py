@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_finite
+from .checks import cannot_branch, check_finite
 from .placement import placed
 
 # Relative to the largest weight: above rounding, far below the accuracy promised for a mean.
@@ -47,13 +47,24 @@ class Permutahedron(Polytope):
     def project(self, scores: Tensor) -> Tensor:
         """By pooling adjacent violators, all rows at once: O(n) a round, at most n rounds. Differentiable.
 
-        Isotonic regression takes means over blocks; only which items share a block is found without gradient.
+        Isotonic regression takes means over blocks; only which items share a block is found without gradient. An item whose
+        score is `-inf` has weight 0, and the others share what is left.
+
+        Raises:
+            ValueError: NaN or +inf scores; more `-inf` in a row than the smallest weights have zeros.
         """
         check_finite(scores)
         flat = scores.reshape(-1, self.dim).double()
         ordered, order = flat.sort(dim=-1, descending=True, stable=True)
-        excess = ordered - placed(self.weights, ordered.device, ordered.dtype)
-        projected = ordered - _pooled(excess)
+        weights, forbidden = placed(self.weights, ordered.device, ordered.dtype), ordered.isneginf()
+        if not cannot_branch(ordered) and bool((forbidden & (weights != 0)).any()):
+            row = int((forbidden & (weights != 0)).any(-1).nonzero()[0])
+            raise ValueError(
+                f"scores row {row} has more entries -inf than {self!r} has weights 0, its smallest; leave at least one order"
+            )
+        # Forbidden items come last, each a block of its own: low as they are, none joins the block before.
+        low = torch.where(forbidden, torch.finfo(ordered.dtype).min / 4, ordered)
+        projected = torch.where(forbidden, 0, low - _pooled(low - weights))
         return torch.zeros_like(flat).scatter(-1, order, projected).reshape(scores.shape).to(scores.dtype)
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +123,7 @@ class Permutahedron(Polytope):
         Dinkelbach's method: from above, the most violated sum of k items says how far one may go at most.
         """
         totals = placed(self.weights, start.device, start.dtype).cumsum(0)
-        reach = torch.where(direction.abs().amax(-1) > 0, 1 / _NOISE, 0.0).to(start)
+        reach = (direction.abs().amax(-1) > 0).to(start) / _NOISE
         while True:
             order = (start + reach[:, None] * direction).sort(dim=-1, descending=True, stable=True).indices
             base, slope = start.gather(-1, order).cumsum(-1), direction.gather(-1, order).cumsum(-1)

@@ -1,6 +1,6 @@
 """The Cartesian product of polytopes: independent parts side by side."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
 
@@ -54,7 +54,7 @@ class Product(Polytope):
         self.regularized = _regularized(parts)
         places: dict[object, list[int]] = {}
         for place, part in enumerate(parts):
-            places.setdefault(part if isinstance(part, Hashable) else id(part), []).append(place)
+            places.setdefault(_key(part), []).append(place)
         self._groups = [parts[found[0]] for found in places.values()]
         self._counts = [len(found) for found in places.values()]
         # Parts, and coordinates, in the order of the groups; and the way back.
@@ -116,7 +116,7 @@ class Product(Polytope):
                 vertices, probs = part.decompose(block.flatten(0, -2))
                 listed.append(vertices.reshape(*block.shape[:-1], *vertices.shape[1:]))  # [*B, g, S, d]
                 end = probs.double().cumsum(-1) / probs.double().sum(-1, keepdim=True)
-                ends.append(end.reshape(*block.shape[:-1], -1)[..., :-1].contiguous())
+                ends.append(end.reshape(*block.shape[:-1], end.shape[-1])[..., :-1].contiguous())
             # Cuts of different parts that agree on paper must agree in floating point: a grid of 2^-45, as in Budget.
             one = 1 << 45
             inner = torch.cat([end.flatten(-2) for end in ends], -1)
@@ -231,6 +231,15 @@ def best_sums(totals: Tensor) -> tuple[Tensor, Tensor]:
         pair = order.gather(-1, ranks[:, : order.shape[1]])
         ranks = torch.stack([first[pair], second[pair]], 2).flatten(1, 2)
     return totals[:, 0], ranks[:, :count]
+
+
+def _key(part: Polytope) -> object:
+    """What equal parts have in common: themselves, or if they cannot be hashed (a dataclass that holds a list) the object."""
+    try:
+        hash(part)
+    except TypeError:
+        return id(part)
+    return part
 
 
 def _regularized(parts: tuple[Polytope, ...]) -> Tensor | None:

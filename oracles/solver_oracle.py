@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Halfspaces, Polytope
-from .checks import check_count
+from .checks import check_count, outside_transforms
 
 # Solvers of integer programmes return integers up to about 1e-6.
 _TOLERANCE = 1e-5
@@ -82,11 +82,13 @@ class OracleFromSolver(Polytope):
         Raises:
             ValueError: the solver fails, or returns another shape, NaN, a fractional point, or one that is no structure.
         """
-        given = scores.detach()
-        if len(given) == 0:
-            return given.clone()
-        if self._numpy:  # one copy from a GPU
-            given = given.double().cpu()
+        with outside_transforms(scores, f"{self!r}") as values:
+            return self._solved(values)
+
+    def _solved(self, scores: Tensor) -> Tensor:
+        if len(scores) == 0:
+            return scores.clone()
+        given = scores.double().cpu() if self._numpy else scores  # one copy from a GPU
         if self._batched:
             found = self._tensor(self._call(given, None), tuple(given.shape), "all problems together")
         else:

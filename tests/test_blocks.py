@@ -193,3 +193,28 @@ def test_verification(check: Callable[[], None]) -> None:
 @parametrize_with_checks([REPEATED], batch=2, skip=["by cvxpy"], dtype=torch.float32)
 def test_verification_float32(check: Callable[[], None]) -> None:
     check()
+
+
+@dataclass(frozen=True)
+class Listed(Polytope):
+    """A dataclass that cannot be hashed for what it holds."""
+
+    on: list[int]
+    dim: int = 3
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(scores[:, self.on].argmax(-1), self.dim).to(scores)
+
+
+def test_parts_that_cannot_be_hashed_stand_for_themselves() -> None:
+    product = Product(Listed([0, 1, 2]), Listed([0, 1, 2]), Simplex(2))
+    scores = scores_for(product, "normal")
+    wanted = torch.cat(
+        [projection(torch.eye(d).double(), block) for d, block in zip((3, 3, 2), scores.split([3, 3, 2], -1), strict=True)], -1
+    )
+    torch.testing.assert_close(sparsemap(scores, product).mean(), wanted, rtol=0, atol=1e-8)
+
+
+def test_an_empty_batch_has_an_empty_decomposition() -> None:
+    found = sparsemap(torch.zeros(0, 7), Product(Simplex(3), Budget(4, 2)), solver=SortedDecomposition())
+    assert found.mean().shape == (0, 7)

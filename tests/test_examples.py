@@ -1,5 +1,6 @@
 """The examples run, learn something, and draw."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,24 @@ def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'alignments'" in capsys.readouterr().err
     assert main(["example", "paths", "--steps", "0"]) == 2
     assert "--steps must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for command in (["example", "paths", "--folder"], ["bench", "--quick", "--output"], ["report", str(tmp_path), "--output"]):
+        for folder in (file, file / "below"):
+            assert main([*command, str(folder)]) == 2
+            message = " ".join(capsys.readouterr().err.split())
+            assert f"{command[-1]} takes a folder, but" in message
+            assert "is a file: give another path" in message
+
+    def forbidden(**options: object) -> None:
+        raise PermissionError(13, "Permission denied", options["dir"])
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)  # rights do not stop the superuser
+    assert main(["example", "paths", "--folder", str(tmp_path)]) == 2
+    assert "is none (Permission denied)" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == "kept"

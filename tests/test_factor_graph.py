@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cvxpy
 import numpy as np
@@ -25,6 +26,7 @@ from sparsemarg.oracles import (
     FactorGraph,
     LinearChain,
     Parts,
+    Polytope,
     SupportsVertices,
     supports,
 )
@@ -145,3 +147,19 @@ def test_gradient_by_cvxpylayers() -> None:
     (gradient,) = torch.autograd.grad((found @ weights).sum(), leaf)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=0)
+
+
+@dataclass(frozen=True, slots=True)
+class InSlots(Polytope):
+    dim: int
+    on: int
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        found = torch.zeros_like(scores)
+        found[:, self.on] = 1
+        return found
+
+
+def test_polytopes_that_differ_in_slots_are_different() -> None:
+    graph = FactorGraph(6, [Factor(InSlots(3, 1), [0, 1, 2]), Factor(InSlots(3, 2), [3, 4, 5])])
+    assert lp_sparsemap(torch.zeros(6), graph).mean.tolist() == [0, 1, 0, 0, 0, 1]

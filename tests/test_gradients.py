@@ -1,5 +1,7 @@
 """Derivatives: against central differences, of every order and mode that the layers promise."""
 
+import itertools
+
 import pytest
 import torch
 from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
@@ -182,10 +184,13 @@ def test_compile_without_graph_breaks() -> None:
     # How many atoms have mass is known only at run time: dynamo must be allowed to trace that.
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
         decoder = network(6)
-        for polytope in (BernoulliCube(6), Budget(6, 2)):
+        for polytope, k in itertools.product((BernoulliCube(6), Budget(6, 2)), (None, 3)):
 
-            def value(scores: Tensor, polytope: Polytope = polytope) -> Tensor:
-                found = sparsemap(scores, polytope, solver=SortedDecomposition())
+            def value(scores: Tensor, polytope: Polytope = polytope, k: int | None = k) -> Tensor:
+                if k is None:
+                    found = sparsemap(scores, polytope, solver=SortedDecomposition())
+                else:
+                    found = topk_sparsemax(scores, polytope, k)
                 return found.expectation(decoder) + found.entropy()
 
             plain, traced = scores.clone().requires_grad_(), scores.clone().requires_grad_()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import enumerated, scores_for
+from cases import enumerated, projection, scores_for
 from sparsemarg.layers import SparseMAPLoss, SparsemaxLoss
 from sparsemarg.layers.functional import sparsemap_loss, sparsemap_marginals, sparsemax, sparsemax_loss
-from sparsemarg.oracles import BernoulliCube, Budget, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
 
 
 def test_sparsemax_loss_is_the_published_formula() -> None:
@@ -59,3 +59,29 @@ def test_forbidden_target_is_infinite() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
+@pytest.mark.parametrize("polytope", [None, Simplex(7), Budget(7, 3, exactly=True)], ids=repr)
+def test_a_number_added_to_all_scores_changes_nothing(polytope: Polytope | None, offset: float, dtype: torch.dtype) -> None:
+    """Where all structures have as many bits; by exact arithmetic on the scores as they were rounded."""
+    scores = (scores_for(Simplex(7), "normal", batch=40) + offset).to(dtype)
+    given, chosen = scores.double(), polytope or Simplex(7)
+    target = chosen.maximize(scores_for(Simplex(7), "normal", batch=40, seed=1)).to(dtype)
+    # Of what is below the peak, which float64 holds exactly; a mean of this polytope moves by as much for all of them.
+    low = given - given.amax(-1, keepdim=True)
+    mean = projection(chosen.vertices(), low)
+    wanted = ((low - mean / 2) * mean).sum(-1) - ((low - target.double() / 2) * target.double()).sum(-1)
+    found = sparsemax_loss(scores, target) if polytope is None else sparsemap_loss(scores, target, polytope)
+    assert found.dtype == dtype
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.double(), wanted, rtol=torch.finfo(dtype).eps, atol=2e-6)
+
+
+def test_large_equal_scores_cost_what_small_ones_do() -> None:
+    for found in (
+        sparsemax_loss(torch.full((1, 7), 1e8), torch.tensor([3])),
+        sparsemax_loss(torch.zeros(1, 7), torch.tensor([3])),
+    ):
+        torch.testing.assert_close(found, torch.tensor([3 / 7]))

@@ -11,6 +11,7 @@ from sparsemarg.oracles import Matching, birkhoff, topk
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 from torch import Tensor
+from torch.func import jacfwd, jacrev, jvp
 
 SIZES = [(1, 1), (1, 3), (2, 2), (3, 3), (2, 4), (3, 4)]
 
@@ -322,3 +323,21 @@ def test_verification(check: Callable[[], None]) -> None:
 @parametrize_with_checks([Matching(3), Matching(2, 3)], batch=2, skip=["by cvxpy"], dtype=torch.float32)
 def test_verification_float32(check: Callable[[], None]) -> None:
     check()
+
+
+def test_derivatives_by_torch_func() -> None:
+    polytope = Matching(3)
+    scores = scores_of(polytope, 1).double()
+
+    def mean(given: Tensor) -> Tensor:
+        return sparsemap(given, polytope).mean()
+
+    leaf = scores.clone().requires_grad_()
+    wanted = torch.stack([torch.autograd.grad(value, leaf, retain_graph=True)[0][0] for value in mean(leaf)[0]])
+    for found in (jacrev(mean)(scores), jacfwd(mean)(scores)):
+        torch.testing.assert_close(found[0, :, 0], wanted, rtol=0, atol=1e-9)
+    value, change = jvp(mean, (scores,), (torch.ones_like(scores),))  # pyright: ignore
+    torch.testing.assert_close(value, mean(scores), rtol=0, atol=1e-12)
+    torch.testing.assert_close(change[0], wanted.sum(-1), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"cannot run under torch\.func\.vmap: pass the whole batch"):
+        torch.vmap(polytope.maximize)(scores[None])

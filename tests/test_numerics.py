@@ -11,7 +11,8 @@ from sparsemarg.layers import SparseDistribution, SparseMAP, Sparsemax, TopKSpar
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.layers.stats import SolverStats
-from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Simplex
+from sparsemarg.models.estimators import DenseMarginalize
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, KBest, Polytope, Simplex
 from torch import Tensor
 
 OPERATORS = {
@@ -333,3 +334,42 @@ def test_few_numbers_are_not_worth_a_second_thread(monkeypatch: pytest.MonkeyPat
     assert parts(9, 10) == [(0, 9)]
     assert parts(2) == [(0, 1), (1, 2)]
     assert parts(0) == parts(0, 0) == []
+
+
+def test_autocast_leaves_scores_and_probabilities_as_they_are() -> None:
+    cube, table = BernoulliCube(8), Explicit(BernoulliCube(8).vertices())
+    scores = 3 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+    def work() -> list[Tensor]:
+        gibbs, best = table.gibbs(scores), KBest(cube, 3)(scores)
+        operators = [sparsemap(scores, cube), topk_sparsemax(scores, table, 4), topk_sparsemax(scores, cube, 4)]
+        dense = DenseMarginalize(cube)(scores, lambda atoms, row: (atoms * torch.arange(8.0)).sum(-1))
+        return [
+            gibbs.entropy(),
+            gibbs.log_prob(cube.maximize(scores)),
+            best.scores,
+            dense.value,
+            *(q.mean() for q in operators),
+        ]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = work()
+    for found, wanted in zip(cast, work(), strict=True):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, wanted)
+
+
+def test_structures_have_no_gradient_though_their_table_has() -> None:
+    class Learned(Polytope):
+        dim = 3
+
+        def __init__(self) -> None:
+            self.table = torch.eye(3).requires_grad_()
+
+        def maximize(self, scores: Tensor) -> Tensor:
+            return self.table.to(scores)[(scores @ self.table.to(scores).T).argmax(-1)]
+
+    scores = torch.tensor([[0.3, 0.1, -1.0]], requires_grad=True)
+    value = topk_sparsemax(scores, Learned(), 2).expectation(lambda atoms, row: atoms @ torch.arange(3.0))
+    (found,) = torch.autograd.grad(value.sum(), scores)
+    torch.testing.assert_close(found, torch.tensor([[-0.5, 0.5, 0.0]]))

@@ -137,3 +137,40 @@ def test_verification_float32(check: Callable[[], None]) -> None:
 @parametrize_with_checks([Permutahedron([4, 3, 2, 1])], batch=2, skip=["PairwiseFrankWolfe"])
 def test_verification_of_a_larger_one(check: Callable[[], None]) -> None:
     check()
+
+
+@pytest.mark.parametrize("solver", [None, SortedDecomposition()])
+def test_a_forbidden_item_has_weight_zero_and_the_others_share_the_rest(solver: SortedDecomposition | None) -> None:
+    polytope = Permutahedron([3.0, 2, 1, 0, 0])
+    scores = scores_for(polytope, "normal", batch=6).double()
+    scores[0, 1], scores[1, 2], scores[1, 4] = -torch.inf, -torch.inf, -torch.inf
+    leaf = scores.clone().requires_grad_()
+    mean = sparsemap_marginals(leaf, polytope) if solver is None else sparsemap(leaf, polytope, solver=solver).mean()
+    (gradient,) = torch.autograd.grad((mean * torch.arange(5.0)).sum(), leaf)
+    assert gradient.isfinite().all()
+    for row in range(6):
+        allowed = scores[row].isfinite()
+        rest = Permutahedron(polytope.weights[: int(allowed.sum())])
+        wanted = torch.zeros(5, dtype=torch.float64)
+        wanted[allowed] = projection(rest.vertices(), scores[row : row + 1, allowed])[0]
+        torch.testing.assert_close(mean[row].detach(), wanted, rtol=0, atol=1e-9)
+        assert not gradient[row][~allowed].any()
+
+
+def test_more_forbidden_items_than_weights_zero_are_refused() -> None:
+    scores = torch.tensor([[1.0, -torch.inf, -torch.inf]])
+    for call in (sparsemap, sparsemap_marginals):
+        with pytest.raises(ValueError, match="scores row 0 allows no structure"):
+            call(scores, Permutahedron([2.0, 1, 0]))
+    with pytest.raises(ValueError, match="row 0 has more entries -inf than Permutahedron"):
+        Permutahedron([2.0, 1, 0]).project(scores)
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    scores = torch.tensor([[1.3, 2.2, 0.6, 1.9]], dtype=torch.float64)
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = sparsemap(scores, Permutahedron([3.0, 2, 1, 0]), solver=SortedDecomposition())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found.mean(), projection(Permutahedron([3.0, 2, 1, 0]).vertices(), scores), rtol=0, atol=1e-9)

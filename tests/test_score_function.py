@@ -1,5 +1,7 @@
 """The score function with each baseline, and DisARM, against enumeration."""
 
+import pickle
+
 import pytest
 import torch
 from estimator_cases import BASELINES, POLYTOPES, check_unbiased, cost_of, draws, scores_of, theta_of
@@ -12,7 +14,7 @@ from sparsemarg.models.estimators import (
     ScoreFunction,
     SelfCritic,
 )
-from sparsemarg.oracles import BernoulliCube, Simplex
+from sparsemarg.oracles import BernoulliCube, Product, Simplex
 from torch import Tensor
 
 EVALUATIONS = {"running": 1, "critic": 2, "learned": 1, "others": 3}
@@ -140,3 +142,10 @@ def test_disarm_beats_two_samples_left_one_out() -> None:
     polytope = BernoulliCube(4)
     spread = [draws(e, polytope)[1].var(0).sum() for e in (DisARM(polytope), ScoreFunction(polytope, LeaveOneOut(2)))]
     assert spread[0] < spread[1]
+
+
+def test_an_estimator_on_a_product_can_be_saved() -> None:
+    estimator = ScoreFunction(Product(Simplex(3), BernoulliCube(4)), RunningMean())
+    again = pickle.loads(pickle.dumps(estimator))
+    scores = torch.randn(2, 7)
+    assert torch.equal(again.distribution(scores).entropy(), estimator.distribution(scores).entropy())

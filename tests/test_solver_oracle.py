@@ -15,6 +15,7 @@ from sparsemarg.oracles import Explicit, Halfspaces, Knapsack, Matching, OracleF
 from sparsemarg.oracles.base import SupportsHalfspaces, SupportsVertices, supports
 from sparsemarg.verification import parametrize_with_checks
 from torch import Tensor
+from torch.func import jacrev
 
 WEIGHTS = [3.0, 1.0, 4.0, 2.0]
 PACKING = Halfspaces(
@@ -215,3 +216,12 @@ def test_verification(check: Callable[[], None]) -> None:
 @parametrize_with_checks(VERIFIED[1:], batch=2, skip=["by cvxpy"], dtype=torch.float32)
 def test_verification_float32(check: Callable[[], None]) -> None:
     check()
+
+
+def test_derivatives_by_torch_func() -> None:
+    polytope = OracleFromSolver(lambda scores: np.eye(4)[scores.argmax()], 4)
+    scores = torch.tensor([[0.3, 0.1, -0.2, -2.0]], dtype=torch.float64)
+    found = jacrev(lambda given: sparsemap(given, polytope).mean())(scores)[0, :, 0]
+    on = projection(torch.eye(4, dtype=torch.float64), scores)[0] > 0
+    wanted = torch.diag(on.double()) - on.double()[:, None] * on.double() / on.sum()  # of sparsemax
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)

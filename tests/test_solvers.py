@@ -1,5 +1,6 @@
 """Solvers: the mean against closed forms and a second algorithm, the support, reproducibility, non-convergence."""
 
+import builtins
 import re
 import subprocess
 import sys
@@ -321,7 +322,11 @@ class Nothing(Ring):
         (lambda s: sparsemap(s[0, 0], Ring()), "scores has no dimension but"),
         (lambda s: sparsemap(s, Ring(), coding="bit"), 'coding must be "bits" (paper eq. 4) or "pairs"'),
         (lambda s: SparseMAP(Ring(), coding="none"), 'coding must be "bits"'),  # pyright: ignore
-        (lambda s: ActiveSet(max_iter=0), "max_iter must be None or at least 1, not 0"),
+        (lambda s: sparsemap(s, Ring(), solver=ActiveSet), "solver must be an instance of a solver, e.g. ActiveSet()"),  # pyright: ignore
+        (lambda s: sparsemap(s, Ring(), solver="active"), "solver must be an instance of a solver"),  # pyright: ignore
+        (lambda s: ActiveSet(max_iter=0), "ActiveSet: max_iter must be at least 1, not 0"),
+        (lambda s: ActiveSet(max_iter=2.5), "ActiveSet: max_iter must be an int at least 1, not 2.5"),  # pyright: ignore
+        (lambda s: ActiveSet(max_iter=True), "max_iter must be an int at least 1, not True"),
         (lambda s: ActiveSet(tol=-1), "tol must be at least 0, not -1"),
         (lambda s: PairwiseFrankWolfe(max_iter=0), "max_iter must be at least 1, not 0"),
         (lambda s: PairwiseFrankWolfe(tol=float("nan")), "tol must be at least 0, not nan"),
@@ -330,3 +335,10 @@ class Nothing(Ring):
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call(scores_for(Ring(), "normal"))
+
+
+def test_all_names_of_solvers_leave_python_alone() -> None:
+    names: dict[str, object] = {}
+    exec("from sparsemarg.layers.solvers import *", names)
+    assert "ActiveSet" in names
+    assert not names.keys() & vars(builtins).keys() - {"__builtins__"}

@@ -328,3 +328,20 @@ def test_compiled_contractions_are_the_plain_ones(size: int, single_root: bool, 
     assert torch.equal(found, there)
     assert torch.equal(heads[found], wanted[there])
     assert found.any() or (size == 1 and single_root)
+
+
+@pytest.mark.parametrize("polytope", [Arborescence(3), Arborescence(3, single_root=True), ProjectiveTree(3)], ids=repr)
+def test_gibbs_in_inference_mode(polytope: Arborescence | ProjectiveTree) -> None:
+    scores = scores_of(polytope, 4)
+    wanted = polytope.gibbs(scores)
+    with torch.inference_mode():
+        found = polytope.gibbs(scores.clone())
+        means, entropy, drawn = found.marginals(), found.entropy(), found.sample((5,))
+        assert (found.log_prob(drawn) > -torch.inf).all()
+    torch.testing.assert_close(means, wanted.marginals(), rtol=0, atol=0)
+    torch.testing.assert_close(entropy, wanted.entropy(), rtol=0, atol=0)
+
+
+def test_gibbs_of_an_empty_batch() -> None:
+    polytope = ProjectiveTree(3)
+    assert polytope.gibbs(torch.zeros(0, polytope.dim)).log_prob(torch.zeros(0, polytope.dim)).shape == (0,)

@@ -334,3 +334,10 @@ def test_the_command_is_on_the_command_line() -> None:
     with pytest.raises(SystemExit) as stop:
         command_line(["verify", "nowhere:Budget"])
     assert stop.value.code == 2
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sparsemarg.oracles:Simplex", "--dim", "3", "--json", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "--json takes a file to write to" in captured.err
+    assert captured.out == ""

@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> int:
     try:
         known, rest = parser.parse_known_args(arguments)
         polytopes = _polytopes(known, rest)
+        for option in ("json", "write"):
+            _check_writable(option, getattr(known, option))
         settings: dict[str, Any] = {"batch": known.batch, "seed": known.seed, "only": known.only, "skip": known.skip}
         reports = []
         for polytope in polytopes:
@@ -69,6 +71,17 @@ def main(arguments: list[str]) -> int:
     if known.write:
         Path(known.write).write_text(as_markdown(reports))
     return 1 if failed else 0
+
+
+def _check_writable(option: str, file: str | None) -> None:
+    """Before the work, not after it. What is in the file stays until there is something to write."""
+    if file is None:
+        return
+    try:
+        with Path(file).open("a"):
+            pass
+    except OSError as error:
+        raise ValueError(f"--{option} takes a file to write to, and {file} is none: {error.strerror}") from error
 
 
 def _polytopes(known: argparse.Namespace, rest: list[str]) -> list[Polytope]:

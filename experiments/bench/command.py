@@ -14,6 +14,7 @@ from ...kernels import compiled, in_triton
 from ..allocator import keep_freed_memory
 from ..command_parser import CommandParser
 from ..errors import UsageError
+from ..folders import writable_folder
 from . import operators, scales, structured, training
 from .case import Case, Outcome
 from .memory import peak_megabytes
@@ -52,6 +53,7 @@ def run(arguments: list[str]) -> None:
     if options.explain:
         print(_explanation(device))
         return
+    writable_folder("--output", options.output)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     wanted = options.suites or list(SUITES)
@@ -64,7 +66,6 @@ def run(arguments: list[str]) -> None:
         outcomes = [_steadier(outcome, _fastest(outcomes), options.rounds) for outcome in outcomes]
     measured = "memory" in wanted and device.type == "cpu" and sys.platform == "linux"
     memory = peak_megabytes() if measured else {}
-    options.output.mkdir(parents=True, exist_ok=True)
     machine = _machine(device, options.threads)
     (options.output / "results.json").write_text(json.dumps(_record(machine, outcomes, memory), indent=1))
     (options.output / "BENCHMARKS.md").write_text(_page(machine, outcomes, memory, options.rounds))

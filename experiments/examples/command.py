@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..command_parser import CommandParser
 from ..errors import UsageError
+from ..folders import writable_folder
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ def run(arguments: list[str]) -> None:
     steps = example.steps if options.steps is None else options.steps
     if steps < 1:
         raise UsageError(f"--steps must be at least 1, not {steps}.")
+    writable_folder("--folder", options.folder)
     results, figure = example.load()(steps)
     for name, value in results.items():
         print(f"{name}: {value:.4g}")
-    options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / f"{options.name}.png"
     figure.savefig(path, dpi=150)
     print(f"Picture: {path}")

@@ -1,8 +1,10 @@
 """Solvers: each finds the support of a projection, without gradient. `ActiveSet` is the default."""
 
-from .active_set import ActiveSet as ActiveSet
-from .admm import ADMM as ADMM
-from .base import Solver as Solver
-from .base import Support as Support
-from .frank_wolfe import PairwiseFrankWolfe as PairwiseFrankWolfe
-from .sorted import SortedDecomposition as SortedDecomposition
+from .active_set import ActiveSet
+from .admm import ADMM
+from .base import Solver, Support
+from .frank_wolfe import PairwiseFrankWolfe
+from .sorted import SortedDecomposition
+
+# Without it `import *` would bring the module `sorted` in place of Python's function.
+__all__ = ["ADMM", "ActiveSet", "PairwiseFrankWolfe", "Solver", "SortedDecomposition", "Support"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import compiled, in_triton
 from ...oracles import Polytope
-from ...oracles.checks import cannot_branch
+from ...oracles.checks import cannot_branch, check_count
 from ..stats import SolverStats
 from . import recorded
 from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, used_slots
@@ -94,8 +94,8 @@ class ActiveSet(Solver):
     record: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_iter is not None and self.max_iter < 1:
-            raise ValueError(f"ActiveSet: max_iter must be None or at least 1, not {self.max_iter}")
+        if self.max_iter is not None:
+            check_count("ActiveSet: max_iter", self.max_iter, 1)
         if not self.tol >= 0:
             raise ValueError(f"ActiveSet: tol must be at least 0, not {self.tol}")
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...oracles import FactorGraph, Parts, SupportsProjection, placed, supports
+from ...oracles.checks import check_count
 from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet
@@ -71,8 +72,7 @@ class ADMM:
     solver: Solver = ActiveSet()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
-        if self.max_iter < 1:
-            raise ValueError(f"ADMM: max_iter must be at least 1, not {self.max_iter}")
+        check_count("ADMM: max_iter", self.max_iter, 1)
         if not self.tol >= 0:
             raise ValueError(f"ADMM: tol must be at least 0, not {self.tol}")
         if not 0 < self.penalty < float("inf"):

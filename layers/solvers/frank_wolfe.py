@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...oracles import Parts, Polytope
+from ...oracles.checks import check_count
 from ..stats import SolverStats
 from .active_set import active_set
 from .base import Oracle, Solver, Support, Ties, objective_gradient, row_scale
@@ -44,8 +45,7 @@ class PairwiseFrankWolfe(Solver):
     tol: float = 1e-9
 
     def __post_init__(self) -> None:
-        if self.max_iter < 1:
-            raise ValueError(f"PairwiseFrankWolfe: max_iter must be at least 1, not {self.max_iter}")
+        check_count("PairwiseFrankWolfe: max_iter", self.max_iter, 1)
         if not self.tol >= 0:
             raise ValueError(f"PairwiseFrankWolfe: tol must be at least 0, not {self.tol}")
 

@@ -53,11 +53,10 @@ class GumbelSoftmax(Estimator):
         self.temperature = temperature
         self.straight_through = straight_through
         self.dim = polytope.dim
-        self._gibbs = polytope.gibbs
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_dimension(scores, self.polytope)
-        distribution = self._gibbs(scores)  # also refuses NaN
+        distribution = self.polytope.gibbs(scores)  # also refuses NaN
         # float16 and bfloat16 noise has too few values.
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         relaxed, hard = self._sample(precise, self.temperature().to(precise))
@@ -68,7 +67,7 @@ class GumbelSoftmax(Estimator):
         return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
 
     def distribution(self, scores: Tensor) -> GibbsDistribution:
-        return self._gibbs(scores)
+        return self.polytope.gibbs(scores)
 
 
 def _relaxed_category(scores: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:

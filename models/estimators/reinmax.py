@@ -40,11 +40,10 @@ class ReinMax(Estimator):
         self.polytope = polytope
         self.temperature = ConstantTemperature(1.0) if temperature is None else temperature
         self.dim = polytope.dim
-        self._gibbs = polytope.gibbs
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_dimension(scores, self.polytope)
-        distribution = self._gibbs(scores)
+        distribution = self.polytope.gibbs(scores)
         sample = distribution.sample()
         held = scores.detach()
         probs = self._probs(held)
@@ -57,7 +56,7 @@ class ReinMax(Estimator):
         return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
 
     def distribution(self, scores: Tensor) -> GibbsDistribution:
-        return self._gibbs(scores)
+        return self.polytope.gibbs(scores)
 
 
 def _category_probs(scores: Tensor) -> Tensor:

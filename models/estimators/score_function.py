@@ -42,11 +42,10 @@ class ScoreFunction(Estimator):
         self.polytope = polytope
         self.baseline = baseline
         self.dim = polytope.dim
-        self._gibbs = polytope.gibbs
 
     def forward(self, scores: Tensor, cost: RandomCost, *, context: Tensor | None = None) -> Estimate:
         check_dimension(scores, self.polytope)
-        distribution = self._gibbs(scores)
+        distribution = self.polytope.gibbs(scores)
         count, critics = self.baseline.samples, self.baseline.critics
         drawn = distribution.sample((count + critics,))  # [S + critics, B, D]
         samples = drawn[:count]
@@ -69,4 +68,4 @@ class ScoreFunction(Estimator):
         )
 
     def distribution(self, scores: Tensor) -> GibbsDistribution:
-        return self._gibbs(scores)
+        return self.polytope.gibbs(scores)
