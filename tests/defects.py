@@ -373,6 +373,20 @@ class EntropyInBits(Wrapped):
 
 
 @caught_by("gibbs")
+class EntropyWithoutGradient(Wrapped):
+    def gibbs(self, scores):
+        right = self.right.gibbs(scores)
+        return Changed(right, entropy=lambda: right.entropy().detach())
+
+
+@caught_by("gibbs")
+class EntropyWithHalfOfItsGradient(Wrapped):
+    def gibbs(self, scores):
+        right = self.right.gibbs(scores)
+        return Changed(right, entropy=lambda: (right.entropy() + right.entropy().detach()) / 2)
+
+
+@caught_by("gibbs")
 class SamplesFromAnotherTemperature(Wrapped):
     def gibbs(self, scores):
         return Changed(self.right.gibbs(scores), sample=self.right.gibbs(scores / 2).sample)

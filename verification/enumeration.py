@@ -54,6 +54,13 @@ def entropy(log_probs: Array) -> Array:
     return -np.where(probs > 0, probs * np.where(probs > 0, log_probs, 0), 0).sum(-1)
 
 
+def entropy_gradient(log_probs: Array, structures: Array) -> Array:
+    """dH / dt = -sum_z p(z) (log p(z) + H) a_z for log-probabilities [B, V] of structures [V, D]: [B, D]."""
+    probs = np.exp(log_probs)
+    slopes = np.where(probs > 0, probs * (np.where(probs > 0, log_probs, 0) + entropy(log_probs)[:, None]), 0)
+    return -slopes @ structures
+
+
 def sparsemax(scores: Array) -> Array:
     """The projection on the simplex (paper eq. 8-9), row by row, by trying every support size: [B, V] -> [B, V]."""
     found = np.zeros_like(scores)

@@ -108,7 +108,7 @@ def check_combination(
 
 @dataclass(frozen=True)
 class Gibbs(Check):
-    """`gibbs` is softmax over the structures' totals: log-probabilities, normalisation, entropy, gradient, samples."""
+    """`gibbs` is softmax over the structures' totals: log-probabilities, normalisation, entropy, gradients, samples."""
 
     @property
     def name(self) -> str:
@@ -132,12 +132,13 @@ class Gibbs(Check):
         try:
             listed = subject.to_tensor(table)[:, None].expand(-1, len(rows), -1)
             logs = gibbs.log_prob(listed)
-            entropy = gibbs.entropy().detach().cpu().numpy()
-            (gradient,) = torch.autograd.grad(logs[0].sum(), leaf)
+            entropy = gibbs.entropy()
+            (gradient,) = torch.autograd.grad(logs[0].sum(), leaf, retain_graph=True)
+            (change,) = torch.autograd.grad(entropy.sum(), leaf)
             drawn = gibbs.sample((_DRAWS,), torch.Generator(subject.device).manual_seed(0)).detach().cpu().numpy()
         except Exception as error:
             raise broken(subject.name, "gibbs", f"returned a distribution that raised {first_line(error)}") from error
-        logs = logs.detach().cpu().numpy().T
+        logs, entropy = logs.detach().cpu().numpy().T, entropy.detach().cpu().numpy()
         if logs.shape != wanted.shape or drawn.shape != (_DRAWS, *scores.shape) or entropy.shape != (len(rows),):
             what = f"gave log_prob {list(logs.T.shape)}, sample {list(drawn.shape)}, entropy {list(entropy.shape)}"
             raise broken(subject.name, "gibbs", what)
@@ -148,6 +149,8 @@ class Gibbs(Check):
         expected = table[0] - np.exp(wanted) @ table
         errors = np.abs(gradient.cpu().numpy() - expected).max(-1)
         ledger.compare("gradient a_z - E[a]", errors, MEAN, "the gradient of gibbs().log_prob", rows)
+        errors = np.abs(change.cpu().numpy() - enumeration.entropy_gradient(wanted, table)).max(-1)
+        ledger.compare("gradient of the entropy", errors, MEAN, "the gradient of gibbs().entropy", rows)
         _check_samples(ledger, drawn, np.exp(wanted), table, rows)
 
 
