@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import Parts, Polytope
-from ..oracles.checks import check_dimension
+from ..oracles.checks import cannot_branch, check_dimension
 from .solvers.base import Solver
 from .sparsemap import Coding, coded, sparsemap_marginals
 from .sparsemax import sparsemax
@@ -23,13 +23,14 @@ def sparsemax_loss(scores: Tensor, target: Tensor, *, check: bool = True) -> Ten
     Args:
         scores: [*B, K] float.
         target: the categories, [*B] int64, or a distribution over them, [*B, K] float.
-        check: see `functional.sparsemax`.
+        check: see `functional.sparsemax`; of the target too.
 
     Returns:
-        [*B], at least 0 up to rounding; `inf` where the target has mass on a category whose score is `-inf`.
+        [*B] in the dtype of the scores, computed in float32 for float16 and bfloat16; at least 0 up to rounding, and `inf`
+        where the target has mass on a category whose score is `-inf`.
 
     Raises:
-        ValueError: a target of another shape, a category out of range, or bad scores.
+        ValueError: a target of another shape, a category out of range, a target that is no distribution, or bad scores.
     """
     precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     probs = sparsemax(precise, check=check)
@@ -56,7 +57,8 @@ def sparsemap_loss(
             (1 + t) / 2, and its gradient in t is half of mu* - y.
 
     Returns:
-        [*B], at least 0 up to rounding.
+        [*B] in the dtype of the scores, computed in float64; at least 0 up to rounding if the target lies in the polytope,
+        which is not checked.
     """
     check_dimension(scores, polytope)
     if target.shape != scores.shape:
@@ -109,7 +111,10 @@ def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor, parts: Parts | 
 
 
 def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
+    seen = check and not cannot_branch(target)
     if target.is_floating_point() and target.shape == scores.shape:
+        if seen:
+            _check_distribution(target.detach())
         return target.to(scores.dtype)
     if target.dtype != torch.int64 or target.shape != scores.shape[:-1]:
         raise ValueError(
@@ -117,6 +122,19 @@ def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
             f"(distributions), not {list(target.shape)} {target.dtype}"
         )
     categories = scores.shape[-1]
-    if check and target.numel() and (target.min() < 0 or target.max() >= categories):
+    if seen and target.numel() and (target.min() < 0 or target.max() >= categories):
         raise ValueError(f"sparsemax_loss: categories must lie in 0..{categories - 1}; got {target.min()}..{target.max()}")
     return torch.nn.functional.one_hot(target, categories).to(scores.dtype)
+
+
+def _check_distribution(target: Tensor) -> None:
+    totals, least = target.double().sum(-1), target.amin(-1)
+    rounding = 1e-2 if target.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    wrong = ~((least >= 0) & ((totals - 1).abs() <= rounding))
+    if wrong.any():
+        row = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"sparsemax_loss: float targets are distributions, at least 0 and with sum 1, but row "
+            f"{row[0] if len(row) == 1 else row} has sum {float(totals[row]):g} and least entry {float(least[row]):g}; "
+            f"categories are to be int64"
+        )

@@ -53,6 +53,8 @@ def test_forbidden_target_is_infinite() -> None:
     [
         (lambda: sparsemax_loss(torch.zeros(2, 3), torch.tensor([0, 3])), r"categories must lie in 0\.\.2; got 0\.\.3"),
         (lambda: sparsemax_loss(torch.zeros(2, 3), torch.zeros(2)), r"needs targets \[2\] int64"),
+        (lambda: sparsemax_loss(torch.zeros(1, 3), torch.full((1, 3), 7.0)), "row 0 has sum 21 and least entry 7"),
+        (lambda: sparsemax_loss(torch.zeros(2, 2), torch.tensor([[0.5, 0.5], [-1, 2]])), "row 1 has sum 1 and least entry -1"),
         (lambda: sparsemap_loss(torch.zeros(2, 3), torch.zeros(3), BernoulliCube(3)), r"one target \[\*B, D\] = \[2, 3\]"),
     ],
 )
