@@ -149,6 +149,8 @@ class SparseDistribution:
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """Independent atoms of each row, drawn with their probabilities, [*sample_shape, *B, D]; no gradient."""
+        if isinstance(sample_shape, int):
+            raise ValueError(f"sample needs a shape, e.g. ({sample_shape},), not the number {sample_shape}")
         cumulative = self._spread(self.probs.detach(), None).cumsum(-1)
         wide = cumulative.float() if cumulative.dtype in (torch.float16, torch.bfloat16) else cumulative
         shape = (math.prod(sample_shape), len(wide), 1)

@@ -61,8 +61,9 @@ def sparsemap_loss(
         which is not checked.
     """
     check_dimension(scores, polytope)
-    if target.shape != scores.shape:
-        raise ValueError(f"sparsemap_loss needs one target [*B, D] = {list(scores.shape)} a row, not {list(target.shape)}")
+    if not isinstance(target, Tensor) or target.shape != scores.shape:
+        got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
+        raise ValueError(f"sparsemap_loss needs one target a row, a tensor [*B, D] = {list(scores.shape)}, not {got}")
     # The mean as it was found, not rounded to the dtype: off the polytope, large scores would count what it is off by.
     precise = scores.double()
     mean = sparsemap_marginals(precise, polytope, coding=coding, solver=solver, check=check)
@@ -111,6 +112,8 @@ def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor, parts: Parts | 
 
 
 def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise ValueError(f"sparsemax_loss needs a tensor of targets, not {type(target).__name__}; see torch.tensor")
     seen = check and not cannot_branch(target)
     if target.is_floating_point() and target.shape == scores.shape:
         if seen:

@@ -38,9 +38,10 @@ def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
     >>> sparsemax(torch.tensor([1.0, 0.8, -1.0]))
     tensor([0.6000, 0.4000, 0.0000])
     """
-    if not scores.is_floating_point():
-        raise ValueError(f"sparsemax needs float scores, not {scores.dtype}; convert them with scores.float()")
-    if scores.dim() == 0 or scores.shape[dim] == 0:
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"sparsemax needs a float tensor of scores, not {got}; convert them, e.g. scores.float()")
+    if not -scores.dim() <= dim < scores.dim() or scores.shape[dim] == 0:
         raise ValueError(f"sparsemax needs at least one category along dim={dim}; scores has shape {list(scores.shape)}")
     if _kernel(scores, "project_rows") is None:
         if check:

@@ -1,44 +1,84 @@
 """Polytopes: what a set of structures is, and what can be done with it. Knows nothing of gradients or solvers."""
 
-from .arborescence import Arborescence as Arborescence
-from .base import Flips as Flips
-from .base import GibbsDistribution as GibbsDistribution
-from .base import Halfspaces as Halfspaces
-from .base import Polytope as Polytope
-from .base import SupportsChained as SupportsChained
-from .base import SupportsDecomposition as SupportsDecomposition
-from .base import SupportsFlips as SupportsFlips
-from .base import SupportsGibbs as SupportsGibbs
-from .base import SupportsHalfspaces as SupportsHalfspaces
-from .base import SupportsNested as SupportsNested
-from .base import SupportsProjection as SupportsProjection
-from .base import SupportsTopk as SupportsTopk
-from .base import SupportsVertices as SupportsVertices
-from .base import supports as supports
-from .budget import Budget as Budget
-from .chain import LinearChain as LinearChain
-from .cube import BernoulliCube as BernoulliCube
-from .explicit import Explicit as Explicit
-from .factor_graph import Factor as Factor
-from .factor_graph import FactorGraph as FactorGraph
-from .kbest import KBest as KBest
-from .kbest import KBestStructures as KBestStructures
-from .kbest import topk as topk
-from .knapsack import Knapsack as Knapsack
-from .logic import AtLeastOne as AtLeastOne
-from .logic import AtMostOne as AtMostOne
-from .logic import ExactlyOne as ExactlyOne
-from .logic import Implies as Implies
-from .matching import Matching as Matching
-from .matroid import Matroid as Matroid
-from .parts import Parts as Parts
-from .path import ShortestPath as ShortestPath
-from .permutahedron import Permutahedron as Permutahedron
-from .placement import placed as placed
-from .product import Blocks as Blocks
-from .product import Product as Product
-from .projective_tree import ProjectiveTree as ProjectiveTree
-from .segmentation import Segmentation as Segmentation
-from .simplex import Simplex as Simplex
-from .solver_oracle import OracleFromSolver as OracleFromSolver
-from .spanning_tree import SpanningTree as SpanningTree
+from .arborescence import Arborescence
+from .base import (
+    Flips,
+    GibbsDistribution,
+    Halfspaces,
+    Polytope,
+    SupportsChained,
+    SupportsDecomposition,
+    SupportsFlips,
+    SupportsGibbs,
+    SupportsHalfspaces,
+    SupportsNested,
+    SupportsProjection,
+    SupportsTopk,
+    SupportsVertices,
+    supports,
+)
+from .budget import Budget
+from .chain import LinearChain
+from .cube import BernoulliCube
+from .explicit import Explicit
+from .factor_graph import Factor, FactorGraph
+from .kbest import KBest, KBestStructures, topk
+from .knapsack import Knapsack
+from .logic import AtLeastOne, AtMostOne, ExactlyOne, Implies
+from .matching import Matching
+from .matroid import Matroid
+from .parts import Parts
+from .path import ShortestPath
+from .permutahedron import Permutahedron
+from .placement import placed
+from .product import Blocks, Product
+from .projective_tree import ProjectiveTree
+from .segmentation import Segmentation
+from .simplex import Simplex
+from .solver_oracle import OracleFromSolver
+from .spanning_tree import SpanningTree
+
+__all__ = [
+    "Arborescence",
+    "AtLeastOne",
+    "AtMostOne",
+    "BernoulliCube",
+    "Blocks",
+    "Budget",
+    "ExactlyOne",
+    "Explicit",
+    "Factor",
+    "FactorGraph",
+    "Flips",
+    "GibbsDistribution",
+    "Halfspaces",
+    "Implies",
+    "KBest",
+    "KBestStructures",
+    "Knapsack",
+    "LinearChain",
+    "Matching",
+    "Matroid",
+    "OracleFromSolver",
+    "Parts",
+    "Permutahedron",
+    "Polytope",
+    "Product",
+    "ProjectiveTree",
+    "Segmentation",
+    "ShortestPath",
+    "Simplex",
+    "SpanningTree",
+    "SupportsChained",
+    "SupportsDecomposition",
+    "SupportsFlips",
+    "SupportsGibbs",
+    "SupportsHalfspaces",
+    "SupportsNested",
+    "SupportsProjection",
+    "SupportsTopk",
+    "SupportsVertices",
+    "placed",
+    "supports",
+    "topk",
+]

@@ -38,7 +38,7 @@ class Polytope(ABC):
     regularized: slice | Tensor | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(dim={self.dim})"
+        return f"{type(self).__name__}(dim={getattr(self, 'dim', '?')})"
 
     @abstractmethod
     def maximize(self, scores: Tensor) -> Tensor:

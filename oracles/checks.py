@@ -1,7 +1,7 @@
 """Checks of what comes into the library, made once, where it comes in."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -63,6 +63,18 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
     if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {wanted}, not {number}")
     return number
+
+
+def check_pairs(name: str, given: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
+    """What is given as pairs of ints, or a ValueError that names it."""
+    found = []
+    for place, pair in enumerate(given):
+        try:
+            one, other = pair
+            found.append((operator.index(one), operator.index(other)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be pairs of ints, e.g. [(0, 1), (1, 2)], but number {place} is {pair!r}") from error
+    return found
 
 
 def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Knapsack(Derivations):
     def __init__(self, weights: Sequence[int] | Tensor, capacity: int) -> None:
         numbers = weights.tolist() if isinstance(weights, Tensor) else list(weights)
         for place, number in [*enumerate(numbers), ("capacity", capacity)]:
-            if isinstance(number, bool) or number != int(number) or number < 0:
+            if isinstance(number, bool) or number % 1 != 0 or number < 0:  # NaN and infinity leave NaN
                 what = "capacity" if place == "capacity" else f"weight {place}"
                 raise ValueError(
                     f"Knapsack needs integers of at least 0, but its {what} is {number}: scale and round weights and capacity"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from .base import Halfspaces
-from .checks import check_count
+from .checks import check_count, check_pairs
 from .derivations import Derivations
 from .hypergraph import Edge, Hypergraph
 
@@ -28,7 +28,7 @@ class ShortestPath(Derivations):
     """
 
     def __init__(self, arcs: Sequence[tuple[int, int]], source: int | None = None, target: int | None = None) -> None:
-        arcs = [(int(tail), int(head)) for tail, head in arcs]
+        arcs = check_pairs("ShortestPath: arcs", arcs)
         if not arcs:
             raise ValueError("ShortestPath: arcs must be one or more (from, to) pairs, e.g. [(0, 1), (1, 2)]")
         if len(set(arcs)) < len(arcs):

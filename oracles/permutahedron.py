@@ -29,7 +29,10 @@ class Permutahedron(Polytope):
     """
 
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
-        given = torch.as_tensor(weights, dtype=torch.float64)
+        try:
+            given = torch.as_tensor(weights, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Permutahedron needs one or more finite numbers [n], not {weights!r}") from error
         if given.dim() != 1 or len(given) == 0 or not given.isfinite().all():
             raise ValueError(f"Permutahedron needs one or more finite numbers [n], not {weights!r}")
         self.weights = given.sort(descending=True).values

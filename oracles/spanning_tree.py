@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count
+from .checks import check_count, check_pairs
 from .kbest import partition
 from .matroid import greedy
 from .placement import placed
@@ -38,7 +38,7 @@ class SpanningTree(Polytope):
     takes_forbidden = True
 
     def __init__(self, edges: Sequence[tuple[int, int]], nodes: int | None = None) -> None:
-        self.edges = tuple((int(one), int(other)) for one, other in edges)
+        self.edges = tuple(check_pairs("SpanningTree: edges", edges))
         if not self.edges:
             raise ValueError("SpanningTree: edges must be one or more pairs of nodes, e.g. [(0, 1), (1, 2), (0, 2)]")
         largest = max(map(max, self.edges))

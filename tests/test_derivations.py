@@ -334,8 +334,11 @@ def test_layers_take_them() -> None:
         (lambda: ShortestPath([(0, 1), (2, 3)]), "with a path from 0 to 3, but the graph has no derivation"),
         (lambda: ShortestPath([(0, 1), (0, 1)]), r"the arc \(0, 1\) is there twice"),
         (lambda: ShortestPath([]), "must be one or more"),
+        (lambda: ShortestPath([(0, 1), 3]), "arcs must be pairs of ints, .* but number 1 is 3"),  # pyright: ignore
         (lambda: ShortestPath([(0, 1)], 0, 7), "must be different nodes of the graph"),
         (lambda: Knapsack([1.5, 2], 3), "its weight 0 is 1.5: scale and round"),  # pyright: ignore[reportArgumentType]
+        (lambda: Knapsack([float("nan"), 2], 3), "its weight 0 is nan"),  # pyright: ignore[reportArgumentType]
+        (lambda: Knapsack([2, 2], float("inf")), "its capacity is inf"),  # pyright: ignore[reportArgumentType]
         (lambda: Knapsack([1, -2], 3), "its weight 1 is -2"),
         (lambda: Knapsack([1, 2], -1), "its capacity is -1"),
         (lambda: LinearChain(0, 2), "LinearChain: length must be at least 1, not 0"),

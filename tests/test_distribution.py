@@ -230,6 +230,7 @@ def test_index_of_categories(make) -> None:
         (lambda d: d.expectation(lambda atoms, row: atoms.sum()), "f must return one value a pair"),
         (lambda d: d.expectation(lambda atoms, row: None), "it returned NoneType"),
         (lambda d: d.expectation(lambda atoms, row: row, max_atoms=0), "max_atoms must be at least 1, not 0"),
+        (lambda d: d.sample(5), r"needs a shape, e\.g\. \(5,\), not the number 5"),
         (lambda d: d.log_prob(torch.zeros(6)), r"needs one structure a row, \[3, 4, 6\], not \[6\]"),
         (lambda d: SparseDistribution.from_padded(torch.zeros(2, 3, 4), torch.zeros(2, 4)), "atoms .* and probs"),
         (lambda d: SparseDistribution(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2), (1,)), r"probs \[N\] and row"),

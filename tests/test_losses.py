@@ -55,7 +55,9 @@ def test_forbidden_target_is_infinite() -> None:
         (lambda: sparsemax_loss(torch.zeros(2, 3), torch.zeros(2)), r"needs targets \[2\] int64"),
         (lambda: sparsemax_loss(torch.zeros(1, 3), torch.full((1, 3), 7.0)), "row 0 has sum 21 and least entry 7"),
         (lambda: sparsemax_loss(torch.zeros(2, 2), torch.tensor([[0.5, 0.5], [-1, 2]])), "row 1 has sum 1 and least entry -1"),
-        (lambda: sparsemap_loss(torch.zeros(2, 3), torch.zeros(3), BernoulliCube(3)), r"one target \[\*B, D\] = \[2, 3\]"),
+        (lambda: sparsemax_loss(torch.zeros(2, 3), [0, 1]), "needs a tensor of targets, not list"),  # pyright: ignore
+        (lambda: sparsemap_loss(torch.zeros(2, 3), torch.zeros(3), BernoulliCube(3)), r"\[\*B, D\] = \[2, 3\], not \[3\]"),
+        (lambda: sparsemap_loss(torch.zeros(1, 1), [[0]], BernoulliCube(1)), r"\[1, 1\], not list"),  # pyright: ignore
     ],
 )
 def test_bad_input(call, message: str) -> None:

@@ -223,6 +223,7 @@ def test_known_matroids() -> None:
             lambda: SpanningTree([(0, 1)]).mask(torch.zeros(2, 1), torch.tensor([[True, True], [True, False]])),
             "problem 1 has 1 nodes, but needs at least 2",
         ),
+        (lambda: SpanningTree([(0, 1), (1, 2, 3)]), "must be pairs of ints, .* but number 1 is"),  # pyright: ignore
         (lambda: SpanningTree(list(itertools.combinations(range(13), 2))).halfspaces(), r"2\^13 halfspaces, too many"),
         (lambda: SpanningTree(list(itertools.combinations(range(13), 2))).vertices(), "too many to enumerate"),
         (lambda: Matroid(3, lambda sets: sets.any(-1)), "not even the empty set is independent"),

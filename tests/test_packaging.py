@@ -1,10 +1,12 @@
 """What is shipped, and what importing it brings in."""
 
+import builtins
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -55,3 +57,25 @@ def test_imports_go_one_way() -> None:
                 # The command line may reach verification, inside a function.
                 lines = [line for line in path.read_text().splitlines() if line.startswith(("from .", "import ."))]
                 assert not [line for line in lines if f".{later} " in line or f".{later}." in line], f"{path} imports {later}"
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "layers",
+        "layers.functional",
+        "layers.solvers",
+        "oracles",
+        "models",
+        "models.estimators",
+        "models.likelihood",
+        "verification",
+    ],
+)
+def test_all_names_of_a_package_are_no_modules_and_leave_python_alone(package: str) -> None:
+    """As `from sparsemarg.layers import *` once brought the module `sparsemap` in place of the function."""
+    names: dict[str, object] = {}
+    exec(f"from sparsemarg.{package} import *", names)
+    del names["__builtins__"]
+    assert names
+    assert not [name for name, value in names.items() if isinstance(value, ModuleType) or hasattr(builtins, name)]

@@ -105,7 +105,7 @@ def test_any_batch(shape: tuple[int, ...]) -> None:
     assert probs.shape == shape
 
 
-@pytest.mark.parametrize("weights", [[], [[1.0, 2.0]], [1.0, float("nan")]], ids=str)
+@pytest.mark.parametrize("weights", [[], [[1.0, 2.0]], [1.0, float("nan")], "ab", ["a"]], ids=str)
 def test_bad_weights_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="Permutahedron needs one or more finite numbers"):
         Permutahedron(weights)

@@ -46,8 +46,12 @@ def test_sparsemax_bad_input() -> None:
     scores[1, 2] = -torch.inf
     with pytest.raises(ValueError, match=re.escape("scores row (1, 2) has -inf in every entry")):
         sparsemax(scores)
-    with pytest.raises(ValueError, match=r"sparsemax needs float scores, not torch\.int64"):
+    with pytest.raises(ValueError, match=r"sparsemax needs a float tensor of scores, not torch\.int64"):
         sparsemax(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"sparsemax needs a float tensor of scores, not list"):
+        sparsemax([0.0, 1.0])  # pyright: ignore
+    with pytest.raises(ValueError, match=r"along dim=2; scores has shape \[2, 3\]"):
+        sparsemax(torch.zeros(2, 3), dim=2)
     with pytest.raises(ValueError, match=r"at least one category along dim=-1"):
         sparsemax(torch.zeros(3, 0))
 
