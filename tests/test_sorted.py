@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from cases import KINDS, scores_for, with_derivatives
+from cases import KINDS, projection, scores_for, with_derivatives
+from sparsemarg.layers import ConvergenceWarning
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import SortedDecomposition
 from sparsemarg.layers.solvers.cuts import in_one_pass
 from sparsemarg.layers.stats import SolverStats
-from sparsemarg.oracles import BernoulliCube, Budget, Polytope, SupportsProjection, supports
+from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex, SupportsProjection, supports
 from torch import Tensor
 
 
@@ -146,3 +147,21 @@ def _written(nested: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     order, probs = nested
     place = order.argsort(-1)[:, None]
     return (place < torch.arange(probs.shape[-1])[:, None]).double(), probs
+
+
+class Astray(Simplex):
+    """With a decomposition of another mean than the one it is given."""
+
+    def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        atoms, probs = super().decompose(mean)
+        return atoms, torch.cat([probs[..., 1:], probs[..., :1]], -1)
+
+
+def test_a_decomposition_of_another_mean_is_not_certified() -> None:
+    scores = torch.tensor([[0.3, 0.1, -0.2], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    with pytest.warns(ConvergenceWarning, match="did not converge on 1 of 2 rows"):
+        found = sparsemap(scores, Astray(3), solver=SortedDecomposition())
+    assert found.stats.converged.tolist() == [False, True]  # pyright: ignore
+    mean = projection(torch.eye(3).double(), scores).roll(-1, -1)
+    gap = ((scores - mean) * (torch.eye(3)[(scores - mean).argmax(-1)] - mean)).sum(-1)
+    torch.testing.assert_close(found.stats.gap, gap.clamp(min=0), rtol=0, atol=1e-12)  # pyright: ignore

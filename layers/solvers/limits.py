@@ -22,6 +22,8 @@ SETTLED = 1e-12
 SORTED_PRUNE = 1e-12
 # The gap of a closed form is zero if it is below this and the rounding noise of its terms.
 CLOSED = 1e-10
+# A decomposition has the mean that it is of, up to this, of means of size 1: lightest atoms that were left out are below it.
+DECOMPOSED = 1e-8
 # Steps to the multiplier of a budget: each is that of Newton, or half of the bracket; ten would do.
 MULTIPLIER_STEPS = 200
 # Steps without progress after which a row's factorisation is computed afresh. A sound one needs one to settle.

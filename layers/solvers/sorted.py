@@ -13,7 +13,7 @@ from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
 from .base import ChainedSupport, NestedSupport, Oracle, PackedSupport, Solver, Support, allowed, best_allowed, used_first
 from .cuts import in_one_pass
-from .limits import CLOSED, SORTED_PRUNE
+from .limits import CLOSED, DECOMPOSED, SORTED_PRUNE
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class SortedDecomposition(Solver):
             probs, margin = _pruned(probs)
             if not cannot_branch(probs):  # the refit's cost is cubic in the number of slots
                 atoms, probs = used_first(atoms, probs)
-            return Support(atoms, probs, _certify(problem, mean, margin))
+            # Of the mean as it was projected, which has fewer rounding errors, unless `decompose` wrote another one.
+            own = (probs[:, None] @ atoms)[:, 0]
+            same = (own - mean).abs() <= DECOMPOSED * mean.abs().amax(-1, keepdim=True).clamp(min=1)
+            return Support(atoms, probs, _certify(problem, torch.where(same, mean, own), margin))
 
     def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
         """See `FindsPacked`."""
