@@ -8,6 +8,7 @@ from cases import KINDS, POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
 from devices import STRUCTURED, Cube, assert_same, f, on_gpu
 from devices import device as device
 from sparsemarg.experiments.bench.waits import host_waits
+from sparsemarg.kernels import in_triton
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import (
     lp_sparsemap,
@@ -142,6 +143,13 @@ def test_sparsemax_of_any_length(device: torch.device, count: int) -> None:
 
 
 # On a GPU alone
+
+
+@on_gpu
+def test_kernels_are_launched() -> None:
+    """Else all of this compares tensor operations with themselves. Triton needs a C compiler and Python's headers."""
+    where = ("sparsemarg.layers", "project_rows", torch.device("cuda"))
+    assert in_triton(".kernels.triton_simplex", *where) is not None, "Triton cannot start kernels on this machine"
 
 
 @on_gpu
