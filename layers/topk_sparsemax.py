@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..kernels import readable
 from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
 from ..oracles.checks import cannot_branch, check_count, check_dimension, check_finite
+from ..oracles.kbest import k_best
 from ..oracles.simplex import project_simplex
 from .distribution import SparseDistribution
 from .packed_weights import packed_distribution
@@ -42,7 +43,7 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
     check_dimension(scores, polytope)
     if supports(polytope, SupportsFlips):
         return _of_flips(scores, polytope, check_count("k", k, 1), check)
-    best = KBest(polytope, k, check)(scores.double())
+    best = k_best(polytope, scores.double(), k, check=check)
     if check:
         _check_allowed(best.valid, polytope)
     probs = project_simplex(best.scores)

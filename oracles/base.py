@@ -207,13 +207,18 @@ def supports(polytope: object, capability: type[Capability]) -> TypeIs[Capabilit
     Unlike `isinstance` on a runtime protocol it asks the instance, so that a composed polytope (`Product`) has what
     its parts have.
     """
-    names = [name for name in vars(capability) if not name.startswith("_")]
-    return all(callable(getattr(polytope, name, None)) for name in names)
+    return all(callable(getattr(polytope, name, None)) for name in _methods(capability))
+
+
+@torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot look into a class
+def _methods(capability: type) -> list[str]:
+    """The methods that a capability protocol names."""
+    return [name for name in vars(capability) if not name.startswith("_")]
 
 
 def missing(polytope: object, capability: type, purpose: str) -> ValueError:
     """The error for a capability that is needed and absent: it names the methods to write."""
-    absent = [name for name in vars(capability) if not name.startswith("_") and not callable(getattr(polytope, name, None))]
+    absent = [name for name in _methods(capability) if not callable(getattr(polytope, name, None))]
     return ValueError(
         f"{purpose} needs {type(polytope).__name__}.{' and '.join(absent)}, which it does not have; "
         f"write the method as sparsemarg.oracles.{capability.__name__} describes, or use an operation that needs "

@@ -83,10 +83,15 @@ class KBest:
 
     def __call__(self, scores: Tensor) -> KBestStructures:
         """For scores [*B, D]; see `topk`."""
-        vertices, valid = topk(self.polytope, scores, self.k, check=self.check)
-        finite = torch.where(scores.isneginf(), 0, scores)
-        totals = (vertices.double() @ finite.double()[..., None])[..., 0].to(scores.dtype)  # autocast leaves float64 alone
-        return KBestStructures(vertices, totals.masked_fill(~valid, -torch.inf), valid)
+        return k_best(self.polytope, scores, self.k, check=self.check)
+
+
+def k_best(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> KBestStructures:
+    """`KBest` as a function."""
+    vertices, valid = topk(polytope, scores, k, check=check)
+    finite = torch.where(scores.isneginf(), 0, scores)
+    totals = (vertices.double() @ finite.double()[..., None])[..., 0].to(scores.dtype)  # autocast leaves float64 alone
+    return KBestStructures(vertices, totals.masked_fill(~valid, -torch.inf), valid)
 
 
 def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ def _projected(scores: Tensor, polytope: Polytope) -> tuple[_Problem, Tensor]:
     if not supports(polytope, SupportsProjection):
         raise missing(polytope, SupportsProjection, "SortedDecomposition")
     problem = _Problem(polytope, *allowed(scores))
-    if problem.forbidden is not None:
+    if problem.forbidden is not None and not cannot_branch(scores):
         Oracle.of(polytope, scores).start()  # says which row allows nothing
     return problem, polytope.project(scores)
 
