@@ -6,8 +6,8 @@ from pathlib import Path
 from .errors import UsageError
 
 
-def writable_folder(option: str, folder: Path) -> Path:
-    """The folder, which exists from now on and can be written to.
+def check_writable_folder(option: str, folder: Path) -> None:
+    """Makes the folder where there is none.
 
     Raises:
         UsageError: it is a file, or cannot be made or written to.
@@ -20,4 +20,3 @@ def writable_folder(option: str, folder: Path) -> Path:
         raise UsageError(f"{option} takes a folder, but {error.filename} is a file: give another path.") from error
     except OSError as error:
         raise UsageError(f"{option} takes a folder to write to, and {folder} is none ({error.strerror}).") from error
-    return folder

@@ -35,8 +35,8 @@ def sparsemax_loss(scores: Tensor, target: Tensor, *, check: bool = True) -> Ten
     precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     probs = sparsemax(precise, check=check)
     # A number that is added to all scores changes nothing on paper; large, it would leave few digits of the rest.
-    least = precise - precise.detach().amax(-1, keepdim=True) if precise.shape[-1] else precise
-    return _fenchel_young(least, probs, _as_distribution(target, precise, check)).to(scores.dtype)
+    below = precise - precise.detach().amax(-1, keepdim=True)
+    return _fenchel_young(below, probs, _as_distribution(target, precise, check)).to(scores.dtype)
 
 
 def sparsemap_loss(

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .base import Polytope
 
@@ -130,12 +129,20 @@ def cannot_branch(tensor: Tensor) -> bool:
 
 @contextmanager
 def outside_transforms(tensor: Tensor, what: str) -> Iterator[Tensor]:
-    """The values of a tensor, for `what` is not torch's own: `torch.func` transforms are left while it is entered.
+    """The values of a tensor, in its shape and without gradient, for `what` is not torch's own and cannot be transformed.
+
+    While it is entered `torch.func` transforms are left: what is made then is a constant to them.
 
     Raises:
         ValueError: under `torch.func.vmap`, where the tensor stands for many.
     """
     values, functorch = tensor.detach(), torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    if functorch.peek_interpreter_stack() is None:
+        yield values
+        return
+    # torch has no public way to leave them; this is in every torch that we support.
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
     while functorch.is_functorch_wrapped_tensor(values):
         if functorch.is_batchedtensor(values):
             raise ValueError(f"{what} cannot run under torch.func.vmap: pass the whole batch [B, D] instead")

@@ -33,13 +33,14 @@ class TreeGibbs:
         count = check_count("sample_shape", math.prod(sample_shape), 0)
         rows, words = count * len(self.scores), self.arcs.words
         weights = self._weights(self.scores.detach()).double().repeat(count, 1, 1)
-        present = self.present.repeat(count, 1)
+        with torch.inference_mode(False):  # what is made in it cannot be saved for the backward pass
+            present = self.present.repeat(count, 1)
         heads = torch.full((rows, words), -1, device=weights.device)
         other = torch.arange(words + 1, device=weights.device)
         for word in range(words):
             with torch.inference_mode(False), torch.enable_grad():
                 varied = weights.clone().requires_grad_()
-                total = log_trees(varied, present.clone(), single_root=self.single_root)[0].sum()
+                total = log_trees(varied, present, single_root=self.single_root)[0].sum()
                 (arcs,) = torch.autograd.grad(total, varied)
             cumulative = arcs[:, :, word].cumsum(-1)
             uniform = torch.rand(rows, 1, dtype=torch.float64, device=weights.device, generator=generator)

@@ -82,7 +82,7 @@ class OracleFromSolver(Polytope):
         Raises:
             ValueError: the solver fails, or returns another shape, NaN, a fractional point, or one that is no structure.
         """
-        with outside_transforms(scores, f"{self!r}") as values:
+        with outside_transforms(scores, "OracleFromSolver.maximize") as values:
             return self._solved(values)
 
     def _solved(self, scores: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ...kernels import compiled, in_triton
 from ..allocator import keep_freed_memory
 from ..command_parser import CommandParser
 from ..errors import UsageError
-from ..folders import writable_folder
+from ..folders import check_writable_folder
 from . import operators, scales, structured, training
 from .case import Case, Outcome
 from .memory import peak_megabytes
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
     if options.explain:
         print(_explanation(device))
         return
-    writable_folder("--output", options.output)
+    check_writable_folder("--output", options.output)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     wanted = options.suites or list(SUITES)

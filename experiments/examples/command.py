@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..command_parser import CommandParser
 from ..errors import UsageError
-from ..folders import writable_folder
+from ..folders import check_writable_folder
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> None:
     steps = example.steps if options.steps is None else options.steps
     if steps < 1:
         raise UsageError(f"--steps must be at least 1, not {steps}.")
-    writable_folder("--folder", options.folder)
+    check_writable_folder("--folder", options.folder)
     results, figure = example.load()(steps)
     for name, value in results.items():
         print(f"{name}: {value:.4g}")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..command_parser import CommandParser
-from ..folders import writable_folder
+from ..folders import check_writable_folder
 from .figures import draw
 from .groups import Group, group, title
 from .runs import find_runs, keep
@@ -73,5 +73,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--figures", default="figures", help="folder of the figures in it; by default %(default)s")
     parser.add_argument("--keep", type=Path, help="copy what a report needs of the runs into this folder: some 100 kB each")
     known = parser.parse_args(arguments)
-    writable_folder("--output", known.output)
+    check_writable_folder("--output", known.output)
     return known
