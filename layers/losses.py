@@ -131,6 +131,7 @@ def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
 
 
 def _check_distribution(target: Tensor) -> None:
+    """Raises ValueError unless each row of the target [*B, K] is at least 0 and sums to 1, up to the rounding of its dtype."""
     totals, least = target.double().sum(-1), target.amin(-1)
     rounding = 1e-2 if target.dtype in (torch.float16, torch.bfloat16) else 1e-3
     wrong = ~((least >= 0) & ((totals - 1).abs() <= rounding))

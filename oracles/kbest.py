@@ -87,7 +87,7 @@ class KBest:
 
 
 def k_best(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> KBestStructures:
-    """`KBest` as a function."""
+    """`KBest` as a function of scores [*B, D]; without an object, which torch.compile of torch 2.11 cannot make."""
     vertices, valid = topk(polytope, scores, k, check=check)
     finite = torch.where(scores.isneginf(), 0, scores)
     totals = (vertices.double() @ finite.double()[..., None])[..., 0].to(scores.dtype)  # autocast leaves float64 alone
