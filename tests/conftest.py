@@ -11,6 +11,10 @@ from sparsemarg.kernels.stale import FOLDERS, forget_stale
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter
+
+    interpreter.prepare_language_once()
 forget_stale(FOLDERS)  # some tests import compiled modules by themselves
 # What these modules assert is shown with its values when it fails, as in tests themselves.
 pytest.register_assert_rewrite(

@@ -146,7 +146,7 @@ def test_every_config_trains_and_tests_on_real_images(name: str) -> None:
     if name.startswith("semi_supervised_vae"):
         options += ["--model.init_args.warm_start", "null"]
     else:
-        options += ["--model.init_args.likelihood_images", "2"]
+        options += ["--model.init_args.likelihood_images", "2", "--model.init_args.likelihood_samples", "32"]
     for _, value in two_steps(name, *options):
         if "rate" in value:
             assert value["negative_elbo"] == pytest.approx(value["distortion"] + value["rate"], rel=1e-6)

@@ -1,11 +1,13 @@
-"""Iterations that are recorded and replayed, on the CPU: a trace of the tensor operations stands in for a CUDA graph.
+"""Iterations that are recorded and replayed, on the CPU: a list of the tensor operations stands in for a CUDA graph.
 
-Like a graph it repeats the operations of one call on the same memory, without a line of Python, and refuses to read values.
+Like a graph it repeats the operations of one call on the same memory, without a line of the Python that asked for them, and
+refuses to read values.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,24 +17,56 @@ from sparsemarg.layers.solvers.active_set import active_set
 from sparsemarg.layers.solvers.base import Oracle
 from sparsemarg.oracles import BernoulliCube, Explicit, LinearChain, Polytope, Simplex
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 LIMIT, TOL = 1000, 1e-9
 
 
-def by_tracing(window: recorded.Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
-    trace = make_fx(window)(*tensors)
-    return lambda: trace(*tensors)
+def reads(operation: Any, given: tuple[Any, ...]) -> bool:
+    """Whether what comes out, or its shape, depends on values, for which the host would have to wait."""
+    if operation is torch.ops.aten.index.Tensor:
+        return any(place is not None and place.dtype == torch.bool for place in given[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags))
 
 
-replayed = partial(recorded.advance, record=by_tracing)
+class Tape(TorchDispatchMode):
+    """Notes every operation on tensors, and plays them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What was called, with what, and what came out. All of it is kept: while a tensor lives no other has its id.
+        self.operations: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, given: Any = (), options: Any = None) -> Any:
+        if reads(operation, given):
+            raise RuntimeError(f"{operation} reads values")
+        found = operation(*given, **(options or {}))
+        self.operations.append((partial(operation, **(options or {})), given, found))
+        return found
+
+    def play(self) -> None:
+        """What an operation left in memory of its own lies elsewhere the second time: `later` says where."""
+        later: dict[int, Tensor] = {}
+        for operation, given, before in self.operations:
+            leaves, structure = tree_flatten(given)
+            found = operation(*tree_unflatten([later.get(id(leaf), leaf) for leaf in leaves], structure))
+            pairs = zip(tree_leaves(before), tree_leaves(found), strict=True)
+            later |= {id(one): other for one, other in pairs if isinstance(one, Tensor)}
+
+
+def on_tape(window: recorded.Window, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    with Tape() as tape:
+        window(*tensors)
+    return tape.play
+
+
+replayed = partial(recorded.advance, record=on_tape)
 
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    for module in ("recorded", "active_set"):  # to trace takes a second an iteration
-        monkeypatch.setattr(f"sparsemarg.layers.solvers.{module}.POLL", 3)
     yield
     recorded._kept.clear()
 

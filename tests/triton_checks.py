@@ -159,14 +159,14 @@ def test_active_set(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_limits_of_the_active_set_are_those_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = torch.rand(4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    scores = torch.rand(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     oracle = Oracle.of(BernoulliCube(12), scores)
 
     def solved(**limits: float) -> triton_active_set.Solved:
         with monkeypatch.context() as changed:
             for name, value in limits.items():
                 changed.setattr(triton_active_set if name == "WEIGHT_PRUNE" else triton_iteration, name, value)
-            found = triton_active_set.solve(oracle, 300, 1e-9)
+            found = triton_active_set.solve(oracle, 60, 1e-9)
         assert found is not None
         return found
 
