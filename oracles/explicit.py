@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Polytope
-from .checks import check_dimension
+from .checks import cannot_branch, check_dimension
 from .gibbs import EnumeratedGibbs
 from .parts import Parts
 from .placement import placed
@@ -81,8 +81,12 @@ class Explicit(Polytope):
         """<row, scores> in float64, -inf for a row that a score of -inf forbids: [*B, V]."""
         precise = scores.double()
         table = placed(self._vertices, scores.device, torch.float64)
-        forbidden = (precise.isneginf().double() @ (table != 0).double().T) > 0
-        return (torch.where(precise.isneginf(), 0, precise) @ table.T).masked_fill(forbidden, -torch.inf)
+        minus_infinity = precise.isneginf()
+        # To look on a GPU would take longer than to compute what is then not needed.
+        if precise.device.type == "cpu" and not cannot_branch(precise) and not minus_infinity.any():
+            return precise @ table.T
+        forbidden = (minus_infinity.double() @ (table != 0).double().T) > 0
+        return (torch.where(minus_infinity, 0, precise) @ table.T).masked_fill(forbidden, -torch.inf)
 
 
 def _table(vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]]) -> Tensor:

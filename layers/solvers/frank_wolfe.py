@@ -97,12 +97,13 @@ class _Walk:
         """One pairwise step of every row that has not arrived; returns which have now."""
         mean = (self.weights[:, None] @ self.atoms)[:, 0]
         residual = self.oracle.residual(mean)
-        towards = self.oracle(residual, self.exact)
+        broken = self.oracle.ties.broken(residual, self.exact)
+        towards = self.oracle.answer(broken)
         gap, noise = self.gap(mean, towards)
         # Where scores are small so are weights, and the gap is of the order of their product.
         arrived = arrived | (gap <= tol * self.scale.square() + noise)
         self.iterations += ~arrived
-        slopes = (self.atoms @ self.oracle.ties.broken(residual, self.exact)[..., None])[..., 0]
+        slopes = (self.atoms @ broken[..., None])[..., 0]
         worst = torch.where(self.weights > 0, slopes, torch.inf).argmin(-1, keepdim=True)
         away = self._take(worst)[:, 0]
         direction = towards - away
