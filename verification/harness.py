@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -172,13 +173,15 @@ def parametrize_with_checks(polytopes: Sequence[Polytope], **arguments: Any) -> 
 
 def versions() -> dict[str, str]:
     """Of the packages that results depend on; "absent" where one is not installed."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+    return {package: _version(package) for package in _PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _subject(polytope: Polytope, device: torch.device, dtype: torch.dtype) -> Subject:
