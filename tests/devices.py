@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from sparsemarg.oracles import BernoulliCube, Budget, Explicit, LinearChain, Polytope, Simplex
+from cases import POLYTOPES
+from sparsemarg.oracles import (
+    Arborescence,
+    BernoulliCube,
+    Budget,
+    Explicit,
+    LinearChain,
+    Matching,
+    OracleFromSolver,
+    Polytope,
+    Simplex,
+)
 from sparsemarg.verification.pretended_device import THERE, PretendedDevice
 from sparsemarg.verification.results import SHIPPED, RingRuns
 from torch import Tensor
@@ -52,3 +63,11 @@ STRUCTURED: list[Polytope] = [
 
 class Cube(BernoulliCube):
     """Without kernels, as a user would write it."""
+
+
+# Others are on the CPU (SciPy's assignments, a user's solver), or look whether they are done (arborescences).
+WAIT_FREE: list[Polytope] = [
+    *(polytope for polytope in STRUCTURED if not isinstance(polytope, Arborescence | Matching | OracleFromSolver)),
+    Cube(40),
+    *POLYTOPES.values(),
+]

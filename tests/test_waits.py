@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import POLYTOPES, scores_for
-from devices import STRUCTURED, Cube
+from cases import scores_for
+from devices import WAIT_FREE
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition
-from sparsemarg.oracles import Arborescence, BernoulliCube, Matching, OracleFromSolver, Polytope, placed
+from sparsemarg.oracles import BernoulliCube, Polytope, placed
 from sparsemarg.verification.pretended_device import THERE, PretendedDevice
 
 
@@ -20,11 +20,6 @@ def waits(polytope: Polytope, max_iter: int) -> int:
             pretended.waits.clear()
             sparsemap(scores, polytope, solver=ActiveSet(max_iter=max_iter), coding="pairs", check=False)
     return pretended.waits.total()
-
-
-# Their oracles are on the CPU (SciPy's assignments, a user's solver), or look whether they are done (arborescences).
-WAITING = Arborescence | Matching | OracleFromSolver
-WAIT_FREE = [*(each for each in STRUCTURED if not isinstance(each, WAITING)), Cube(40), *POLYTOPES.values()]
 
 
 @pytest.mark.parametrize("polytope", WAIT_FREE, ids=repr)
