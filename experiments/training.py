@@ -3,7 +3,6 @@
 import errno
 import logging
 import shlex
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from .checkpoints import (
     load_checkpoint,
 )
 from .errors import UsageError
+from .folders import check_writable_folder
 from .metrics_csv import MetricsCSV
 from .named_configs import resolve_configs
 from .parsing_errors import explain
@@ -103,11 +103,7 @@ class ExperimentCLI(LightningCLI):
             raise UsageError(f"{cause}. `sparsemarg {self._command} --help` lists what can be given.") from error
         options = self.config[self.config.subcommand]
         options.folder = options.folder or str(Path("runs") / self._run_name)
-        if Path(options.folder).exists() and not Path(options.folder).is_dir():
-            raise UsageError(f"--folder takes the folder of a run, but {options.folder} is a file: give another path.")
-        Path(options.folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.folder):
-            pass  # better to hear now than at the first checkpoint that nothing can be written
+        check_writable_folder("--folder", Path(options.folder))
         options.trainer.default_root_dir = options.folder
         self._choose_checkpoint(options)
 

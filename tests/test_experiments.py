@@ -249,7 +249,7 @@ def test_a_demo_that_fails_leaves_the_last_one(
         (["fit", "--config", DIGITS, "--data.batch_size", "0"], "batch_size must be at least 1, not 0"),
         (["fit", "--config", DIGITS, "--model.learning_rate", "-1"], "learning_rate must be above 0, not -1"),
         (["fit", "--config", DIGITS, "--trainer.devices", "0"], "the configuration cannot be built"),
-        (["fit", "--config", DIGITS, "--folder", __file__], "takes the folder of a run, but"),
+        (["fit", "--config", DIGITS, "--folder", __file__], "--folder takes a folder, but"),
         (["fit", "--config", DIGITS, "--ckpt_path", "last"], "last.ckpt, but there is no such file. Train first"),
         (["fit", "--config", DIGITS, "--ckpt_path", "no.ckpt"], "no.ckpt, but there is no such file. Give an existing file"),
         (["test", "--config", DIGITS], "last.ckpt, but there is no such file"),

@@ -74,7 +74,7 @@ def test_folder_without_write_access(monkeypatch: pytest.MonkeyPatch, capsys: py
     # Rights do not stop the superuser, who may be the one that runs the tests.
     monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
     message = complaint(capsys, "fit", "--config", DIGITS, "--folder", "here")
-    assert "cannot write its files: [Errno 13] Permission denied: 'here'" in message
+    assert "--folder takes a folder to write to, but nothing can be written to here (Permission denied)" in message
     assert os.listdir("here") == []
 
 
