@@ -19,4 +19,6 @@ def check_writable_folder(option: str, folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{option} takes a folder, but {error.filename} is a file: give another path.") from error
     except OSError as error:
-        raise UsageError(f"{option} takes a folder to write to, but nothing can be written to {folder} ({error.strerror}).") from error
+        raise UsageError(
+            f"{option} takes a folder to write to, but nothing can be written to {folder} ({error.strerror})."
+        ) from error
