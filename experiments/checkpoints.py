@@ -1,5 +1,6 @@
 """Checkpoints: when they are written, how (atomically), and how one is found and checked before a run starts."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from .errors import UsageError
@@ -16,18 +18,24 @@ CONFIG_KEY = "sparsemarg_config"
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` every few steps and after each epoch, and `best.ckpt` when validation improves.
+    """Writes `last.ckpt` every few steps, after each validation and epoch, and `best.ckpt` when validation improves.
 
     Any of them can be resumed bit for bit. Where a validation is about to run, the step checkpoint waits,
     because a run resumed from a checkpoint written just before a validation leaves that validation out.
 
     Args:
         every_n_steps: at most so many optimizer steps are lost when the process is killed.
-        monitor: the metric that decides on `best.ckpt`.
-        maximize: whether higher values of it are better, rather than lower ones.
+        monitor: the metric that decides on `best.ckpt`; null for none.
+        maximize: whether higher values of it are better, rather than lower ones. NaN is no improvement.
+
+    Raises:
+        ValueError: every_n_steps is below 1.
+        UsageError: when validation has run and not logged the metric; `last.ckpt` is written first.
     """
 
-    def __init__(self, every_n_steps: int = 200, monitor: str = "val/negative_elbo", maximize: bool = False) -> None:
+    def __init__(self, every_n_steps: int = 200, monitor: str | None = "val/negative_elbo", maximize: bool = False) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint: every_n_steps must be at least 1, not {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.monitor = monitor
         self.maximize = maximize
@@ -52,15 +60,29 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "last")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fit_loop.epoch_loop.batch_idx + 1 < trainer.num_training_batches:
-            return  # stopped in mid-epoch by max_steps: the checkpoint of that step resumes inside the epoch
-        value = trainer.callback_metrics.get(self.monitor)
+        if not _in_mid_epoch(trainer):  # else max_steps is reached: the checkpoint of that step resumes inside the epoch
+            self._save_validated(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and _in_mid_epoch(trainer):
+            self._save_validated(trainer)
+
+    def _save_validated(self, trainer: Trainer) -> None:
+        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
         if isinstance(value, Tensor) and self._improves(value.item()):
             self.best = value.item()
             self._save(trainer, "best")
         self._save(trainer, "last")
+        logged = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        if logged and self.monitor and value is None:
+            raise UsageError(
+                f"--checkpoint.monitor {self.monitor} was not logged, so there is no best checkpoint; validation logs "
+                f"{', '.join(logged)}. Choose one of these, and go on with --ckpt_path last."
+            )
 
     def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
         return self.best is None or (value > self.best if self.maximize else value < self.best)
 
     def _save(self, trainer: Trainer, name: str) -> None:
@@ -159,6 +181,10 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def _in_mid_epoch(trainer: Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_idx + 1 < trainer.num_training_batches
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:

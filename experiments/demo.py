@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from . import training
 from .bit_vector_vae import BitVectorVAETask
 from .data import ImageData
+from .errors import UsageError
 
 CONFIG = "bit_vector_vae/digits/sparsemap_normalized"
 EPOCHS = "60"  # of the configuration's 100: two minutes at most on two cores, and within 1 nat of its bound
@@ -19,13 +20,19 @@ FOLDER = Path("demo")
 
 
 def run(arguments: list[str]) -> None:
-    """Train, test, and write `reconstructions.png` and `support.png` into ./demo; further arguments go to `fit`.
+    """Train, test, and write `reconstructions.png` and `support.png` into ./demo; further arguments go to `fit` and `test`.
 
     The run itself lies in ./demo/run, where it replaces an earlier demo's once it is trained.
+
+    Raises:
+        UsageError: --folder or --ckpt_path is given.
     """
     if {"-h", "--help"} & set(arguments):
         print(f"usage: sparsemarg demo [FIT_OPTION ...]\n\n{inspect.getdoc(run)}")
         return
+    for taken in ("--folder", "--ckpt_path"):
+        if any(argument.partition("=")[0] == taken for argument in arguments):
+            raise UsageError(f"demo sets {taken} itself: leave it out, or train with `sparsemarg fit --config {CONFIG}`.")
     # The tensors are tiny: a second thread gains nothing, and waits for its core where another process holds it
     # (measured on two cores, one of them busy: 80 ms a step with one thread, 2 s with two).
     torch.set_num_threads(1)
@@ -35,7 +42,7 @@ def run(arguments: list[str]) -> None:
     training.run(["fit", *common, "--folder", str(unfinished), "--trainer.max_epochs", EPOCHS, *arguments[1:]])
     shutil.rmtree(run_folder, ignore_errors=True)
     unfinished.rename(run_folder)
-    tested = training.run(["test", *common, "--folder", str(run_folder), "--verbose", "false"])
+    tested = training.run(["test", *common, "--folder", str(run_folder), "--verbose", "false", *arguments[1:]])
     task, data = tested.model, tested.datamodule
     if not isinstance(task, BitVectorVAETask) or not isinstance(data, ImageData):
         raise TypeError(f"{CONFIG} should be a BitVectorVAETask on ImageData")

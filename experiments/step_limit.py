@@ -12,9 +12,14 @@ class StepLimit(Callback):
 
     Args:
         max_steps: -1 for no limit.
+
+    Raises:
+        ValueError: it is below -1.
     """
 
     def __init__(self, max_steps: int) -> None:
+        if max_steps < -1:
+            raise ValueError(f"trainer: max_steps must be at least 0, or -1 for no limit, not {max_steps}")
         self.max_steps = max_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,16 +4,19 @@ import argparse
 import csv
 import itertools
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..oracles.checks import NotFinite
 from . import training
 from .checkpoints import checkpoint_path
 from .command_parser import CommandParser
 from .errors import UsageError
+from .folders import check_writable_folder
 from .named_configs import config_path, resolve_configs
 
 Values = dict[str, str]
@@ -22,7 +25,8 @@ Values = dict[str, str]
 DESCRIPTION = """Choose hyper-parameters by successive halving (Jamieson and Talwalkar 2016): every point of the grid trains for
 --steps steps; the best 1 / --factor of them go on, to --factor times as many, and so on for --rounds rounds. What is not named
 here is passed to `fit`. Each point is a run of its own folder and goes on where it stopped, so that no step is trained twice,
-and a search that was interrupted goes on when it is started again. The choice is by --metric, never by a test metric."""
+and a search that was interrupted goes on when it is started again, with the same options for `fit` and any grid, steps and
+rounds. The choice is by --metric, never by a test metric."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def run(arguments: list[str]) -> None:
     known, fit_arguments = _parse(arguments[1:])
     sign = 1 if known.goal == "max" else -1
     trials = [Trial(point, known.folder / _name(point)) for point in _points(known.grid)]
+    _claim(known.folder, known.passed)
     history: list[dict[str, str | int | float]] = []
     best = trials[0]
     for number in range(known.rounds):
@@ -78,9 +83,34 @@ def run(arguments: list[str]) -> None:
     print(f"All rounds: {known.folder / 'trials.csv'}. To train with the best: fit ... --config {known.folder / 'best.yaml'}")
 
 
+def _claim(folder: Path, arguments: list[str]) -> None:
+    """Makes the folder that of a search which passes these arguments to `fit`.
+
+    Raises:
+        UsageError: it holds runs of a search that passes others, which are not to be compared with its own.
+    """
+    record = folder / "search.yaml"
+    if record.exists():
+        before = yaml.safe_load(record.read_text())
+        if before != arguments:
+            raise UsageError(
+                f"the search in {folder} passes `{shlex.join(before)}` to fit, not `{shlex.join(arguments)}`: give another "
+                "--folder, or delete that one."
+            )
+        return
+    if any(folder.glob("*/metrics.csv")):
+        raise UsageError(f"{folder} holds runs, but no search.yaml that says how: give another --folder, or delete that one.")
+    check_writable_folder("--folder", folder)
+    record.write_text(yaml.safe_dump(arguments))
+
+
 def _trained(trial: Trial, metric: str, arguments: list[str], step: int) -> float:
     if trial.score(metric, step) is None:
-        trial.train(arguments, step)
+        try:
+            trial.train(arguments, step)
+        except NotFinite as error:
+            print(f"{trial.folder} diverged: {error}")
+            return math.nan
     score = trial.score(metric, step)
     if score is None:
         raise UsageError(
@@ -92,7 +122,12 @@ def _trained(trial: Trial, metric: str, arguments: list[str], step: int) -> floa
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = CommandParser("tune", DESCRIPTION)
-    parser.add_argument("--config", required=True, help="a named configuration or a file")
+    parser.add_argument(
+        "--config",
+        action="append",
+        required=True,
+        help="a named configuration or a file; again for what is to be changed in it",
+    )
     parser.add_argument(
         "--grid",
         action="append",
@@ -117,9 +152,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for taken in ("--trainer.max_steps", "--ckpt_path"):
         if any(argument.partition("=")[0] == taken for argument in rest):
             raise UsageError(f"tune sets {taken} itself: leave it out.")
-    fit_arguments, name = resolve_configs(["--config", known.config])
-    known.folder = known.folder or Path("tuning") / (name or config_path(known.config).stem)
-    return known, [*fit_arguments, *rest]
+    known.passed = [*(word for config in known.config for word in ("--config", config)), *rest]
+    fit_arguments, name = resolve_configs(known.passed)
+    known.folder = known.folder or Path("tuning") / (name or config_path(known.config[0]).stem)
+    return known, fit_arguments
 
 
 def _points(grid: list[str]) -> list[Values]:
@@ -127,11 +163,15 @@ def _points(grid: list[str]) -> list[Values]:
     for text in grid:
         names, equals, values = text.partition("=")
         name = names.removeprefix("--")
+        if name in axes:
+            raise UsageError(f"--grid names {name} twice: give all of its values in one, separated by commas.")
         axes[name] = [value for value in values.split(",") if value]
         if not equals or not all(name.split("+")) or not axes[name]:
             raise UsageError(
                 f"--grid expects OPTION=VALUE,VALUE, such as model.init_args.learning_rate=0.001,0.01, not {text!r}."
             )
+        if len(set(axes[name])) < len(axes[name]):
+            raise UsageError(f"--grid {text} names a value twice: give each once.")
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 

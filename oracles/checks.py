@@ -10,8 +10,12 @@ from torch import Tensor
 from .base import Polytope
 
 
+class NotFinite(ValueError):
+    """Scores are NaN or `+inf`, as those of a network whose training has diverged."""
+
+
 def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> None:
-    """Raises ValueError if a score is NaN or +inf, or (with `some_allowed`) a row along `dim` is `-inf` throughout.
+    """Raises `NotFinite` if a score is NaN or +inf, ValueError if (with `some_allowed`) a row along `dim` is `-inf` throughout.
 
     One reduction and one host synchronisation. Code that is compiled or transformed (`torch.compile`, `torch.func.vmap`)
     cannot branch on data: there nothing is checked.
@@ -31,7 +35,7 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
     where = f"scores row {row[0] if len(row) == 1 else row}" if row else "scores"
     if value == -torch.inf:
         raise ValueError(f"{where} has -inf in every entry, so nothing is allowed; leave at least one entry finite")
-    raise ValueError(
+    raise NotFinite(
         f"{where} holds {'NaN' if value != value else '+inf'}; scores must be finite, or -inf to forbid an entry "
         f"(look for a division by zero or an overflow upstream)"
     )

@@ -188,7 +188,7 @@ def test_git_revision_is_that_of_the_checkout() -> None:
 
 
 def test_demo_prints_a_table_and_draws(capsys: pytest.CaptureFixture[str]) -> None:
-    demo.run(["demo", "--trainer.max_epochs", "1", *QUIET])
+    demo.run(["demo", "--trainer.max_epochs", "1", "--model.init_args.hidden", "50", *QUIET])
     printed = capsys.readouterr().out
     (test,) = rows_of(Path("demo/run/test.csv"))
     assert f"{float(test['test/negative_elbo']):.2f} nats" in printed
@@ -217,6 +217,7 @@ def test_a_demo_that_fails_leaves_the_last_one(
     kept.parent.mkdir(parents=True)
     kept.touch()
     assert main(["demo", "--nonsense", "3"]) == 2
+    assert main(["demo", "--folder", "elsewhere"]) == 2
     assert "nonsense" in capsys.readouterr().err
     assert main(["demo", "--help"]) == 0
     assert "./demo" in capsys.readouterr().out

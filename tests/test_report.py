@@ -150,6 +150,66 @@ def test_kept_metrics_are_few_and_hold_every_validation(tmp_path: Path) -> None:
     assert set(map(str, kept.metrics)) <= set(map(str, run.metrics))
 
 
+def test_what_was_kept_of_an_earlier_test_goes(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "bit_vector_vae/sparsemap", 1, bits(3.0))
+    for tested in (True, False):
+        if not tested:
+            (tmp_path / "run/test.csv").unlink()
+        (run,) = find_runs([tmp_path / "run"])
+        keep(run, tmp_path / "kept")
+        (kept,) = find_runs([tmp_path / "kept"])
+        assert bool(kept.test) == tested
+
+
+def test_runs_at_different_stages(tmp_path: Path) -> None:
+    """Tested; trained further since; not tested; killed before it validated; and stopped before its first row."""
+    for seed in (1, 2, 3, 4, 5):
+        write_run(tmp_path / str(seed), "bit_vector_vae/sparsemap", seed, bits(3.0) if seed < 3 else None)
+    early = (tmp_path / "2/test.csv").read_text().replace(f"\n{STEPS},", "\n10,")
+    (tmp_path / "2/test.csv").write_text(early)
+    rows = (tmp_path / "4/metrics.csv").read_text().splitlines()
+    (tmp_path / "4/metrics.csv").write_text("\n".join(rows[:3]) + "\n")
+    (tmp_path / "5/metrics.csv").write_text(rows[0] + "\n")
+    (one,) = group(find_runs([tmp_path]))
+    assert [run.seed for run in one.runs] == [1, 2, 3, 4]
+    table = results([one])
+    assert "| SparseMAP | 4, 2 tested | 3.000 ± 0.000 |" in table
+    assert (
+        "fewer steps than were trained, at the best checkpoint or before training went on: SparseMAP, seed 2: 10 of 40."
+        in table
+    )
+    epochs, means = one.curve("val/bits_per_dim")
+    assert epochs == [1, 2, 3, 4]
+    assert [mean.value for mean in means] == pytest.approx([10 - step / 10 + 2 for step in (9, 19, 29, 39)])
+    with pytest.raises(UsageError, match="has trained yet"):
+        find_runs([tmp_path / "5"])
+
+
+def test_nan_and_runs_without_a_row_of_training_are_drawn(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "runs" / str(seed), "bit_vector_vae/sparsemap", seed) for seed in (1, 2)]
+    other = write_run(tmp_path / "runs/3", "bit_vector_vae/topk", 1)
+    game = write_run(tmp_path / "runs/4", "signal_game/sparsemax", 1)
+    for folder in folders:
+        lines = (folder / "metrics.csv").read_text().splitlines()
+        (folder / "metrics.csv").write_text("\n".join([*lines[:-1], lines[-1].replace(f"{10 - 3.9 + 1}", "nan")]) + "\n")
+    lines = (other / "metrics.csv").read_text().splitlines()
+    (other / "metrics.csv").write_text("\n".join([*lines[:-1], ",".join([*lines[-1].split(",")[:8], *["nan"] * 7])]) + "\n")
+    lines = (game / "metrics.csv").read_text().splitlines()
+    (game / "metrics.csv").write_text("\n".join([lines[0], lines[-1]]) + "\n")  # a validation alone
+    assert cli.main(["report", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/figures/figure4_message_support.png").exists()
+
+
+def test_a_run_that_goes_on_from_its_own_configuration_keeps_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path, "bit_vector_vae/sparsemap", 1, options="--data.init_args.batch_size 32 --trainer.max_epochs 4")
+    starts = yaml.safe_load((tmp_path / "versions.yaml").read_text())
+    starts[-1]["command"] = f"sparsemarg fit --config {tmp_path}/config.yaml --trainer.max_epochs 9 --ckpt_path last"
+    (tmp_path / "versions.yaml").write_text(yaml.safe_dump(starts))
+    (run,) = find_runs([tmp_path])
+    assert run.config == "bit_vector_vae/sparsemap"
+    assert run.options == (("data.init_args.batch_size", "32"), ("trainer.max_epochs", "9"))
+
+
 def test_all_figures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, config in enumerate(["bit_vector_vae/sparsemap", "bit_vector_vae/d128/topk", "semi_supervised_vae/dense"]):
         for seed in (1, 2):

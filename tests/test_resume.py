@@ -200,6 +200,37 @@ def test_stopped_run_resumes_bit_for_bit() -> None:
     assert_same_run(Path("epochs"), Path("whole"))
 
 
+def test_validations_within_an_epoch_are_checkpoints_too() -> None:
+    """Stopped at one of them, and between two."""
+
+    def fit_to(folder: str, steps: int, *more: str) -> None:
+        fit("--folder", folder, "--trainer.val_check_interval", "4", *more, config="bit_vector_vae/digits/topk", steps=steps)
+
+    fit_to("whole", 12)
+    for stop, best in ((4, 4), (6, 4), (8, 8)):
+        fit_to(f"steps{stop}", stop)
+        found = [torch.load(f"steps{stop}/checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")]
+        assert [checkpoint["global_step"] for checkpoint in found] == [stop, best]
+        fit_to(f"steps{stop}", 12, "--ckpt_path", "last")
+        assert_same_run(Path(f"steps{stop}"), Path("whole"))
+
+
+def test_a_metric_that_is_not_logged_decides_on_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    once = ["fit", "--config", DIGITS, "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--folder"]
+    message = complaint(capsys, *once, "here", "--checkpoint.monitor", "val/succes")
+    assert "--checkpoint.monitor val/succes was not logged" in message
+    assert "val/negative_elbo" in message
+    assert os.listdir("here/checkpoints") == ["last.ckpt"]
+    assert "every_n_steps must be at least 1, not 0" in complaint(capsys, *once, "there", "--checkpoint.every_n_steps", "0")
+    assert "max_steps must be at least 0, or -1" in complaint(capsys, *once, "there", "--trainer.max_steps", "-5")
+
+
+def test_nan_is_no_improvement() -> None:
+    checkpoints = Checkpoints()
+    assert not checkpoints._improves(float("nan"))
+    assert checkpoints._improves(3.0)
+
+
 def command(arguments: list[str]) -> None:
     """The command line, as the target of a process."""
     sys.exit(main(arguments))

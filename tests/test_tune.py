@@ -75,6 +75,32 @@ def test_diverged_runs_come_last(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert f"with seed_everything {best}" in capsys.readouterr().out
 
 
+def test_a_run_with_scores_that_are_not_finite_diverged(capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["tune", "--config", "bit_vector_vae/digits/gumbel", "--grid", "model.init_args.learning_rate=1e30,0.001", *QUIET]
+    assert cli.main([*search, "--steps", "20", "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "learning_rate=1e30 diverged: scores row" in printed
+    assert "with model.init_args.learning_rate 0.001" in printed
+    rows = rows_of(Path("tuning/bit_vector_vae/digits/gumbel/trials.csv"))
+    assert [row["val/negative_elbo"] == "nan" for row in rows] == [True, False]
+
+
+def test_scores_of_another_search_are_not_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tune.Trial, "score", lambda self, metric, step: 1.0)
+    search = ["tune", "--config", CONFIG, "--grid", "model.init_args.learning_rate=0.1,0.01", "--steps", "1"]
+    assert cli.main(search) == 0
+    assert cli.main([*search, "--rounds", "2"]) == 0
+    capsys.readouterr()
+    for other in ([*search, "--model.init_args.hidden", "4"], [*search, "--config", "bit_vector_vae/digits/sfe"]):
+        assert cli.main(other) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"the search in tuning/{CONFIG} passes `--config {CONFIG}` to fit, not `--config {CONFIG} {other[-2]}" in message
+    (Path("old") / "learning_rate=0.1").mkdir(parents=True)
+    (Path("old") / "learning_rate=0.1/metrics.csv").write_text("step\n")
+    assert cli.main([*search, "--folder", "old"]) == 2
+    assert "no search.yaml that says how" in capsys.readouterr().err
+
+
 def test_options_that_share_a_value() -> None:
     both = "model.init_args.entropy_coefficient+model.init_args.cost.init_args.entropy_coefficient"
     search = ["tune", "--config", "signal_game/digits/sfe_01", "--grid", f"{both}=0.5", *QUIET]
@@ -91,6 +117,8 @@ def test_options_that_share_a_value() -> None:
     [
         (["--grid", "model.init_args.learning_rate"], "--grid expects OPTION=VALUE,VALUE"),
         (["--grid", "a+=1"], "--grid expects OPTION=VALUE,VALUE"),
+        (["--grid", "a=1,2", "--grid", "a=3"], "--grid names a twice"),
+        (["--grid", "a=1,2,1"], "--grid a=1,2,1 names a value twice"),
         (["--grid", "a=1", "--factor", "1"], "--factor at least 2"),
         (["--grid", "a=1", "--metric", "test/negative_elbo"], "test data choose nothing"),
         (["--grid", "a=1", "--trainer.max_steps=3"], "tune sets --trainer.max_steps itself"),

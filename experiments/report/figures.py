@@ -212,6 +212,8 @@ def _support(panels: Panels, heading: str, low: int, high: int) -> Figure:
     for (folder, groups), axis in zip(panels.items(), axes[0], strict=True):
         for group in groups:
             rows = group.runs[0].rows("train/support_q50")
+            if not rows:
+                continue
             size = max(1, len(rows) // _BINS)
             bins = [rows[i : i + size] for i in range(0, len(rows), size)]
             at = [group.epoch(median(row["step"] for row in part) + 1) for part in bins]
@@ -220,8 +222,10 @@ def _support(panels: Panels, heading: str, low: int, high: int) -> Figure:
             )
             axis.plot(at, middle, **_look(group), markevery=max(1, len(at) // 8))
             axis.fill_between(at, lower, upper, color=group.colour, alpha=0.2, linewidth=0)
-        axis.set_yscale("log")
+        if axis.lines:
+            axis.set_yscale("log")
         axis.yaxis.set_major_formatter(_PLAIN)
+        axis.yaxis.set_minor_formatter(_PLAIN)
         _finish(axis, "decoder calls", "epoch")
         axis.set_title(title(folder))
     _legend(figure, [group for groups in panels.values() for group in groups])

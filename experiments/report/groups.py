@@ -97,9 +97,13 @@ class Group:
         return (Mean(values[0], values[1] if len(values) > 1 else None), note) if values else None
 
     def curve(self, column: str) -> tuple[list[float], list[Mean]]:
-        """A column over epochs: the mean over the runs at each step that all of them logged it at."""
-        seen = [{row["step"]: row[column] for row in run.rows(column)} for run in self.runs]
-        steps = sorted(set.intersection(*map(set, seen)))
+        """A column over epochs: the mean over the runs that logged it, at each step at which all of these did.
+
+        NaN counts as not logged.
+        """
+        logged = [{row["step"]: row[column] for row in run.rows(column) if not math.isnan(row[column])} for run in self.runs]
+        seen = [values for values in logged if values]
+        steps = sorted(set.intersection(*map(set, seen))) if seen else []
         means = [Mean.of([values[step] for values in seen]) for step in steps]
         return [self.epoch(step + 1) for step in steps], [m for m in means if m]
 

@@ -74,7 +74,7 @@ def find_runs(paths: list[Path]) -> list[Run]:
     """The runs in folders, at any depth, in the order of their names.
 
     Raises:
-        UsageError: a folder does not exist or holds no run; a run's files are damaged.
+        UsageError: a folder does not exist or holds no run that has trained; a run's files are damaged.
     """
     runs = []
     for path in paths:
@@ -83,7 +83,10 @@ def find_runs(paths: list[Path]) -> list[Run]:
         folders = sorted({file.parent for name in ("run.yaml", "versions.yaml") for file in path.rglob(name)})
         if not folders:
             raise UsageError(f"there is no run in {path}: a run's folder has a versions.yaml, a kept one a run.yaml")
-        runs += [_load(folder) for folder in folders]
+        started = [run for run in map(_load, folders) if run.metrics or run.test]  # others stopped before their first row
+        if not started:
+            raise UsageError(f"no run in {path} has trained yet")
+        runs += started
     return runs
 
 
@@ -95,6 +98,7 @@ def keep(run: Run, folder: Path) -> Path:
     facts = {"config": run.config, "options": dict(run.options), "seed": run.seed, "starts": list(run.starts)}
     (own / "run.yaml").write_text(yaml.safe_dump(facts, sort_keys=False))
     _write(own / "metrics.csv", _thinned(run.metrics))
+    (own / "test.csv").unlink(missing_ok=True)  # of what was kept before
     if run.test:
         _write(own / "test.csv", [{f"test/{name}": value for name, value in run.test.items()}])
     return own
@@ -124,6 +128,9 @@ def _facts(folder: Path) -> dict[str, Any]:
     seed = yaml.safe_load((folder / "config.yaml").read_text())["seed_everything"]
     trained = [start for start in starts if start["step"]] or starts
     names, options = _parsed(trained[-1]["command"])
+    if names and Path(names[0]).name == "config.yaml":  # a run's own: it was trained with what the first command says
+        names, first = _parsed(starts[0]["command"])
+        options = first | options
     kept = ("started", "step", "seconds", "device", "threads", "torch", "git")
     starts = [{name: start.get(name) for name in kept} for start in trained]
     return {"config": names[0] if names else folder.name, "options": options, "seed": seed, "starts": starts}

@@ -61,7 +61,7 @@ def results(groups: list[Group]) -> str:
     task = groups[0].config.partition("/")[0]
     if task not in COLUMNS:
         raise UsageError(f"report knows no table for {task}, but for {', '.join(COLUMNS)}")
-    head, makers = ["method", "runs"], [lambda g: g.label, lambda g: "one run" if len(g.runs) == 1 else f"{len(g.runs)}"]
+    head, makers = ["method", "runs"], [lambda g: g.label, _runs]
     for column in COLUMNS[task]:
         head.append(column.title)
         makers.append(_measured(column))
@@ -80,7 +80,18 @@ def results(groups: list[Group]) -> str:
         lines.append("Means over runs of different seeds ± the standard error of the mean.")
     if missing := [g.label for g in groups if not g.test("decoder_calls")]:
         lines.append(f"Not tested yet: {', '.join(missing)} (`sparsemarg test`).")
+    earlier = [(g, run) for g in groups for run in g.runs if run.test.get("step", run.steps) < run.steps]
+    if earlier:
+        named = "; ".join(f"{g.label}, seed {run.seed}: {int(run.test['step']):,} of {run.steps:,}" for g, run in earlier)
+        lines.append(f"Tested after fewer steps than were trained, at the best checkpoint or before training went on: {named}.")
     return "\n\n".join(lines)
+
+
+def _runs(group: Group) -> str:
+    """How many there are, and how many of these the numbers are of."""
+    count, tested = len(group.runs), sum(bool(run.test) for run in group.runs)
+    text = "one run" if count == 1 else f"{count}"
+    return text if tested in (0, count) else f"{text}, {tested} tested"
 
 
 def origins(groups: list[Group]) -> str:
