@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         COMMANDS[arguments[0]].load()(arguments)
     except UsageError as error:
         message = " ".join(str(error).split())
-        print(textwrap.fill(f"sparsemarg: {message}", 100, break_long_words=False), file=sys.stderr)
+        print(textwrap.fill(f"sparsemarg: {message}", 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
         return 2
     return 0
 

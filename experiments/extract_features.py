@@ -3,7 +3,6 @@
 import argparse
 import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .command_parser import CommandParser
 from .errors import UsageError
+from .folders import check_writable_folder
 
 DESCRIPTION = """Compute features of the images in a folder and write them to an .npz file that the data module FeatureFile
 reads. The folder has one folder of images for each concept, named as the concept; or `train` and `test` with such folders. In
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
     paths, labels, split, classes = find_images(known.images, known.test_fraction, known.seed)
     if known.output.exists():
         raise UsageError(f"{known.output} exists already: give another --output, or delete it")
-    known.output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable_folder("--output", known.output.parent)
     network, transform = load_network(known.network, known.weights, known.layer, known.seed)
     features = extract(network, Images(paths, transform), known.batch_size, torch.device(known.device))
     _write(known.output, features=features.numpy(), labels=labels, split=split, classes=np.array(classes))
@@ -209,14 +209,14 @@ def _classifiers() -> list[str]:
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
     """Write an .npz file that is there as a whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        with unfinished.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -238,10 +238,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="by default %(default)s")
     parser.add_argument("--device", default="cpu", help="such as cuda; by default %(default)s")
     known = parser.parse_args(arguments)
-    if not 0 < known.test_fraction < 1 or known.batch_size < 1:
+    if not 0 < known.test_fraction < 1 or known.batch_size < 1 or known.seed < 0:
         raise UsageError(
-            "--test-fraction must be between 0 and 1, and --batch-size at least 1, not "
-            f"{known.test_fraction} and {known.batch_size}"
+            "--test-fraction must be between 0 and 1, --batch-size at least 1 and --seed at least 0, not "
+            f"{known.test_fraction}, {known.batch_size} and {known.seed}"
         )
     if known.output.suffix != ".npz":
         raise UsageError(f"--output must end in .npz, but is {known.output}")

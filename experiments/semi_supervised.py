@@ -10,6 +10,7 @@ from ..models import SemiSupervisedVAE
 from ..models.estimators import Estimate, Estimator
 from .checkpoints import load_checkpoint
 from .errors import UsageError
+from .named_configs import config_names
 from .semi_supervised_data import LabelledBatch, SemiSupervisedBatch, SemiSupervisedData
 from .task import Outcome, Task
 
@@ -104,10 +105,13 @@ class SemiSupervisedVAETask(Task):
 
     def _load_warm_start(self, path: Path) -> None:
         if not path.is_file():
+            run = path.parent.parent.as_posix().removeprefix("runs/")
+            named = (
+                run if run in config_names() else "semi_supervised_vae/warm_start or semi_supervised_vae/warm_start_sparsemax"
+            )
             raise UsageError(
                 f"model.init_args.warm_start expects the checkpoint {path}, but there is no such file. Train it first with the "
-                "configuration semi_supervised_vae/warm_start or semi_supervised_vae/warm_start_sparsemax, give another "
-                "checkpoint, or null to start from random weights."
+                f"configuration {named}, give another checkpoint, or null to start from random weights."
             )
         saved: dict[str, Tensor] = load_checkpoint(path)["state_dict"]
         own = {name: value for name, value in self.state_dict().items() if name not in self._estimator_names()}

@@ -93,7 +93,8 @@ class Task(LightningModule, ABC):
 
     def _logs_step(self) -> bool:
         """Whether the loggers take this step: summaries that none would see cost as much as a small model's step."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if not self._logs_step():

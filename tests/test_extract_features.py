@@ -126,6 +126,8 @@ def test_bad_images_and_options_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "has no layer 'x', but has features, " in error_of(*NETWORK[:-1], "x")
     assert "has no linear layer" in error_of(*NETWORK[:-2])
     assert "--test-fraction must be between 0 and 1" in error_of("--test-fraction", "1")
+    assert "and --seed at least 0, not 0.2, 32 and -1" in error_of("--seed", "-1")
+    assert f"takes a folder, but {wrong} is a file" in error_of("--output", str(wrong / "f.npz"))
     assert "--device nowhere cannot be used" in error_of("--device", "nowhere")
     assert "`sparsemarg extract-features --help` lists" in error_of("--what")
     (folder / "a" / "0.png").write_bytes(b"no image")

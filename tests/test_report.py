@@ -83,6 +83,18 @@ def test_what_a_run_says_of_itself(tmp_path: Path) -> None:
     assert run.test == {}
 
 
+def test_steps_of_an_epoch_that_is_not_over(tmp_path: Path) -> None:
+    """Of validations within epochs, the last of an epoch is at its end, but for an epoch that goes on."""
+    folder = write_run(tmp_path, "bit_vector_vae/sparsemap", 0)
+    path = folder / "metrics.csv"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("39,")) + "\n")
+    lines = path.read_text().splitlines()
+    within = [line.replace("29,2,", "34,3,", 1) for line in lines if line.startswith("29,2,")]
+    path.write_text("\n".join([*lines, *within]) + "\n")
+    (one,) = group(find_runs([tmp_path]))
+    assert one.epoch(35) == 3.5
+
+
 def test_decoder_calls_are_integrated_over_training(tmp_path: Path) -> None:
     write_run(tmp_path, "bit_vector_vae/sparsemap", 0)
     (one,) = group(find_runs([tmp_path]))

@@ -224,7 +224,9 @@ def test_warm_start_that_does_not_fit(
     monkeypatch.chdir(tmp_path)
     assert cli.main([*FIT, "1", "--config", SPARSEMAX]) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert "there is no such file. Train it first with the configuration semi_supervised_vae/warm_start" in error
+    assert (
+        "there is no such file. Train it first with the configuration semi_supervised_vae/digits/warm_start_sparsemax" in error
+    )
     smaller = ["--config", "semi_supervised_vae/digits/warm_start_sparsemax", "--model.init_args.hidden", "64"]
     assert cli.main([*FIT, "2", *smaller]) == 0
     capsys.readouterr()

@@ -1,6 +1,7 @@
 """`sparsemarg report`: RESULTS.md and figures from the folders of runs."""
 
 import argparse
+import os
 from pathlib import Path
 
 from ..command_parser import CommandParser
@@ -19,7 +20,7 @@ INTRODUCTION = """# Results
 
 Written by `{command}` from runs on the data that the tables name. "Published" are the numbers of Correia, Niculae,
 Aziz and Martins (NeurIPS 2020) and, where the paper draws them only, of the first author's thesis. Epochs are those
-trained of those in the configuration, which has the published number (those on digits are ours). To train a run, give
+begun of those in the configuration, which has the published number (those on digits are ours). To train a run, give
 its command, with `--seed_everything` for another seed; to train it further, the same with `--ckpt_path last`; to
 evaluate it, `sparsemarg test` with the same `--config` and `--folder`."""
 
@@ -50,7 +51,7 @@ def run(arguments: list[str]) -> None:
     parts = [INTRODUCTION.format(command=command)]
     for task in dict.fromkeys(one.config.partition("/")[0] for one in groups):
         parts += _section([one for one in groups if one.config.startswith(f"{task}/")], task)
-        parts += [f"![{path.stem}]({path.relative_to(known.output)})" for path in pictures.get(task, [])]
+        parts += [f"![{path.stem}]({Path(os.path.relpath(path, known.output)).as_posix()})" for path in pictures.get(task, [])]
     target = known.output / "RESULTS.md"
     target.write_text("\n\n".join(parts) + "\n")
     count = sum(len(one.runs) for one in groups)
@@ -74,4 +75,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="copy what a report needs of the runs into this folder: some 100 kB each")
     known = parser.parse_args(arguments)
     check_writable_folder("--output", known.output)
+    check_writable_folder("--figures", known.output / known.figures)
     return known

@@ -110,9 +110,10 @@ class Group:
     def epoch(self, step: float) -> float:
         """How many epochs so many steps are."""
         run = self.runs[0]
-        ends = [row["step"] + 1 for row in run.metrics if "val/support_mean" in row and "epoch" in row]
-        epochs = [row["epoch"] + 1 for row in run.metrics if "val/support_mean" in row and "epoch" in row]
-        return step * (epochs[-1] / ends[-1] if ends else 1 / max(run.steps, 1))
+        ends = {row["epoch"] + 1: row["step"] + 1 for row in run.metrics if "val/support_mean" in row and "epoch" in row}
+        if len(ends) > 1:  # the last may not be over
+            del ends[max(ends)]
+        return step * (max(ends) / ends[max(ends)] if ends else 1 / max(run.steps, 1))
 
     def calls(self) -> tuple[list[float], list[float]]:
         """Epochs of validation, and the decoder calls for each training example until then: the first run's integral."""
