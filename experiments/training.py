@@ -4,12 +4,14 @@ import errno
 import logging
 import shlex
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -25,7 +27,7 @@ from .checkpoints import (
     load_checkpoint,
 )
 from .errors import UsageError
-from .folders import check_writable_folder
+from .folders import alone_in, check_writable_folder
 from .metrics_csv import MetricsCSV
 from .named_configs import resolve_configs
 from .parsing_errors import explain
@@ -47,7 +49,8 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     keep_freed_memory()
     resolved, run_name = resolve_configs(arguments)
     try:
-        return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]))
+        with ExitStack() as held:
+            return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
@@ -62,9 +65,16 @@ class ExperimentCLI(LightningCLI):
 
     A run has one folder (`--folder`, by default `runs/<name of the configuration>`) with its resolved
     configuration, versions, metrics and checkpoints. `--ckpt_path last` goes on where the folder's run stopped.
+
+    Args:
+        arguments: of the command line, the subcommand first, with paths for names of configurations.
+        run_name: of the folder in `runs`.
+        command_line: for the run's record.
+        held: takes what is given back when the run has ended, such as the lock of its folder.
     """
 
-    def __init__(self, arguments: list[str], run_name: str, command_line: str) -> None:
+    def __init__(self, arguments: list[str], run_name: str, command_line: str, held: ExitStack) -> None:
+        self._held = held
         self._command = arguments[0]
         self._command_line = command_line
         self._run_name = run_name
@@ -105,6 +115,9 @@ class ExperimentCLI(LightningCLI):
         options.folder = options.folder or str(Path("runs") / self._run_name)
         check_writable_folder("--folder", Path(options.folder))
         options.trainer.default_root_dir = options.folder
+        first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]  # others of a run train with it
+        if self.config.subcommand == "fit" and first:
+            self._held.enter_context(alone_in(Path(options.folder)))
         self._choose_checkpoint(options)
 
     def instantiate_classes(self) -> None:

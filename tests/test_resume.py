@@ -23,6 +23,7 @@ from sparsemarg.experiments.checkpoints import AtomicCheckpointIO, Checkpoints
 from sparsemarg.experiments.cli import main
 from sparsemarg.experiments.data import ImageData
 from sparsemarg.experiments.errors import UsageError
+from sparsemarg.experiments.folders import alone_in
 from sparsemarg.experiments.metrics_csv import MetricsCSV
 from sparsemarg.experiments.random_state import RandomState
 from sparsemarg.experiments.step_limit import StepLimit
@@ -76,6 +77,18 @@ def test_folder_without_write_access(monkeypatch: pytest.MonkeyPatch, capsys: py
     message = complaint(capsys, "fit", "--config", DIGITS, "--folder", "here")
     assert "--folder takes a folder to write to, but nothing can be written to here (Permission denied)" in message
     assert os.listdir("here") == []
+
+
+def test_two_processes_cannot_train_in_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("here").mkdir()
+    with alone_in(Path("here")):
+        assert "another process trains in here: wait for it" in complaint(capsys, "fit", "--config", DIGITS, "--folder", "here")
+        assert os.listdir("here") == []
+    fit("--folder", "here")
+    fit("--folder", "here", "--ckpt_path", "last", steps=3)  # given back
+    complaint(capsys, "fit", "--config", DIGITS, "--folder", "here", "--ckpt_path", "last", "--seed_everything", "7")
+    with alone_in(Path("here")):  # and after a mistake
+        pass
 
 
 def test_failing_run_leaves_the_previous_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
