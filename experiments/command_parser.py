@@ -1,6 +1,7 @@
 """The argument parser of commands that are not Lightning's."""
 
 import argparse
+from collections.abc import Iterable
 from typing import NoReturn
 
 from .errors import UsageError
@@ -19,3 +20,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. `{self.prog} --help` lists what can be given.")
+
+
+def check_left_out(name: str, options: Iterable[str], arguments: list[str]) -> None:
+    """Raises UsageError if the arguments hold one of the options of `fit` that the command of this name sets itself."""
+    for option in options:
+        if any(argument.partition("=")[0] == option for argument in arguments):
+            raise UsageError(f"{name} sets {option} itself: leave it out.")

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from . import training
 from .bit_vector_vae import BitVectorVAETask
+from .command_parser import check_left_out
 from .data import ImageData
-from .errors import UsageError
 
 CONFIG = "bit_vector_vae/digits/sparsemap_normalized"
 EPOCHS = "60"  # of the configuration's 100: two minutes at most on two cores, and within 1 nat of its bound
@@ -30,9 +30,7 @@ def run(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(f"usage: sparsemarg demo [FIT_OPTION ...]\n\n{inspect.getdoc(run)}")
         return
-    for taken in ("--folder", "--ckpt_path"):
-        if any(argument.partition("=")[0] == taken for argument in arguments):
-            raise UsageError(f"demo sets {taken} itself: leave it out, or train with `sparsemarg fit --config {CONFIG}`.")
+    check_left_out("demo", ("--folder", "--ckpt_path"), arguments)
     # The tensors are tiny: a second thread gains nothing, and waits for its core where another process holds it
     # (measured on two cores, one of them busy: 80 ms a step with one thread, 2 s with two).
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import yaml
 from ..oracles.checks import NotFinite
 from . import training
 from .checkpoints import checkpoint_path
-from .command_parser import CommandParser
+from .command_parser import CommandParser, check_left_out
 from .errors import UsageError
 from .folders import check_writable_folder
 from .named_configs import config_path, resolve_configs
@@ -90,16 +90,15 @@ def _claim(folder: Path, arguments: list[str]) -> None:
         UsageError: it holds runs of a search that passes others, which are not to be compared with its own.
     """
     record = folder / "search.yaml"
-    if record.exists():
+    if any(folder.glob("*/metrics.csv")):  # else nothing has been trained, such as after a mistake in the arguments
+        if not record.exists():
+            raise UsageError(f"{folder} holds runs, but no search.yaml that says how: give another --folder, or delete it.")
         before = yaml.safe_load(record.read_text())
         if before != arguments:
             raise UsageError(
                 f"the search in {folder} passes `{shlex.join(before)}` to fit, not `{shlex.join(arguments)}`: give another "
                 "--folder, or delete that one."
             )
-        return
-    if any(folder.glob("*/metrics.csv")):
-        raise UsageError(f"{folder} holds runs, but no search.yaml that says how: give another --folder, or delete that one.")
     check_writable_folder("--folder", folder)
     record.write_text(yaml.safe_dump(arguments))
 
@@ -149,9 +148,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         )
     if known.metric.startswith("test/"):
         raise UsageError(f"--metric must be one of validation or training, not {known.metric}: test data choose nothing.")
-    for taken in ("--trainer.max_steps", "--ckpt_path"):
-        if any(argument.partition("=")[0] == taken for argument in rest):
-            raise UsageError(f"tune sets {taken} itself: leave it out.")
+    check_left_out("tune", ("--trainer.max_steps", "--ckpt_path"), rest)
     known.passed = [*(word for config in known.config for word in ("--config", config)), *rest]
     fit_arguments, name = resolve_configs(known.passed)
     known.folder = known.folder or Path("tuning") / (name or config_path(known.config[0]).stem)

@@ -88,7 +88,10 @@ def test_a_run_with_scores_that_are_not_finite_diverged(capsys: pytest.CaptureFi
 def test_scores_of_another_search_are_not_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(tune.Trial, "score", lambda self, metric, step: 1.0)
     search = ["tune", "--config", CONFIG, "--grid", "model.init_args.learning_rate=0.1,0.01", "--steps", "1"]
+    assert cli.main([*search, "--model.init_args.hiden", "4"]) == 0  # nothing is trained, so that it binds nobody
     assert cli.main(search) == 0
+    (Path("tuning") / CONFIG / "learning_rate=0.1").mkdir()
+    (Path("tuning") / CONFIG / "learning_rate=0.1/metrics.csv").touch()
     assert cli.main([*search, "--rounds", "2"]) == 0
     capsys.readouterr()
     for other in ([*search, "--model.init_args.hidden", "4"], [*search, "--config", "bit_vector_vae/digits/sfe"]):
