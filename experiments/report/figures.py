@@ -7,9 +7,10 @@ from typing import Any
 
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import LogFormatter
 
 from .groups import Group, title
 
@@ -18,7 +19,6 @@ Panels = dict[str, list[Group]]
 
 _BINS = 60
 _LONG = 30  # letters of a legend's label, of which no four stand in a line
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def learning_curves(panels: Panels) -> Figure:
@@ -93,7 +93,7 @@ def bound_by_cost(panels: Panels) -> Figure:
         left.set_title(title(folder))
         _finish(right, "negative ELBO (bits/dim)", "decoder calls for each training image until then")
         right.set_xscale("log")
-        right.xaxis.set_major_formatter(_PLAIN)
+        _label_plainly(right.xaxis)
         _close(left, groups, "val/bits_per_dim")
         right.set_ylim(left.get_ylim())
     _legend(figure, [group for groups in panels.values() for group in groups])
@@ -224,12 +224,17 @@ def _support(panels: Panels, heading: str, low: int, high: int) -> Figure:
             axis.fill_between(at, lower, upper, color=group.colour, alpha=0.2, linewidth=0)
         if axis.lines:
             axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(_PLAIN)
-        axis.yaxis.set_minor_formatter(_PLAIN)
+            _label_plainly(axis.yaxis)
         _finish(axis, "decoder calls", "epoch")
         axis.set_title(title(folder))
     _legend(figure, [group for groups in panels.values() for group in groups])
     return figure
+
+
+def _label_plainly(axis: Axis) -> None:
+    """A logarithmic axis: 20, not 2 x 10^1; between the powers of ten where there is room."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # decades: of more no label, of fewer all
 
 
 def _finish(axis: Axes, y: str, x: str) -> None:
