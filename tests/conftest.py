@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter
 
     interpreter.prepare_language_once()
+    interpreter.spread_truth_as_truth()
 forget_stale(FOLDERS)  # some tests import compiled modules by themselves
 # What these modules assert is shown with its values when it fails, as in tests themselves.
 pytest.register_assert_rewrite(

@@ -1,8 +1,9 @@
-"""Triton's interpreter, in less time, for processes in which every kernel is interpreted."""
+"""Triton's interpreter, in less time and without a defect, for processes in which every kernel is interpreted."""
 
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -30,3 +31,16 @@ def prepare_language_once() -> None:
         return _Kept()
 
     interpreter._patch_lang = prepare_new
+
+
+def spread_truth_as_truth() -> None:
+    """A comparison of scalars, spread to a block, is to remain one: it becomes integers, which Triton 3.9 refuses as a mask.
+
+    The interpreter notes the type of what was compared with the result, in place of `int1`.
+    """
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def splat_truth(self: Any, kind: Any, scalar: Any) -> Any:
+        return splat(self, kind, interpreter.TensorHandle(scalar.data, tl.int1) if scalar.data.dtype == np.bool_ else scalar)
+
+    interpreter.InterpreterBuilder.create_splat = splat_truth
