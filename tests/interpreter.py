@@ -40,7 +40,7 @@ def spread_truth_as_truth() -> None:
     """
     splat = interpreter.InterpreterBuilder.create_splat
 
-    def splat_truth(self: Any, kind: Any, scalar: Any) -> Any:
-        return splat(self, kind, interpreter.TensorHandle(scalar.data, tl.int1) if scalar.data.dtype == np.bool_ else scalar)
+    def splat_truth(self: Any, ret_ty: Any, arg: Any) -> Any:
+        return splat(self, ret_ty, interpreter.TensorHandle(arg.data, tl.int1) if arg.data.dtype == np.bool_ else arg)
 
     interpreter.InterpreterBuilder.create_splat = splat_truth

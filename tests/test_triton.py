@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sparsemarg.kernels.rounding import EACH_ROUNDED
 
 pytest.importorskip("triton")
 
@@ -33,20 +34,23 @@ def test_interpreted_kernels(name: str, chosen: str) -> None:
     assert run.returncode == 0, run.stdout
 
 
-def machine_code(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int = 4) -> bytes:
+def machine_code(kernel: Any, types: dict[str, str], given: dict[str, Any]) -> bytes:
     """For an H100, which needs no device. Types, shapes and shared memory are checked on the way.
 
-    Pointers are told to be multiples of 16, as those that torch gives are: layouts, and with them what may fail, depend on it.
+    Of the types and of what a launch is given, names that the kernel lacks are left out, options apart. Pointers are told to be
+    multiples of 16, as those that torch gives are: layouts, and with them what may fail, depend on it.
     """
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature = types | dict.fromkeys(constants, "constexpr")
+    options = {name: given[name] for name in ("num_warps", "enable_fp_fusion") if name in given}
+    constants, own = ({name: every[name] for name in kernel.arg_names if name in every} for every in (given, types))
+    signature = own | dict.fromkeys(constants, "constexpr")
     pointers = [place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
     attributes = {(place,): [["tt.divisibility", 16]] for place in pointers}
     source = ASTSource(kernel, signature, constants, attributes)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return compile(source, target=GPUTarget(*H100), options={"num_warps": warps}).asm["cubin"]
+    return compile(source, target=GPUTarget(*H100), options=options).asm["cubin"]
 
 
 @pytest.mark.parametrize(("pointer", "wide"), [("*fp32", "float32"), ("*fp64", "float64")])
@@ -56,12 +60,12 @@ def test_sparsemax_compiles(pointer: str, wide: str) -> None:
 
     forward = {"scores": pointer, "probs": pointer, "count": "i32"}
     backward = {"probs": pointer, "gradient": pointer, "result": pointer, "count": "i32"}
-    for block, project, pull_back in (
+    for count, project, pull_back in (
         (256, simplex._project, simplex._pull_back),
         (simplex.ON_CHIP, simplex._project, simplex._pull_back),
-        (simplex.CHUNK, simplex._project_long, simplex._pull_back_long),
+        (simplex.ON_CHIP + 1, simplex._project_long, simplex._pull_back_long),
     ):
-        constants = {"WIDE": getattr(tl, wide), "BLOCK": block}
+        constants = {"WIDE": getattr(tl, wide)} | simplex._shape(count)
         assert machine_code(project, forward, constants)
         assert machine_code(pull_back, backward, constants)
 
@@ -77,8 +81,7 @@ def test_packed_sums_compile(pointer: str) -> None:
         (packed._compare, {}),
         (packed._entropies, {"LEAST": torch.finfo(torch.float64 if pointer == "*fp64" else torch.float32).tiny}),
     ):
-        types = {name: every[name] for name in kernel.arg_names if name in every}
-        assert machine_code(kernel, types, constants | {"CHUNK": packed.CHUNK})
+        assert machine_code(kernel, every, constants | {"CHUNK": packed.CHUNK} | EACH_ROUNDED)
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -88,7 +91,7 @@ def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:
 
     types = dict.fromkeys(("features", "weight", "bias", "costs", "by_features", "by_head"), "*fp32")
     types |= {"images": "*i64"} | dict.fromkeys(("pixels", "share", "rank", "levels"), "i32")
-    constants = {"WANTED": wanted, "PIXELS": pixels.PIXELS, "RANK": 16, "LEVELS": levels}
+    constants = {"WANTED": wanted, "PIXELS": pixels.PIXELS, "RANK": 16, "LEVELS": levels, "enable_fp_fusion": True}
     assert machine_code(pixels._pixel_costs, types, constants)
 
 
@@ -101,9 +104,8 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
     reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out", "margin_out")
     types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
     types |= dict.fromkeys(("dim", "budget", "limit"), "i32") | {"number_out": "*i64"}
-    constants = {"DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": active_set.CHUNK}
     own = {"KIND": kind, "HOPELESS": active_set.HOPELESS, "NO_ANSWER": active_set.NO_ANSWER}
-    assert machine_code(active_set._solve, types, constants | own)
+    assert machine_code(active_set._solve, types, active_set.shape_of(dimensions, slots) | own)
 
 
 @pytest.mark.parametrize(("dimensions", "slots"), [(16, 16), (128, 128), (512, 128)])
@@ -112,7 +114,6 @@ def test_packed_supports_compile(dimensions: int, slots: int) -> None:
     from sparsemarg.layers.solvers.kernels.triton_iteration import shape_of
 
     constants = shape_of(dimensions, slots)
-    warps = constants.pop("num_warps")
     reals = ("sensitivity", "weights_of", "origin", "sensitivity_out", "probs", "gradient", "change", "result")
     types = dict.fromkeys(reals, "*fp64") | dict.fromkeys(("first", "block", "row_of"), "*i64") | {"dim": "i32", "slots": "i32"}
     for name, before in (
@@ -120,8 +121,7 @@ def test_packed_supports_compile(dimensions: int, slots: int) -> None:
         ("_pull", {"atoms": "*i8"}),
         ("_push", {"atoms": "*i8"}),
     ):
-        kernel, every = getattr(supports, name), types | before
-        assert machine_code(kernel, {n: every[n] for n in kernel.arg_names if n in every}, constants, warps)
+        assert machine_code(getattr(supports, name), types | before, constants)
 
 
 @pytest.mark.parametrize(("dim", "slots"), [(1, 9), (40, 32), (128, 128), (1024, 256), (4096, 512)])
@@ -132,9 +132,7 @@ def test_iteration_beside_any_oracle_compiles(dim: int, slots: int) -> None:
     types = dict.fromkeys(triton_rows._advance.arg_names, "*fp64") | {"dim": "i32", "slots": "i32"}
     types |= dict.fromkeys(("on_of", "exact_of", "converged_of"), "*i8")
     types |= dict.fromkeys(("most", "dropping_of", "stalled_of", "iterations_of"), "*i64")
-    constants = shape_of(dim, slots)
-    warps = constants.pop("num_warps")
-    assert machine_code(triton_rows._advance, {n: t for n, t in types.items() if n not in constants}, constants, warps)
+    assert machine_code(triton_rows._advance, types, shape_of(dim, slots))
 
 
 @pytest.mark.parametrize("dim", [1, 40, 1024])
@@ -151,17 +149,15 @@ def test_sorted_decompositions_compile(name: str, dim: int) -> None:
     types |= dict.fromkeys(("dim", "budget", "exactly"), "i32")
     numbers = {"NO_ANSWER": NO_ANSWER, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MULTIPLIER_STEPS}
     constants = shape_of_row(dim) | numbers | {"CHUNK": chunk_of_row(dim)}
-    warps = constants.pop("num_warps")
     for kernel in (module._find, module._write, module._pull, module._push):
-        given, own = ({n: every[n] for n in kernel.arg_names if n in every} for every in (types, constants))
-        assert machine_code(kernel, given, own, warps)
+        assert machine_code(kernel, types, constants)
 
 
 def test_ties_compile() -> None:
     from sparsemarg.layers.kernels import triton_ties
 
     types = dict.fromkeys(("residual", "grid", "tie_break", "out"), "*fp64") | {"exact": "*i8", "dim": "i32"}
-    assert machine_code(triton_ties._broken, types, {"BLOCK": triton_ties.BLOCK}, 2)
+    assert machine_code(triton_ties._broken, types, {"BLOCK": triton_ties.BLOCK, "num_warps": 2} | EACH_ROUNDED)
 
 
 def test_triton_is_left_alone_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

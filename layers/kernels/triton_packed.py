@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...kernels.rounding import EACH_ROUNDED
+
 CHUNK = 128
 
 
@@ -19,21 +21,22 @@ def combine(probs: Tensor, atoms: Tensor, first: Tensor, means: Tensor) -> None:
     rows, dim = means.shape
     if rows and dim:
         with torch.cuda.device_of(means):
-            _combine[(rows, triton.cdiv(dim, CHUNK))](probs, atoms, first, means, dim, CHUNK=CHUNK)
+            _combine[(rows, triton.cdiv(dim, CHUNK))](probs, atoms, first, means, dim, CHUNK=CHUNK, **EACH_ROUNDED)
 
 
 def compare(values: Tensor, atoms: Tensor, first: Tensor, row: Tensor, products: Tensor) -> None:
     """products[n] = <atoms[n], values[row[n]]>: contiguous [B, D], [N, D] -> [N]."""
     if len(products):
         with torch.cuda.device_of(products):
-            _compare[(len(products),)](values, atoms, row, products, atoms.shape[1], CHUNK=CHUNK)
+            _compare[(len(products),)](values, atoms, row, products, atoms.shape[1], CHUNK=CHUNK, **EACH_ROUNDED)
 
 
 def entropies(probs: Tensor, first: Tensor, found: Tensor, slopes: Tensor) -> None:
     """found_b = -sum_n p log p over first[b] <= n < first[b + 1]; slopes: its derivatives -(log p + 1). [N] -> [B], [N]."""
     if len(found):
         with torch.cuda.device_of(found):
-            _entropies[(len(found),)](probs, first, found, slopes, LEAST=torch.finfo(probs.dtype).tiny, CHUNK=CHUNK)
+            least = torch.finfo(probs.dtype).tiny
+            _entropies[(len(found),)](probs, first, found, slopes, LEAST=least, CHUNK=CHUNK, **EACH_ROUNDED)
 
 
 @triton.jit

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...kernels.rounding import EACH_ROUNDED
+
 # Rows up to this length stay in registers; longer ones are read again for every step of the search, from the cache.
 ON_CHIP = 2**15
 CHUNK = 2**13
@@ -43,7 +45,7 @@ def _wide(values: Tensor) -> tl.dtype:
 
 def _shape(count: int) -> dict[str, int]:
     block = triton.next_power_of_2(count) if count <= ON_CHIP else CHUNK
-    return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16)}
+    return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16), **EACH_ROUNDED}
 
 
 # As `simplex.project_rows` finds tau: relative to the largest score it is in [-1, 0), and the mean excess over 1 of the scores

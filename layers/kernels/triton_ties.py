@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...kernels.rounding import EACH_ROUNDED
+
 BLOCK = 256
 
 
@@ -20,7 +22,7 @@ def broken(residual: Tensor, grid: Tensor, tie_break: Tensor, exact: Tensor, out
     if rows and dim:
         with torch.cuda.device_of(residual):
             _broken[(rows, triton.cdiv(dim, BLOCK))](
-                residual, grid, tie_break, exact.view(torch.int8), out, dim, BLOCK=BLOCK, num_warps=2
+                residual, grid, tie_break, exact.view(torch.int8), out, dim, BLOCK=BLOCK, num_warps=2, **EACH_ROUNDED
             )
 
 

@@ -42,6 +42,7 @@ def pixel_costs(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, 
                 RANK=max(16, triton.next_power_of_2(rank + 1)),
                 LEVELS=max(16, triton.next_power_of_2(levels)),
                 num_warps=4,
+                enable_fp_fusion=True,  # the products of matrices are most of the work
             )
     return costs.sum(-1), by_features, by_head.sum(1)
 

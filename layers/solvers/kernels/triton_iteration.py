@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ....kernels.numbers import numbers_on
+from ....kernels.rounding import EACH_ROUNDED
 from ..limits import PIVOT_IN_DOUBT, PIVOT_NOISE, SETTLED, WEIGHT_NOISE
 
 # Slots that are read at a time, and entries of them: what registers hold.
@@ -24,7 +25,8 @@ def shape_of(dim: int, slots: int) -> dict[str, int]:
     """What a kernel is compiled for, for D coordinates and S slots."""
     dimensions, slots = max(16, triton.next_power_of_2(dim)), triton.next_power_of_2(slots)
     chunk = min(CHUNK, max(1, ENTRIES // max(dimensions, slots)))
-    return {"DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": chunk, "num_warps": 4 if dimensions <= 512 else 8}
+    warps = 4 if dimensions <= 512 else 8
+    return {"DIMENSIONS": dimensions, "SLOTS": slots, "CHUNK": chunk, "num_warps": warps, **EACH_ROUNDED}
 
 
 def constants_on(device: torch.device, tol: float, *others: float) -> Tensor:

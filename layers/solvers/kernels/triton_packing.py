@@ -6,6 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ....kernels.rounding import EACH_ROUNDED
+
 # Comparisons of coordinates that registers hold; and coordinates of a row where each is compared with every other.
 ENTRIES = 2**12
 MOST_DIMENSIONS = 1024
@@ -40,7 +42,7 @@ def room_for(number: Tensor, dim: int, dtype: torch.dtype) -> Room | None:
 def shape_of_row(dim: int) -> dict[str, int]:
     """What a kernel is compiled for that holds D coordinates."""
     dimensions = max(16, triton.next_power_of_2(dim))
-    return {"DIMENSIONS": dimensions, "num_warps": min(8, max(1, dimensions // 64))}
+    return {"DIMENSIONS": dimensions, "num_warps": min(8, max(1, dimensions // 64)), **EACH_ROUNDED}
 
 
 def chunk_of_row(dim: int) -> int:
