@@ -28,7 +28,7 @@ class BernoulliCube(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """Every bit of positive score; O(D)."""
-        return scores.detach().clone().gt_(0)  # what is compared in place is no bool: those take long to convert on a CPU
+        return scores.detach().sign().relu_()  # no bools: those take long to convert on a CPU
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best bit vectors: `flips`, written down."""
