@@ -57,12 +57,13 @@ class BatchedData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Batches:
         """Shuffled by the run's seed; see `Batches` for how a resumed run continues."""
-        source, shard = self.sources.train, self._shard()
-        whole_epoch = len(Batches(source, self.batch_size, shard=shard))
+        if self._train is not None and self.trainer is not None and self.trainer.current_epoch > 0:
+            self._train_state = self._train.state_dict()  # asked for anew between epochs
+        self._train = Batches(self.sources.train, self.batch_size, seed=torch.initial_seed(), shard=self._shard())
         limit = self.trainer.limit_train_batches if self.trainer is not None else None
-        stop = int(whole_epoch * limit) if isinstance(limit, float) else limit
-        seed = torch.initial_seed()
-        self._train = Batches(source, self.batch_size, seed=seed, batches_per_epoch=stop, shard=shard)
+        if limit is not None:
+            whole = len(self._train)
+            self._train.batches_per_epoch = int(whole * limit) if isinstance(limit, float) else min(limit, whole)
         if self._train_state is not None:
             self._train.load_state_dict(self._train_state)
         return self._train

@@ -1,6 +1,6 @@
 """Training and testing of the bit-vector VAE."""
 
-import math
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -81,6 +81,14 @@ class BitVectorVAETask(Task):
                 "data's, or choose other data"
             )
 
+    def on_train_start(self) -> None:
+        if self.trainer.world_size > 1 and isinstance(self.vae.encoder.normalize, nn.BatchNorm1d):  # not one made SyncBatchNorm
+            warnings.warn(
+                "every process normalises the scores over its own part of a batch, so that the loss is not that of one "
+                "process: on GPUs, --trainer.sync_batchnorm true normalises over the whole batch",
+                stacklevel=2,
+            )
+
     def train_outcome(self, batch: Tensor) -> Outcome:
         bound: Bound = self.vae(batch)
         values = {
@@ -98,7 +106,9 @@ class BitVectorVAETask(Task):
         self._record(batch)
         limit, processes = self.likelihood_images, self.trainer.world_size
         done = sum(map(len, self._likelihoods))
-        images = batch if limit is None else batch[: max(0, math.ceil(limit / processes) - done)]
+        if limit is not None:
+            limit = limit // processes + (self.global_rank < limit % processes)
+        images = batch if limit is None else batch[: max(0, limit - done)]
         if len(images):
             seed = batch_idx * processes + self.global_rank
             self._likelihoods.append(Likelihoods.of(self.vae, images, self.likelihood_samples, seed))

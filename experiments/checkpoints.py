@@ -188,8 +188,11 @@ def _in_mid_epoch(trainer: Trainer) -> bool:
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    if not trainer.enable_validation:
+    """Whether Lightning validates after this batch: in every n-th epoch, or every so many batches whatever the epoch."""
+    epochs = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (epochs is not None and (trainer.current_epoch + 1) % epochs):
         return False
     if isinstance(trainer.val_check_batch, int):
-        return (batch_idx + 1) % trainer.val_check_batch == 0
+        batch = trainer.fit_loop.epoch_loop.total_batch_idx if epochs is None else batch_idx
+        return (batch + 1) % trainer.val_check_batch == 0
     return batch_idx + 1 == trainer.num_training_batches

@@ -47,6 +47,9 @@ class RandomState(Callback):
             _seed_apart(trainer.global_rank)
         self._loaded = None
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _seed_apart(trainer.global_rank)
+
 
 def _state() -> dict[str, Any]:
     algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002  # the global one

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, promote_types
 
 from ..models.estimators import Estimate
 
@@ -48,11 +48,11 @@ class Records:
         return Records(values, self.support.cpu(), self.modes.cpu(), self.evaluations)
 
     def summarize(self) -> dict[str, Tensor]:
-        """Average the values; describe supports (means and percentiles) and count distinct most probable structures."""
+        """Average the values, in float32 at least; describe supports (means and percentiles); count distinct structures."""
         support = self.support.float()
         percentiles = support.quantile(support.new_tensor(PERCENTS) / 100)
         return {
-            **{name: value.mean() for name, value in self.values.items()},
+            **{name: value.mean(dtype=promote_types(value.dtype, torch.float32)) for name, value in self.values.items()},
             "support_mean": support.mean(),
             **{f"support_q{percent}": value for percent, value in zip(PERCENTS, percentiles, strict=True)},
             "decoder_calls": support.new_tensor(self.evaluations / len(self)),

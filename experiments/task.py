@@ -36,7 +36,8 @@ class Task(LightningModule, ABC):
     probable structures. Steps also log the norm of the encoder's gradient: where every support of a batch is a single
     atom that norm is exactly 0.
 
-    Trained by several processes, each on its part of a batch, the gradient and what is logged are those of the whole batch.
+    Trained by several processes, each on its part of a batch, the gradient and what is logged are those of the whole batch,
+    batch normalisation apart (--trainer.sync_batchnorm).
 
     Args:
         learning_rate: Adam's; the others of its settings are its defaults.

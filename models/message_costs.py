@@ -79,13 +79,15 @@ class SampledSuccess(MessageCost):
 def _symbol(messages: Tensor) -> Tensor | None:
     """The symbol [n] of one-hot messages; None where a message is relaxed, or its gradient is wanted.
 
-    One product with (1, k) for the k-th symbol gives the sum of a message, and the symbol if it is one-hot: several times
-    faster than argmax, which counts where thousands of symbols are tried.
+    One product with (1, k // 256, k % 256) for the k-th symbol gives the sum of a message, and the symbol if it is one-hot:
+    several times faster than argmax, which counts where thousands of symbols are tried. Numbers up to 256 are exact in all
+    that a product may be rounded to: bfloat16 under autocast, TF32 on a GPU. So are those of 65,536 symbols.
     """
     if messages.requires_grad:
         return None
-    places = torch.arange(messages.shape[-1], dtype=messages.dtype, device=messages.device)
-    total, place = (messages @ torch.stack([torch.ones_like(places), places], -1)).unbind(-1)
-    symbol = place.round().long().clamp(0, messages.shape[-1] - 1)
+    places = torch.arange(messages.shape[-1], device=messages.device)
+    digits = torch.stack([torch.ones_like(places), places // 256, places % 256], -1).to(messages.dtype)
+    total, high, low = (messages @ digits).unbind(-1)
+    symbol = (256 * high.round().long() + low.round().long()).clamp(0, messages.shape[-1] - 1)
     one_hot = total.eq(1) & messages.gather(-1, symbol[:, None])[:, 0].eq(1)
     return symbol if bool(one_hot.all()) else None

@@ -5,6 +5,7 @@ before the 256 grey levels) are those of the authors' published code.
 """
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Encoder(nn.Module):
@@ -16,7 +17,7 @@ class Encoder(nn.Module):
     encoder a gradient of exactly 0. On Fashion-MNIST with D = 32 the support goes from 29 atoms to 1 and the codes of
     1,000 held-out images to a single one within 20 steps; the gradient of whole batches is 0 at steps 30 to 100, and at
     step 300 there are 2 codes. A score normalised over the batch cannot be on the same side for all images, so the
-    bits go on to tell images apart.
+    bits go on to tell images apart. A batch of one image in training is normalised by the running averages.
 
     Args:
         pixels: number of pixels of an image.
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         self.dim = dim
         self.hidden = nn.Linear(pixels, hidden)
         self.output = nn.Linear(hidden, dim)
-        self.normalize = nn.BatchNorm1d(dim) if normalize_scores else nn.Identity()
+        self.normalize = _BatchNorm(dim) if normalize_scores else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, pixels] of integer grey levels to scores [B, D] float."""
@@ -44,6 +45,15 @@ class Encoder(nn.Module):
             )
         inputs = images.to(self.output.weight.dtype) / (self.levels - 1)
         return self.normalize(self.output(self.hidden(inputs).relu()))
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """That of torch, which refuses to train on a single row: such may be the last batch of an epoch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or len(input) != 1:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class Decoder(nn.Module):

@@ -64,10 +64,11 @@ class _PixelCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, pairs: int, wanted: bool) -> Tensor:
         found = _compiled(features, weight, bias, images, wanted)
         if found is None:
-            chunks = [
-                _chunk(part, weight, bias, pixels, wanted)
-                for part, pixels in zip(features.split(pairs), images.split(pairs), strict=True)
-            ]
+            with _as_given(features):
+                chunks = [
+                    _chunk(part, weight, bias, pixels, wanted)
+                    for part, pixels in zip(features.split(pairs), images.split(pairs), strict=True)
+                ]
             found = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
         costs, by_features, by_head = found
         ctx.save_for_backward(features, weight, bias, images, by_features, by_head)
@@ -79,10 +80,18 @@ class _PixelCrossEntropy(torch.autograd.Function):
         features, weight, bias, images, by_features, by_head = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             inputs = [x for x, needed in zip((features, weight, bias), ctx.needs_input_grad, strict=False) if needed]
-            found = iter(torch.autograd.grad(plain(features, weight, bias, images), inputs, gradient, create_graph=True))
+            with _as_given(features):
+                costs = plain(features, weight, bias, images)
+            found = iter(torch.autograd.grad(costs, inputs, gradient, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
-        head = (gradient @ by_head.flatten(1)).unflatten(0, by_head.shape[1:])  # [rank + 1, levels]
+        with _as_given(features):
+            head = (gradient @ by_head.flatten(1)).unflatten(0, by_head.shape[1:])  # [rank + 1, levels]
         return gradient[:, None, None] * by_features, head[:-1].T, head[-1], None, None, None
+
+
+def _as_given(tensor: Tensor) -> torch.autocast:
+    """In the tensors' own precision, whatever autocast would choose for products of matrices."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def plain(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor) -> Tensor:

@@ -2,12 +2,19 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from experiment_cases import rows_of
 from sparsemarg.experiments import cli
+from sparsemarg.experiments.bit_vector_vae import BitVectorVAETask
+from sparsemarg.experiments.records import Records
+from sparsemarg.layers import SparseMAP
+from sparsemarg.models.estimators import Marginalize
+from sparsemarg.oracles import BernoulliCube
 
 COMMON = [
     *("--trainer.accelerator", "cpu"),
@@ -65,3 +72,35 @@ def test_processes_draw_their_own_samples_and_resume(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
     first, second = checkpoint["callbacks"]["RandomState"]["processes"]
     assert not torch.equal(first["torch"], second["torch"])
+
+
+@pytest.fixture
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> BitVectorVAETask:
+    """A task in the second of two processes."""
+    trainer = SimpleNamespace(world_size=2, global_rank=1)
+    monkeypatch.setattr(BitVectorVAETask, "trainer", trainer)
+    monkeypatch.setattr(BitVectorVAETask, "global_rank", trainer.global_rank)
+    estimator = Marginalize(SparseMAP(BernoulliCube(4)))
+    return BitVectorVAETask(estimator, 4, 6, 5, normalize_scores=True, likelihood_samples=2, likelihood_images=9)
+
+
+def test_the_likelihood_is_of_as_many_images_as_were_asked_for(second_of_two: BitVectorVAETask) -> None:
+    """Nine: five in the first process, four in the second."""
+    for batch in range(2):
+        second_of_two.test_step(torch.zeros(3, 6, dtype=torch.long), batch)
+    assert sum(map(len, second_of_two._likelihoods)) == 4
+
+
+def test_scores_normalized_by_parts_are_warned_of(second_of_two: BitVectorVAETask) -> None:
+    with pytest.warns(UserWarning, match="sync_batchnorm"):
+        second_of_two.on_train_start()
+    second_of_two.vae.encoder.normalize = torch.nn.SyncBatchNorm(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second_of_two.on_train_start()
+
+
+def test_summaries_of_half_precision_are_not_rounded_to_it() -> None:
+    values = torch.tensor([100.0, 100.5, 101.0], dtype=torch.bfloat16)
+    records = Records({"cost": values}, torch.ones(3), torch.zeros(3, 2, dtype=torch.bool), 3)
+    assert records.summarize()["cost"] == pytest.approx(values.double().mean().item())

@@ -168,6 +168,23 @@ def test_pixel_cross_entropy_derivatives_of_both_orders() -> None:
     assert torch.autograd.gradgradcheck(costs, inputs)
 
 
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_autocast_leaves_pixels_alone(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", switch)
+    torch.manual_seed(4)
+    head, images = nn.Linear(5, 17), torch.randint(0, 17, (3, 20))
+    features = torch.randn(3, 20, 5, requires_grad=True)
+
+    def derivatives(mixed: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            costs = pixel_cross_entropy(features, head, images)
+        first = torch.autograd.grad(costs.sum(), [features, head.weight], create_graph=True)
+        return [costs, *first, *torch.autograd.grad(first[0].square().sum(), features)]
+
+    for ours, expected in zip(derivatives(True), derivatives(False), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_pixel_cross_entropy_in_float32_is_within_1e_5() -> None:
     torch.manual_seed(3)
     head, images = nn.Linear(5, 256), torch.randint(0, 256, (4, 784))
@@ -206,6 +223,16 @@ def test_saturated_scores_collapse_without_normalization_only(images: Tensor) ->
     assert found[False] == (1.0, 0.0)
     assert found[True][0] > 1
     assert found[True][1] > 1e-3
+
+
+def test_a_last_batch_of_one_image_is_normalized_by_the_running_averages(images: Tensor) -> None:
+    encoder = Encoder(PIXELS, LEVELS, 4, normalize_scores=True).double()
+    encoder(images)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    alone = encoder(images[:1])
+    alone.sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    torch.testing.assert_close(alone, encoder.eval()(images[:1]))
 
 
 def test_published_sizes() -> None:

@@ -149,7 +149,7 @@ class Few(ImageData):
         return type("Splits", (), {"train": images, "val": images, "test": images})()
 
 
-def roll(folder: Path, steps: int, resume: bool = False) -> list[tuple[Any, ...]]:
+def roll(folder: Path, steps: int, resume: bool = False, **options: Any) -> list[tuple[Any, ...]]:
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     random.seed(5)
@@ -162,6 +162,7 @@ def roll(folder: Path, steps: int, resume: bool = False) -> list[tuple[Any, ...]
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[RandomState(), Checkpoints(), StepLimit(steps)],
+        **options,
     )
     trainer.fit(dice, datamodule=Few(2), ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
     return dice.drawn
@@ -175,6 +176,13 @@ def test_epochs_batches_and_random_generators_continue(tmp_path: Path, stop: int
     second = roll(tmp_path / "parts", 10, resume=True)
     assert first + second == whole
     assert [epoch for epoch, *_ in whole] == [0] * 4 + [1] * 4 + [2] * 2
+
+
+def test_batches_that_are_made_anew_between_epochs_go_on(tmp_path: Path) -> None:
+    whole = roll(tmp_path / "whole", 14)
+    anew = {"reload_dataloaders_every_n_epochs": 1}
+    assert roll(tmp_path / "anew", 14, **anew) == whole
+    assert roll(tmp_path / "parts", 6, **anew) + roll(tmp_path / "parts", 14, resume=True, **anew) == whole
 
 
 def same_state(ours: Any, theirs: Any) -> bool:
@@ -226,6 +234,50 @@ def test_validations_within_an_epoch_are_checkpoints_too() -> None:
         assert [checkpoint["global_step"] for checkpoint in found] == [stop, best]
         fit_to(f"steps{stop}", 12, "--ckpt_path", "last")
         assert_same_run(Path(f"steps{stop}"), Path("whole"))
+
+
+def in_short_epochs(folder: str, steps: int, *more: str) -> None:
+    """With three batches in an epoch."""
+    fit("--folder", folder, "--data.init_args.batch_size", "500", *more, config="bit_vector_vae/digits/topk", steps=steps)
+
+
+def test_a_limit_above_what_an_epoch_has_resumes_bit_for_bit() -> None:
+    limit = ["--trainer.limit_train_batches", "100", "--trainer.max_epochs"]
+    in_short_epochs("whole", -1, *limit, "3")
+    in_short_epochs("parts", -1, *limit, "1")
+    in_short_epochs("parts", -1, *limit, "3", "--ckpt_path", "last")
+    assert_same_run(Path("parts"), Path("whole"))
+
+
+WAYS_TO_VALIDATE = [("2", "3"), ("2", "2"), ("null", "2"), ("null", "5")]
+
+
+@pytest.mark.parametrize(("epochs", "interval"), WAYS_TO_VALIDATE)
+def test_a_run_ends_with_a_checkpoint_however_it_validates(epochs: str, interval: str) -> None:
+    for stop in (2, 3, 5):
+        options = ["--trainer.check_val_every_n_epoch", epochs, "--trainer.val_check_interval", interval]
+        in_short_epochs(f"steps{stop}", stop, *options)
+        assert torch.load(f"steps{stop}/checkpoints/last.ckpt", weights_only=True)["global_step"] == stop
+
+
+@pytest.mark.parametrize(("epochs", "interval"), WAYS_TO_VALIDATE)
+def test_a_run_that_dies_in_a_validation_makes_it_up(epochs: str, interval: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--trainer.check_val_every_n_epoch", epochs, "--trainer.val_check_interval", interval]
+    options += ["--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "4"]
+    in_short_epochs("whole", -1, *options)
+    step = BitVectorVAETask.validation_step
+
+    def die(self: BitVectorVAETask, batch: Tensor) -> None:
+        if self.global_step > 1:
+            raise RuntimeError("the device is gone")
+        step(self, batch)
+
+    monkeypatch.setattr(BitVectorVAETask, "validation_step", die)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        in_short_epochs("parts", -1, *options)
+    monkeypatch.setattr(BitVectorVAETask, "validation_step", step)
+    in_short_epochs("parts", -1, *options, "--ckpt_path", "last")
+    assert_same_run(Path("parts"), Path("whole"))
 
 
 def test_a_metric_that_is_not_logged_decides_on_nothing(capsys: pytest.CaptureFixture[str]) -> None:

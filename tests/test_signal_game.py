@@ -121,6 +121,24 @@ def test_cost_of_one_hot_and_of_relaxed_messages() -> None:
         torch.testing.assert_close(NegativeLogLikelihood()(table, position, messages, row), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_hot_messages_are_known_as_such_in_any_precision(dtype: torch.dtype) -> None:
+    """Where products of matrices are rounded to 8 bits, and there are many symbols."""
+    chosen = torch.tensor([0, 255, 256, 257, 511, 5003, 9999])
+    messages = torch.nn.functional.one_hot(chosen, 10_000)
+    table = torch.randn(1, IMAGES, 10_000, generator=torch.Generator().manual_seed(0))
+    row = torch.zeros(len(chosen), dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float16):
+        for given in (messages.to(dtype), messages.to(dtype).roll(1, 0)):
+            found = NegativeLogLikelihood()(table, row[:1], given, row)
+            expected = -table[0, :, given.argmax(-1)].log_softmax(0)[0]
+            torch.testing.assert_close(found, expected)
+            assert SampledSuccess()(table, row[:1], given, row).log_prob.shape == (len(chosen),)
+    relaxed = torch.rand(3, 10_000, dtype=torch.float64).softmax(-1).to(dtype)
+    with pytest.raises(ValueError, match="one-hot, but are relaxed"):
+        SampledSuccess()(table.to(dtype), row[:1], relaxed, row[:3])
+
+
 def test_drawn_guesses_follow_the_receiver() -> None:
     draws = 40_000
     table = torch.randn(1, IMAGES, SYMBOLS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,8 @@ Written by `{command}` from runs on the data that the tables name. "Published" a
 Aziz and Martins (NeurIPS 2020) and, where the paper draws them only, of the first author's thesis. Epochs are those
 begun of those in the configuration, which has the published number (those on digits are ours). To train a run, give
 its command, with `--seed_everything` for another seed; to train it further, the same with `--ckpt_path last`; to
-evaluate it, `sparsemarg test` with the same `--config` and `--folder`."""
+evaluate it, `sparsemarg test` with the same `--config` and `--folder`, which takes the checkpoint of the best validation, if
+there was one."""
 
 TASKS = {
     "semi_supervised_vae": """Classes are the argmax of the classifier's scores. The negative ELBO has all its terms for every

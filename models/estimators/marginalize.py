@@ -10,7 +10,7 @@ class Marginalize(Estimator):
     """Sums the cost over every structure that a sparse layer gives mass: E_q[cost] = sum_z q(z) cost(z).
 
     No sampling and no relaxation: value and gradient are exact, and the cost is evaluated only where q(z) > 0
-    (Correia et al. 2020, eq. 3 with sparse q).
+    (Correia et al. 2020, eq. 1, with a sparse q).
 
     Args:
         layer: maps scores [B, D] to a SparseDistribution, such as `sparsemarg.layers.SparseMAP`, or scores [B, K] of
