@@ -121,3 +121,6 @@ def part_of(rows: Any, part: slice) -> Any:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the child of a fork has none of the threads

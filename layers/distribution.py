@@ -161,13 +161,16 @@ class SparseDistribution:
         return self.atoms[self._first[:-1] + drawn].reshape((*sample_shape, *self.batch_shape, self.atoms.shape[1]))
 
     def log_prob(self, structures: Tensor) -> Tensor:
-        """log xi(z) in nats, `-inf` off the support: structures [*sample_shape, *B, D] -> [*sample_shape, *B]."""
+        """log xi(z) in nats, `-inf` off the support: structures [*sample_shape, *B, D] -> [*sample_shape, *B].
+
+        Structures are compared in the atoms' dtype.
+        """
         own = (*self.batch_shape, self.atoms.shape[1])
         if structures.shape[max(0, structures.dim() - len(own)) :] != own:
             raise ValueError(f"log_prob needs one structure a row, {list(own)}, not {list(structures.shape)}")
         samples = math.prod(structures.shape[: structures.dim() - len(own)])
-        asked = structures.reshape(samples, len(self._first) - 1, own[-1]).transpose(0, 1)[self.row]  # [N, samples, D]
-        same = (asked == self.atoms[:, None]).all(-1)
+        by_row = structures.to(self.atoms.dtype).reshape(samples, len(self._first) - 1, own[-1]).transpose(0, 1)
+        same = (by_row[self.row] == self.atoms[:, None]).all(-1)  # [N, samples]
         mass = self._sum(torch.where(same, self.probs[:, None], 0)).T
         logs = torch.where(mass > 0, mass, 1).log()
         return torch.where(mass > 0, logs, -torch.inf).reshape(structures.shape[:-1])

@@ -17,6 +17,7 @@ class DependencyArcs:
         words: n.
     """
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, words: int) -> None:
         self.words = words
         heads = torch.arange(words + 1).expand(words, -1)

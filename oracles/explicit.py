@@ -29,6 +29,7 @@ class Explicit(Polytope):
 
     takes_forbidden = True
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(
         self,
         vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]],
@@ -46,7 +47,7 @@ class Explicit(Polytope):
                 f"an earlier one; pass vertices.unique(dim=0)"
             )
         self.dim = table.shape[1]
-        self._vertices = table
+        self._vertices = table.clone() if table.is_inference() else table
         self.regularized = regularized
         Parts.of(self)  # a bad one is said here
 

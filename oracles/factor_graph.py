@@ -28,6 +28,7 @@ class Factor:
     Factor(Simplex(dim=3), variables=[0, 3, 6])
     """
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, polytope: Polytope, variables: Sequence[int]) -> None:
         if isinstance(polytope, type) or not hasattr(polytope, "dim") or not hasattr(polytope, "maximize"):
             raise ValueError(f"Factor needs a polytope, an object with `dim` and `maximize`, not {polytope!r}")
@@ -90,6 +91,7 @@ class FactorGraph:
     FactorGraph(variables=4, factors=4 in 1 groups)
     """
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, variables: int, factors: Sequence[Factor]) -> None:
         self.variables = check_count("FactorGraph: variables", variables, 1)
         self.factors = tuple(factors)

@@ -97,8 +97,8 @@ class EnumeratedGibbs:
         return self.vertices[chosen].to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
-        """The listed structure's log-probability, nats."""
-        match = (structures.to(self.vertices)[..., None, :] == self.vertices).all(-1)  # [..., V]
+        """The listed structure's log-probability, nats; listed is what is equal in the scores' dtype."""
+        match = (structures.to(self.dtype)[..., None, :] == self.vertices.to(self.dtype)).all(-1)  # [..., V]
         picked = torch.where(match, self.log_probs, -torch.inf)
         return picked.amax(-1).to(self.dtype)
 
@@ -112,7 +112,7 @@ class CardinalityGibbs:
 
     Dynamic program over suffixes, in log space: log Z_i(j) sums exp <z, t> over the bits i..D with j still to spend,
 
-        log Z_i(j) = logaddexp(log Z_(i+1)(j), t_i + log Z_(i+1)(j - 1)),   log Z_(D+1)(j) = 0  (exactly: only for j = 0).
+        Z_i(j) = Z_(i+1)(j) + exp(t_i) Z_(i+1)(j - 1),   Z_(D+1)(j) = 1  (exactly: only for j = 0).
 
     O(D budget) time and memory a row, D sequential steps.
     """
@@ -120,7 +120,7 @@ class CardinalityGibbs:
     def __init__(self, scores: Tensor, budget: int, exactly: bool) -> None:
         self.budget, self.exactly, self.dtype = budget, exactly, scores.dtype
         self.scores = scores = _precise(scores)
-        # A finite stand-in for -inf: logaddexp(-inf, -inf) has no gradient. Its exponential is 0 in every dtype.
+        # A finite stand-in for -inf: the sum of two exp(-inf) has no gradient. Its exponential is 0 in every dtype.
         self.floor = torch.finfo(scores.dtype).min / 4
         allowed = scores.clamp(min=self.floor)
         last = scores.new_zeros(*scores.shape[:-1], budget + 1)
@@ -128,7 +128,9 @@ class CardinalityGibbs:
             last[..., 1:] = self.floor
         suffixes = [last]
         for i in reversed(range(scores.shape[-1])):
-            suffixes.append(torch.logaddexp(suffixes[-1], allowed[..., i, None] + self._spent(suffixes[-1])))
+            # Not logaddexp: its second derivative is NaN where one term is negligible.
+            terms = torch.stack([suffixes[-1], allowed[..., i, None] + self._spent(suffixes[-1])])
+            suffixes.append(terms.logsumexp(0))
         suffixes.reverse()
         check_some_allowed(torch.where(suffixes[0] > self.floor / 2, suffixes[0], -torch.inf).detach()[..., budget])
         self.suffixes = suffixes  # D + 1 tensors [*B, budget + 1]
@@ -157,7 +159,7 @@ class CardinalityGibbs:
         """<z, t> - log Z, nats."""
         scores = torch.where(self.scores.isneginf(), 0, self.scores)
         inside = (structures.to(scores) * scores).sum(-1) - self.suffixes[0][..., self.budget]
-        size = structures.sum(-1)
+        size = structures.to(scores).sum(-1)  # half precision would round it
         fits = size == self.budget if self.exactly else size <= self.budget
         bits = ((structures == 0) | (structures == 1)).all(-1)
         allowed = ~((structures != 0) & self.scores.isneginf()).any(-1)

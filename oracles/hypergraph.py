@@ -74,6 +74,7 @@ class Hypergraph:
         ValueError: there is no derivation, or a node is needed to derive itself.
     """
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, dim: int, edges: Sequence[Edge], goal: int) -> None:
         edges, level_of = _ordered(edges, goal)
         names = sorted(level_of, key=lambda node: (level_of[node], node))
@@ -294,9 +295,10 @@ class Inside:
     def entropy(self) -> Tensor:
         """Of the derivation, nats, [B]: H(node) = sum_e p_e (-log p_e + H(its tails)); no difference of large numbers."""
         parts = [torch.zeros_like(self.log_total)[None]]
+        least = torch.finfo(self.log_total.dtype).tiny ** 0.5  # below, 1 / share^2, of the second derivative, overflows
         for level, share in zip(self.graph.levels, self.shares, strict=True):
             below = torch.cat(parts)[(level.tails + 1) % (self.graph.count + 1)].sum(2)
-            surprise = -torch.where(share > 0, share, 1).log()
+            surprise = -torch.where(share > least, share, 1).log()
             parts.append(ordered_sum(share * (surprise + below)))
         return torch.cat(parts)[1 + self.graph.goal]
 

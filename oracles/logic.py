@@ -27,6 +27,7 @@ class LogicFactor(Polytope):
 
     takes_forbidden = True
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, dim: int, negated: Sequence[bool] | None = None) -> None:
         name = type(self).__name__
         self.dim = check_count(f"{name}: dim", dim, 1)

@@ -23,8 +23,8 @@ class TreeGibbs:
         self.arcs, self.single_root = arcs, single_root
         self.dtype, self.batch_shape = scores.dtype, scores.shape[:-1]
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        self.scores = precise.reshape(self.batch_shape.numel(), scores.shape[-1])
-        self.present = arcs.present(self.scores)
+        flat = precise.reshape(self.batch_shape.numel(), scores.shape[-1])
+        self.present, self.scores = arcs.present(flat), _relative(flat, arcs.words)
         self.log_total = self._log_total(self._weights(self.scores))
         check_some_allowed(self.log_total.detach().reshape(self.batch_shape))
 
@@ -140,6 +140,14 @@ def log_trees(weights: Tensor, present: Tensor, *, single_root: bool) -> tuple[T
         weights = torch.stack([weights, (above + below).clamp(min=floor)]).logsumexp(0)
         left = left & (word != taken)
     return total, found
+
+
+def _relative(scores: Tensor, words: int) -> Tensor:
+    """The scores, each word's largest taken off: every word has one head, so no probability changes, and digits are kept."""
+    table = scores.unflatten(-1, (words, words))
+    peak = table.detach().amax(-1, keepdim=True)
+    lowered = (table - torch.where(peak.isneginf(), 0, peak)).clamp(min=torch.finfo(scores.dtype).min)
+    return torch.where(table.isneginf(), table, lowered).flatten(-2)
 
 
 def _floor(like: Tensor) -> float:

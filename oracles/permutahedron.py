@@ -28,6 +28,7 @@ class Permutahedron(Polytope):
     tensor([[1., 3., 2.]])
     """
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         try:
             given = torch.as_tensor(weights, dtype=torch.float64)
@@ -65,9 +66,16 @@ class Permutahedron(Polytope):
             raise ValueError(
                 f"scores row {row} has more entries -inf than {self!r} has weights 0, its smallest; leave at least one order"
             )
-        # Forbidden items come last, each a block of its own: low as they are, none joins the block before.
-        low = torch.where(forbidden, torch.finfo(ordered.dtype).min / 4, ordered)
-        projected = torch.where(forbidden, 0, low - _pooled(low - weights))
+        # Only the differences within blocks count, and only those below the weights' spread can be within one: taken by
+        # themselves and cut above that, they have all their digits, however large the scores. Forbidden items come last.
+        spread = 2 * (weights[0] - weights[-1]) + 1
+        with torch.no_grad():
+            steps = torch.where(forbidden[:, 1:], spread, (ordered[:, :-1] - ordered[:, 1:]).clamp(max=spread))
+            block = _blocks(-weights - torch.nn.functional.pad(steps.cumsum(-1), (1, 0)))
+            first = torch.searchsorted(block, block)
+        low = torch.where(forbidden, 0, ordered)
+        inside = low - low.detach().gather(-1, first)
+        projected = torch.where(forbidden, 0, inside + _means(weights - inside, block))
         return torch.zeros_like(flat).scatter(-1, order, projected).reshape(scores.shape).to(scores.dtype)
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,17 +149,24 @@ class Permutahedron(Polytope):
             reach = torch.where(shorter, bound, reach)
 
 
-def _pooled(values: Tensor) -> Tensor:
-    """argmin_{v_1 >= ... >= v_n} ||v - values||^2, row by row: pool adjacent violators, all that there are at a time."""
+def _blocks(values: Tensor) -> Tensor:
+    """Where argmin_{v_1 >= ... >= v_n} ||v - values||^2 is constant: the number of each item's block, [B, n] int64.
+
+    Pool adjacent violators, all that there are at a time.
+    """
     begins = torch.ones_like(values, dtype=torch.bool)
     while True:
         block = begins.cumsum(-1) - 1
-        count = torch.zeros_like(values).scatter_add(-1, block, torch.ones_like(values))
-        total = torch.zeros_like(values).scatter_add(-1, block, values)
-        mean = (total / count.clamp(min=1)).gather(-1, block)
+        mean = _means(values, block)
         # A block whose mean exceeds the one's before it joins that one.
-        before = torch.cat([mean[..., :1], mean[..., :-1]], -1).detach()
-        joins = begins & (mean.detach() > before)
+        joins = begins & (mean > torch.cat([mean[..., :1], mean[..., :-1]], -1))
         if not bool(joins.any()):
-            return mean
+            return block
         begins = begins & ~joins
+
+
+def _means(values: Tensor, block: Tensor) -> Tensor:
+    """The mean of each item's block."""
+    count = torch.zeros_like(values).scatter_add(-1, block, torch.ones_like(values))
+    total = torch.zeros_like(values).scatter_add(-1, block, values)
+    return (total / count.clamp(min=1)).gather(-1, block)

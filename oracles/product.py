@@ -44,6 +44,7 @@ class Product(Polytope):
     [14, 14, 14, 14, 5, 5, 5]
     """
 
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, *parts: Polytope) -> None:
         if not parts or not all(isinstance(part, Polytope) for part in parts):
             raise ValueError(f"Product needs one or more polytopes, e.g. Product(Simplex(3), Budget(8, 2)), not {parts!r}")

@@ -1,7 +1,9 @@
 """Rankings. Truth is the list of all permutations, SciPy's least squares over it, and SciPy's isotonic regression."""
 
 import itertools
+import warnings
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -87,6 +89,41 @@ def test_larger_rankings(scale: float) -> None:
         assert all(int(torch.linalg.matrix_rank(rows[1:] - rows[0])) == len(rows) - 1 for rows in used)
 
 
+def in_fractions(scores: Tensor, weights: list[float]) -> Tensor:
+    """The projection of one row, without rounding: pool adjacent violators, one at a time."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    given = [Fraction(float(scores[item])) for item in order]
+    gaps = [score - Fraction(weight) for score, weight in zip(given, sorted(weights, reverse=True), strict=True)]
+    blocks: list[list[Fraction]] = []
+    for gap in gaps:
+        blocks.append([gap])
+        while len(blocks) > 1 and sum(blocks[-1]) * len(blocks[-2]) > sum(blocks[-2]) * len(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [sum(block) / len(block) for block in blocks for _ in block]
+    found = [float(score - of_block) for score, of_block in zip(given, level, strict=True)]
+    return torch.zeros(len(order), dtype=torch.float64).scatter(
+        0, torch.tensor(order), torch.tensor(found, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("weights", [[3, 2, 1], [0.3, 1.7, -0.9, 2.2], [1, 0, 0, 0, 0], [-2.72], [0.002, 0.001, 0]], ids=str)
+def test_the_size_of_scores_costs_no_digits(weights: list[float]) -> None:
+    """All large; close together but far from 0; and some masked by a huge number."""
+    polytope = Permutahedron(weights)
+    scores = torch.randn(20, len(weights), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    masked = torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    lowest = float(torch.finfo(torch.float32).min)
+    offset = scores + 1e8
+    for given in (1e4 * scores, 1e15 * scores, 1e30 * scores, offset, scores.masked_fill(masked, lowest)):
+        wanted = torch.stack([in_fractions(row, weights) for row in given])
+        torch.testing.assert_close(polytope.project(given), wanted, rtol=0, atol=1e-14 * max(map(abs, weights)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = sparsemap(given, polytope, solver=SortedDecomposition())
+        refit = 1e-13 + (1e-15 * 1e8 if given is offset else 0)  # its sums over a structure leave fewer digits
+        torch.testing.assert_close(found.mean(), wanted, rtol=0, atol=refit)
+
+
 def test_a_ranking_of_equal_scores_is_the_centre() -> None:
     polytope = Permutahedron([4.0, 3, 2, 1])
     mean = polytope.project(torch.zeros(1, 4))
@@ -120,7 +157,7 @@ def test_what_is_too_large_is_refused() -> None:
         Permutahedron([1, 0]).project(torch.tensor([[0.0, 1], [float("nan"), 0]]))
 
 
-VERIFIED = [Permutahedron([3, 2, 1]), Permutahedron([1, 1, 0, 0]), Permutahedron([2.0])]
+VERIFIED = [Permutahedron([3, 2, 1]), Permutahedron([0.002, 0.001, 0]), Permutahedron([1, 1, 0, 0]), Permutahedron([2.0])]
 
 
 @parametrize_with_checks(VERIFIED, batch=2)
@@ -128,7 +165,7 @@ def test_verification(check: Callable[[], None]) -> None:
     check()
 
 
-@parametrize_with_checks(VERIFIED[:2], batch=2, skip=["by cvxpy"], dtype=torch.float32)
+@parametrize_with_checks(VERIFIED[:3], batch=2, skip=["by cvxpy"], dtype=torch.float32)
 def test_verification_float32(check: Callable[[], None]) -> None:
     check()
 

@@ -1,0 +1,117 @@
+"""Gibbs distributions in higher derivatives, in few digits, and of large scores. Truth is the same in float64, or a list."""
+
+from typing import Any
+
+import pytest
+import torch
+from sparsemarg.layers.functional import sparsemap
+from sparsemarg.oracles import (
+    Arborescence,
+    Budget,
+    Explicit,
+    Knapsack,
+    LinearChain,
+    Product,
+    ProjectiveTree,
+    Segmentation,
+    SupportsGibbs,
+)
+from torch import Tensor
+from torch.autograd.functional import hessian
+
+EVERY = [
+    Budget(5, 2),
+    Budget(5, 3, exactly=True),
+    Budget(4, 0),
+    Budget(4, 4),
+    Product(Budget(3, 1), Budget(3, 1)),
+    LinearChain(3, 2),
+    Segmentation(3, 2, 2),
+    Knapsack([1, 2, 3, 2], 5),
+    ProjectiveTree(3),
+    Arborescence(3),
+    Arborescence(3, single_root=True),
+]
+
+
+@pytest.mark.parametrize("polytope", EVERY, ids=str)
+def test_second_derivatives_are_those_of_the_listed_structures(polytope: Any) -> None:
+    vertices = polytope.vertices()
+    listed = Explicit(vertices)
+    scores = torch.randn(polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def entropy(which: SupportsGibbs, scores: Tensor) -> Tensor:
+        return which.gibbs(scores).entropy().sum()
+
+    def log_prob(which: SupportsGibbs, scores: Tensor) -> Tensor:
+        return which.gibbs(scores).log_prob(vertices[-1]).sum()
+
+    for scale in (1, 10):
+        for function in (entropy, log_prob):
+            found, expected = (hessian(lambda t, f=function, p=p: f(p, t), scale * scores) for p in (polytope, listed))
+            torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("polytope", [LinearChain(3, 3), ProjectiveTree(3), Knapsack([1, 2, 3, 2], 5), Budget(5, 2)], ids=str)
+def test_second_derivatives_are_finite_where_structures_are_all_but_impossible(
+    polytope: SupportsGibbs, dtype: torch.dtype, scale: float
+) -> None:
+    scores = scale * torch.randn(200, polytope.dim, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    scores.requires_grad_()
+    (first,) = torch.autograd.grad(polytope.gibbs(scores).entropy().sum(), scores, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), scores)
+    assert first.isfinite().all()
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e4])
+@pytest.mark.parametrize("polytope", [Arborescence(6), Arborescence(6, single_root=True), ProjectiveTree(6)], ids=str)
+def test_an_offset_of_all_scores_costs_trees_no_more_digits_than_it_takes_from_the_scores(
+    polytope: Arborescence | ProjectiveTree, offset: float
+) -> None:
+    scores = torch.randn(50, 36, generator=torch.Generator().manual_seed(2)) + offset
+    tree = polytope.maximize(scores)
+
+    def numbers(given: Tensor) -> list[Tensor]:
+        given = given.clone().requires_grad_()
+        gibbs = polytope.gibbs(given)
+        entropy, log_prob = gibbs.entropy(), gibbs.log_prob(tree)
+        (gradient,) = torch.autograd.grad(entropy.sum(), given)
+        return [entropy.detach().double(), log_prob.detach().double(), gradient.double()]
+
+    digits = torch.finfo(torch.float32).eps * (100 + (10 * offset if isinstance(polytope, ProjectiveTree) else 0))
+    for found, expected in zip(numbers(scores), numbers(scores.double()), strict=True):
+        torch.testing.assert_close(found, expected, atol=digits, rtol=0)
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_words_whose_scores_are_masked_by_huge_numbers(single_root: bool) -> None:
+    """The same as forbidden ones, where some tree goes without."""
+    polytope = Arborescence(4, single_root=single_root)
+    scores = torch.randn(20, 16, generator=torch.Generator().manual_seed(3))
+    masked = torch.rand(20, 16, generator=torch.Generator().manual_seed(4)) < 0.3
+    forbidden = torch.where(masked, -torch.inf, scores)
+    ways = polytope.vertices()
+    kept = ((forbidden.isneginf().double() @ ways.T) == 0).any(-1)
+    low = torch.where(masked, torch.finfo(torch.float32).min, scores)[kept]
+    torch.testing.assert_close(polytope.gibbs(low).entropy(), polytope.gibbs(forbidden[kept]).entropy())
+
+
+def test_bits_are_counted_in_more_than_half_precision() -> None:
+    structure = torch.zeros(400, dtype=torch.bfloat16)
+    structure[:257] = 1  # in bfloat16 the sum is 256
+    assert Budget(400, 256).gibbs(torch.zeros(400, dtype=torch.bfloat16)).log_prob(structure) == -torch.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_listed_structures_are_known_in_the_dtype_of_the_scores(dtype: torch.dtype) -> None:
+    polytope = Explicit([[0.3, 0.7], [0.1, 0.9], [1.0, 0.0]])
+    scores = torch.zeros(3, 2, dtype=dtype)
+    expected = torch.tensor(1 / 3).log().expand(3)
+    for given in (polytope.vertices(), polytope.vertices().to(dtype)):
+        torch.testing.assert_close(polytope.gibbs(scores).log_prob(given).float(), expected, atol=1e-2, rtol=0)
+    sparse = sparsemap(scores[:1], polytope)
+    some = polytope.vertices()[(sparse.atoms[0].double() - polytope.vertices()).abs().sum(-1).argmin()]
+    torch.testing.assert_close(sparse.log_prob(some[None]), sparse.probs[:1].log())
