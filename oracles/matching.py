@@ -81,7 +81,7 @@ class Matching(Polytope):
             ValueError: NaN or +inf scores; so many `-inf` that a row allows no assignment.
 
         Warns:
-            RuntimeWarning: rows that did not settle, e.g. as scores of 1e16 leave no digits. They hold a point of the polytope.
+            RuntimeWarning: rows that did not settle. They hold a point of the polytope.
         """
         check_dimension(scores, self)
         check_finite(scores)
@@ -103,7 +103,7 @@ class Matching(Polytope):
             mean = torch.where(some[:, None], chosen + (mean - mean.detach()), mean)
             warnings.warn(
                 f"{self!r}: the projection of {int((~settled).sum())} of {len(settled)} rows did not settle; they hold points "
-                f"of the polytope that are not optimal (are the scores larger than 1e12?)",
+                f"of the polytope that are not optimal (do scores differ beyond all proportion? `-inf` forbids a pair)",
                 RuntimeWarning,
                 stacklevel=2,
             )

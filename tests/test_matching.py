@@ -1,6 +1,7 @@
 """Assignments. Truth is the list of all one-to-one maps, and the projection onto its hull by cvxpy or SciPy."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -295,6 +296,37 @@ def test_projection_where_assignments_are_forbidden(polytope: Matching) -> None:
         polytope.project(torch.stack([scores[0], torch.full_like(scores[0], torch.nan)]))
     with pytest.raises(ValueError, match=f"scores has 2 columns but Matching.* needs {polytope.dim}"):
         polytope.project(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 5), (4, 6), (8, 8)], ids=str)
+@pytest.mark.parametrize("low", [1e6, 1e9, 1e12, 1e15, 1e20, 1e30, -float(torch.finfo(torch.float32).min)])
+def test_projection_of_scores_masked_by_huge_numbers(shape: tuple[int, int], low: float) -> None:
+    """The same as for pairs that are forbidden, and where some such pair is needed, as for any mask that is large enough."""
+    polytope, generator = Matching(*shape), torch.Generator().manual_seed(0)
+    scores = torch.randn(60, polytope.dim, dtype=torch.float64, generator=generator)
+    masked = torch.rand(60, polytope.dim, generator=generator) < 0.35
+    forbidden = scores.masked_fill(masked, -torch.inf)
+    possible = ~((polytope.maximize(forbidden) != 0) & masked).any(-1)
+    assert possible.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        leaf = scores.masked_fill(masked, -low).requires_grad_()
+        found = polytope.project(leaf)
+        torch.testing.assert_close(found, polytope.project(scores.masked_fill(masked, -1e5)), rtol=0, atol=1e-14)
+        leaf_of_forbidden = forbidden[possible].requires_grad_()
+        expected = polytope.project(leaf_of_forbidden)
+    torch.testing.assert_close(found[possible], expected, rtol=0, atol=1e-14)
+    weights = torch.randn(found.shape, dtype=torch.float64, generator=generator)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), leaf)
+    (wanted,) = torch.autograd.grad((expected * weights[possible]).sum(), leaf_of_forbidden)
+    torch.testing.assert_close(gradient[possible], wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e12, 1e15])
+def test_projection_of_large_scores_is_the_best_assignment(scale: float) -> None:
+    polytope = Matching(5, 6)
+    scores = scale * torch.randn(50, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(polytope.project(scores), polytope.maximize(scores), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("polytope", [Matching(6), Matching(4, 6)], ids=repr)
