@@ -396,3 +396,71 @@ class SamplesFromAnotherTemperature(Wrapped):
 class GibbsWithoutEntropy(Wrapped):
     def gibbs(self, scores):
         return object()
+
+
+@caught_by("gibbs")
+class PointsOffTheSetHaveMass(Wrapped):
+    def gibbs(self, scores):
+        right = self.right.gibbs(scores)
+        some = self.right.vertices()[0].to(scores)
+        listed = self.right.vertices().to(scores)
+
+        def log_prob(structures):
+            known = (structures[..., None, :] == listed).all(-1).any(-1, keepdim=True)
+            return right.log_prob(torch.where(known, structures, some))
+
+        return Changed(right, log_prob=log_prob)
+
+
+@caught_by("gibbs")
+class SamplesWithoutTheGenerator(Wrapped):
+    def gibbs(self, scores):
+        right = self.right.gibbs(scores)
+        return Changed(right, sample=lambda shape=(), generator=None: right.sample(shape))
+
+
+@caught_by("gibbs")
+class GibbsOfOneBatchDimension(Wrapped):
+    def gibbs(self, scores):
+        assert scores.dim() == 2
+        return self.right.gibbs(scores)
+
+
+@caught_by("topk")
+class KBestOfSomeRows(Wrapped):
+    def topk(self, scores, k):
+        return self.right.topk(scores + 0 * scores[0], k)
+
+
+@caught_by("topk")
+class KBestOfSeveralRows(Wrapped):
+    def topk(self, scores, k):
+        return self.right.topk(scores if len(scores) != 1 else -scores, k)
+
+
+@caught_by("topk")
+class KBestInPlace(Wrapped):
+    def topk(self, scores, k):
+        found = self.right.topk(scores, k)
+        scores.zero_()
+        return found
+
+
+@caught_by("project")
+class ProjectionInPlace(Wrapped):
+    def project(self, scores):
+        found = self.right.project(scores)
+        scores.detach().zero_()
+        return found
+
+
+@caught_by("project")
+class ProjectionOfSomeRows(Wrapped):
+    def project(self, scores):
+        return self.right.project(scores + 0 * scores[0])
+
+
+@caught_by("decompose")
+class DecompositionOfSomeRows(Wrapped):
+    def decompose(self, mean):
+        return self.right.decompose(mean + 0 * mean[0])

@@ -7,7 +7,7 @@ import torch
 from defects import DEFECTS
 from mutation_cases import Wrapped, cheap
 from sparsemarg.layers.solvers import ActiveSet
-from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Permutahedron, Polytope, Product, Simplex
 from sparsemarg.verification import verify
 
 
@@ -24,6 +24,17 @@ def test_the_unspoiled_polytope_passes() -> None:
     report = cheap(Wrapped())
     assert report.ok, str(report)
     assert [result.check for result in report.with_status("skipped")] == ["solvers agree"]
+
+
+@pytest.mark.parametrize("size", [1e-2, 300.0, 5e3])
+def test_large_structures_are_no_mistake(size: float) -> None:
+    """Their means have as many digits as others."""
+    for polytope in (
+        Explicit(size * torch.tensor([[0.0, 1], [0.7, 0.3], [1, 0], [0.333, 0.6]])),
+        Permutahedron([size, 0.0, -size]),
+    ):
+        report = verify(polytope, solvers=[ActiveSet()], skip=["by cvxpy"])
+        assert report.ok, str(report)
 
 
 def random_instance(seed: int) -> Polytope:

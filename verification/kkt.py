@@ -110,7 +110,7 @@ class Margin:
 def margin(structures: Array, scores: Array, mean: Array, regularized: Mask | None = None) -> Margin:
     """The margin of the projection `mean` [D] of scores [D] on conv(structures [V, D])."""
     slopes = (structures - mean) @ _gradient(scores, mean, regularized)
-    scale = max(1.0, float(np.abs(scores).max()))
+    scale = max(1.0, float(np.abs(scores).max()), float(np.abs(mean).max())) * max(1.0, float(np.abs(structures).max()))
     tight = slopes >= -_TIGHT * scale
     face = np.flatnonzero(tight)
     gap = float(-slopes[~tight].max()) if (~tight).any() else np.inf

@@ -15,6 +15,7 @@ from .cvxpy_references import Unavailable
 from .enumeration import Array
 from .ledger import Ledger
 from .method_checks import check_combination, projected
+from .oracle_checks import rounding
 from .score_kinds import Sample
 from .subject import Subject
 
@@ -67,7 +68,7 @@ class Mean(SolverCheck):
         mean = mean.double().cpu().numpy()
         truth, known = subject.truth(scores)
         rows = np.flatnonzero(known)
-        tolerance = MEAN[subject.dtype]
+        tolerance = MEAN[subject.dtype] * subject.size
         errors = np.abs(subject.determined(mean - truth)).max(-1)[rows]
         ledger.compare("bounded least squares over structures", errors, tolerance, "the mean", rows.tolist())
         if subject.structures().table is None:
@@ -118,7 +119,8 @@ class MeanByCvxpy(SolverCheck):
                 ledger.note(f"cvxpy over {over} says {', '.join(sorted(bad))} on {lost} of {len(rows)} rows, left out")
             solved = [place for place in range(len(rows)) if np.isfinite(means[place]).all()]
             errors = np.abs(subject.determined(mean - means))[solved].max(-1)
-            ledger.compare(f"cvxpy over {over}", errors, CVXPY[subject.dtype], "the mean", [rows[place] for place in solved])
+            close = CVXPY[subject.dtype] * subject.size
+            ledger.compare(f"cvxpy over {over}", errors, close, "the mean", [rows[place] for place in solved])
         if len(representations) < 2:
             absent = ({"vertices", "halfspaces"} - set(representations)).pop()
             ledger.note(f"write {subject.name}.{absent} to compare with cvxpy over {absent}")
@@ -220,7 +222,7 @@ class SinglePrecision(SolverCheck):
             raise Broken("sparsemap", f"sparsemap returned probs of {found.probs.dtype} for float32 scores")
         wanted = subject.sparsemap(single.double(), self.solver).mean()
         errors = np.abs(subject.determined((found.mean().double() - wanted).cpu().numpy())).max(-1)
-        ledger.compare("float64", errors, MEAN[torch.float32], "the float32 mean", rows)
+        ledger.compare("float64", errors, MEAN[torch.float32] * subject.size, "the float32 mean", rows)
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ class SolversAgree(Check):
             raise Skip("only one solver can work on this polytope; pass two or more in solvers=")
         for label, mean in able[1:]:
             errors = np.abs(subject.determined(mean - able[0][1])).max(-1)
-            ledger.compare(f"{label} and {able[0][0]}", errors, MEAN[subject.dtype], f"the mean of {label}")
+            close = MEAN[subject.dtype] * subject.size
+            ledger.compare(f"{label} and {able[0][0]}", errors, close, f"the mean of {label}")
 
 
 @dataclass(frozen=True)
@@ -275,9 +278,12 @@ class TopKSparsemax(Check):
             width = max(probs.shape[1], wanted.shape[1])
             probs, wanted = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (probs, wanted))
             errors = np.abs(-np.sort(-probs) - -np.sort(-wanted)).max(-1)
-            ledger.compare("sparsemax of the k best totals", errors, MEAN[torch.float64], "topk_sparsemax", rows)
+            # A probability moves as the totals do, which have the digits that products so large leave.
+            noise = rounding(scores, subject.size) if subject.size > 1 else 0
+            ledger.compare("sparsemax of the k best totals", errors - noise, MEAN[torch.float64], "topk_sparsemax", rows)
             exact = getattr(found.stats, "exact", torch.zeros(len(rows), dtype=torch.bool)).cpu().numpy()
             places = np.flatnonzero(exact)
             errors = np.abs(found.mean().cpu().numpy() - full).max(-1)[places]
             what = "the mean of topk_sparsemax where stats.exact"
-            ledger.compare("sparsemax of all totals", errors, MEAN[torch.float64], what, [rows[place] for place in places])
+            close = MEAN[torch.float64] * subject.size
+            ledger.compare("sparsemax of all totals", errors, close, what, [rows[place] for place in places])

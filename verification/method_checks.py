@@ -23,7 +23,7 @@ _DEVIATIONS = 5.0
 
 @dataclass(frozen=True)
 class Project(Check):
-    """`project` is the Euclidean projection: against bounded least squares, and by the optimality condition."""
+    """`project` is the Euclidean projection: against bounded least squares, and by the optimality condition; of any batch."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class Project(Check):
         rows = np.flatnonzero(known)
         if len(rows):
             errors = np.abs(mean - truth)[rows].max(-1)
-            ledger.compare("bounded least squares over structures", errors, MEAN, "project", rows.tolist())
+            ledger.compare("bounded least squares over structures", errors, MEAN * subject.size, "project", rows.tolist())
         # <t - mu, v - mu> <= 0 for the best v: optimal if mu is feasible. Ordered so that agreeing coordinates cancel.
         best = subject.best(scores - mean)
         gap = ((scores - mean) * (best - mean)).sum(-1)
@@ -45,7 +45,12 @@ class Project(Check):
         ledger.compare("optimality by the oracle", np.maximum(gap - noise, 0), 0.0, "the gap of project")
         # Idempotence says that what it returned is a point of the polytope, where there is no list to say so.
         again = projected(subject, mean)
-        ledger.compare("itself, projected again", np.abs(again - mean).max(-1), MEAN, "project of a projection")
+        close = MEAN * subject.size
+        ledger.compare("itself, projected again", np.abs(again - mean).max(-1), close, "project of a projection")
+        projected(subject, scores[:0])
+        for row in sample.few(1):
+            errors = np.abs(projected(subject, scores[[row]]) - mean[[row]]).max(-1)
+            ledger.compare("itself, alone", errors, close, "project of a row alone", [row])
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Decompose(Check):
         if probs.dtype != tensor.dtype:
             raise broken(subject.name, "decompose", f"returned probs of {probs.dtype} for a mean of {tensor.dtype}")
         check_combination(ledger, subject, vertices.cpu().numpy(), probs.cpu().numpy(), mean, "decompose")
+        subject.pair("decompose", subject.call("decompose", tensor[:0]), tensor[:0])
 
 
 def check_combination(
@@ -76,6 +82,7 @@ def check_combination(
 ) -> None:
     """That sum_s p_s a_s = mean with structures a_s, p >= 0, sum p = 1 and independent a_s: [B, S, D], [B, S], [B, D]."""
     total, exact = (SUM, MEAN) if dtype == torch.float64 else (1e-6, 1e-5)
+    exact *= subject.size
     ledger.compare("probabilities sum to 1", np.abs(probs.sum(-1) - 1), total, f"the sum of {what}'s probabilities")
     ledger.compare("probabilities >= 0", np.maximum(-probs.min(-1), 0), total, f"{what}'s smallest probability")
     combined = np.einsum("bs,bsd->bd", probs, atoms)
@@ -108,7 +115,10 @@ def check_combination(
 
 @dataclass(frozen=True)
 class Gibbs(Check):
-    """`gibbs` is softmax over the structures' totals: log-probabilities, normalisation, entropy, gradients, samples."""
+    """`gibbs` is softmax over the structures' totals: log-probabilities, normalisation, entropy, gradients, samples.
+
+    Log-probabilities are -inf off the set, samples follow the generator, and scores have any batch shape.
+    """
 
     @property
     def name(self) -> str:
@@ -135,7 +145,10 @@ class Gibbs(Check):
             entropy = gibbs.entropy()
             (gradient,) = torch.autograd.grad(logs[0].sum(), leaf, retain_graph=True)
             (change,) = torch.autograd.grad(entropy.sum(), leaf)
-            drawn = gibbs.sample((_DRAWS,), torch.Generator(subject.device).manual_seed(0)).detach().cpu().numpy()
+            drawn, again = (
+                gibbs.sample((_DRAWS,), torch.Generator(subject.device).manual_seed(0)).detach().cpu().numpy() for _ in range(2)
+            )
+            beyond = gibbs.log_prob(subject.to_tensor(table.max(0) + 1).expand(len(rows), -1)).detach().cpu().numpy()
         except Exception as error:
             raise broken(subject.name, "gibbs", f"returned a distribution that raised {first_line(error)}") from error
         logs, entropy = logs.detach().cpu().numpy().T, entropy.detach().cpu().numpy()
@@ -151,7 +164,25 @@ class Gibbs(Check):
         ledger.compare("gradient a_z - E[a]", errors, MEAN, "the gradient of gibbs().log_prob", rows)
         errors = np.abs(change.cpu().numpy() - enumeration.entropy_gradient(wanted, table)).max(-1)
         ledger.compare("gradient of the entropy", errors, MEAN, "the gradient of gibbs().entropy", rows)
+        what = "gibbs().log_prob of a point that is not a structure is not -inf"
+        ledger.require("-inf off the set", np.isneginf(beyond), what, rows)
         _check_samples(ledger, drawn, np.exp(wanted), table, rows)
+        what = "gibbs().sample returned other samples for a generator of the same seed"
+        ledger.require("samples of the generator", (drawn == again).all((0, 2)), what, rows)
+        for shape in ((1, len(rows)), ()):
+            given = subject.to_tensor(scores.reshape(1, *scores.shape) if shape else scores[0])
+            one = subject.call("gibbs", given)
+            try:
+                found = one.log_prob(subject.to_tensor(table[0]).expand_as(given)).detach().cpu().numpy()
+                size = one.sample((), torch.Generator(subject.device).manual_seed(0)).shape
+            except Exception as error:
+                what = f"returned a distribution for scores {list(given.shape)} that raised {first_line(error)}"
+                raise broken(subject.name, "gibbs", what) from error
+            if found.shape != shape or size != given.shape:
+                what = f"gave log_prob {list(found.shape)} and sample {list(size)} for scores {list(given.shape)}"
+                raise broken(subject.name, "gibbs", what)
+            errors = np.abs(found.reshape(-1) - wanted[: found.size, 0])
+            ledger.compare(f"scores {list(given.shape)}", errors, MEAN, "gibbs().log_prob", rows[: found.size])
 
 
 def _check_samples(ledger: Ledger, drawn: Array, probs: Array, table: Array, rows: list[int]) -> None:

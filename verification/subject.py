@@ -78,15 +78,19 @@ class Subject:
         return value
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The method's result; Broken if it raised."""
+        """The method's result; Broken if it raised, or changed what it was given."""
+        before = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
         try:
-            return getattr(self.polytope, method)(*arguments)
+            result = getattr(self.polytope, method)(*arguments)
         except Exception as error:
             given = ", ".join(
                 f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}" if isinstance(a, Tensor) else repr(a)
                 for a in arguments
             )
             raise broken(self.name, method, f"raised {first_line(error)} when called with ({given})") from error
+        if any(isinstance(a, Tensor) and not torch.equal(a, was) for a, was in zip(arguments, before, strict=True)):
+            raise broken(self.name, method, "changed the scores that it was given")
+        return result
 
     def tensor(self, method: str, value: Any, shape: tuple[int, ...] | None, like: Tensor | None) -> Tensor:
         """The value if it is a tensor of this shape (None: any), in the dtype and on the device of `like`; else Broken."""
@@ -192,6 +196,12 @@ class Subject:
             if {rows.dtype, limits.dtype} != {torch.float64} or {rows.device.type, limits.device.type} != {"cpu"}:
                 raise broken(self.name, "halfspaces", f"returned {matrix}, {bound} that are not float64 on the CPU")
         return half
+
+    @property
+    def size(self) -> float:
+        """The largest entry of a structure, at least 1: means that large are as good as their digits."""
+        table = self.structures().table
+        return 1.0 if table is None else max(1.0, float(np.abs(table).max()))
 
     @property
     def regularized(self) -> enumeration.Mask | None:
