@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..oracles.checks import check_count
+from ..oracles.checks import check_count, check_shape
 from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
 
@@ -149,11 +149,10 @@ class SparseDistribution:
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """Independent atoms of each row, drawn with their probabilities, [*sample_shape, *B, D]; no gradient."""
-        if isinstance(sample_shape, int):
-            raise ValueError(f"sample needs a shape, e.g. ({sample_shape},), not the number {sample_shape}")
+        samples = check_shape(sample_shape)
         cumulative = self._spread(self.probs.detach(), None).cumsum(-1)
         wide = cumulative.float() if cumulative.dtype in (torch.float16, torch.bfloat16) else cumulative
-        shape = (math.prod(sample_shape), len(wide), 1)
+        shape = (samples, len(wide), 1)
         uniform = torch.rand(shape, dtype=wide.dtype, device=wide.device, generator=generator)
         drawn = (wide <= uniform * wide[:, -1:]).sum(-1)
         # Rounding may leave u above the last cumulative sum; the last atom takes that sliver.

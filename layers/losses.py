@@ -127,7 +127,8 @@ def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
     categories = scores.shape[-1]
     if seen and target.numel() and (target.min() < 0 or target.max() >= categories):
         raise ValueError(f"sparsemax_loss: categories must lie in 0..{categories - 1}; got {target.min()}..{target.max()}")
-    return torch.nn.functional.one_hot(target, categories).to(scores.dtype)
+    # Not one_hot, which looks at its values: `vmap` cannot.
+    return (target[..., None] == torch.arange(categories, device=target.device)).to(scores.dtype)
 
 
 def _check_distribution(target: Tensor) -> None:

@@ -129,7 +129,12 @@ def sparsemap_marginals(
                 given = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
                 if allowed(given)[1] is not None:
                     Oracle.of(polytope, given).start()  # says which row allows nothing
-        return polytope.project(target).to(scores.dtype)
+        mean = polytope.project(target)
+        if not isinstance(mean, Tensor) or mean.shape != target.shape:
+            got = list(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+            name = type(polytope).__name__
+            raise ValueError(f"{name}.project must return a tensor of shape {list(target.shape)}; it returned {got}")
+        return mean.to(scores.dtype)
     return sparsemap(scores, polytope, coding=coding, solver=solver or ActiveSet(), check=check).mean()
 
 

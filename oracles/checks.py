@@ -1,5 +1,6 @@
 """Checks of what comes into the library, made once, where it comes in."""
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,13 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
     if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {wanted}, not {number}")
     return number
+
+
+def check_shape(sample_shape: tuple[int, ...]) -> int:
+    """How many samples a shape is for, or a ValueError unless it is one."""
+    if isinstance(sample_shape, int):
+        raise ValueError(f"sample needs a shape, e.g. ({sample_shape},), not the number {sample_shape}")
+    return check_count("sample_shape", math.prod(sample_shape), 0)
 
 
 def check_pairs(name: str, given: Iterable[Sequence[int]]) -> list[tuple[int, int]]:

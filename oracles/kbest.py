@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Polytope, SupportsTopk, SupportsVertices, supports
-from .checks import check_count, check_dimension, check_finite, check_structures, checked_maximize
+from .checks import all_finite, cannot_branch, check_count, check_dimension, check_finite, check_structures, checked_maximize
 from .explicit import Explicit
 
 
@@ -47,11 +47,13 @@ def topk(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> t
             vertices, valid = Explicit(polytope.vertices()).topk(flat, k)
         else:
             vertices, valid = lawler(polytope, flat, k)
-    if vertices.shape != shape or valid.shape != shape[:2]:
+    if vertices.shape != shape or valid.shape != shape[:2] or valid.dtype != torch.bool:
         raise ValueError(
-            f"{name}.topk must return vertices [B, k, D] = {list(shape)} and valid [B, k] = {list(shape[:2])}; "
-            f"it returned {list(vertices.shape)} and {list(valid.shape)}"
+            f"{name}.topk must return vertices [B, k, D] = {list(shape)} and valid [B, k] = {list(shape[:2])} bool; "
+            f"it returned {list(vertices.shape)} and {list(valid.shape)} {str(valid.dtype).removeprefix('torch.')}"
         )
+    if check and not cannot_branch(vertices) and not all_finite(vertices):
+        raise ValueError(f"{name}.topk returned NaN or infinity; it must return structures, and zeros where there are no more")
     return vertices.reshape(*scores.shape[:-1], *shape[1:]), valid.reshape(*scores.shape[:-1], k)
 
 

@@ -1,11 +1,9 @@
 """Gibbs distributions over dependency trees, by the matrix-tree theorem."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from .checks import check_count, check_finite
+from .checks import check_finite, check_shape
 from .dependency_arcs import DependencyArcs
 from .gibbs import check_some_allowed
 
@@ -30,7 +28,7 @@ class TreeGibbs:
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D], without gradient: word by word, each head by its probability given those before."""
-        count = check_count("sample_shape", math.prod(sample_shape), 0)
+        count = check_shape(sample_shape)
         rows, words = count * len(self.scores), self.arcs.words
         weights = self._weights(self.scores.detach()).double().repeat(count, 1, 1)
         with torch.inference_mode(False):  # what is made in it cannot be saved for the backward pass

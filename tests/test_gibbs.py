@@ -7,6 +7,7 @@ import torch
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import (
     Arborescence,
+    BernoulliCube,
     Budget,
     Explicit,
     Knapsack,
@@ -14,6 +15,7 @@ from sparsemarg.oracles import (
     Product,
     ProjectiveTree,
     Segmentation,
+    Simplex,
     SupportsGibbs,
 )
 from torch import Tensor
@@ -103,6 +105,14 @@ def test_bits_are_counted_in_more_than_half_precision() -> None:
     structure = torch.zeros(400, dtype=torch.bfloat16)
     structure[:257] = 1  # in bfloat16 the sum is 256
     assert Budget(400, 256).gibbs(torch.zeros(400, dtype=torch.bfloat16)).log_prob(structure) == -torch.inf
+
+
+@pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
+def test_a_number_is_no_shape_of_samples(polytope: Any) -> None:
+    gibbs = polytope.gibbs(torch.zeros(2, polytope.dim))
+    assert gibbs.sample((3,)).shape == (3, 2, polytope.dim)
+    with pytest.raises(ValueError, match=r"sample needs a shape, e.g. \(3,\), not the number 3"):
+        gibbs.sample(3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -89,3 +89,12 @@ def test_large_equal_scores_cost_what_small_ones_do() -> None:
         sparsemax_loss(torch.zeros(1, 7), torch.tensor([3])),
     ):
         torch.testing.assert_close(found, torch.tensor([3 / 7]))
+
+
+def test_categories_under_vmap() -> None:
+    scores = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 3, 1, 2, 2])
+    one_by_one = torch.func.vmap(torch.func.grad(sparsemax_loss))(scores, target)
+    leaf = scores.clone().requires_grad_()
+    (together,) = torch.autograd.grad(sparsemax_loss(leaf, target).sum(), leaf)
+    torch.testing.assert_close(one_by_one, together)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import BINARY, KINDS, POLYTOPES, Ring, enumerated, projection, scores_for
 from scipy import stats
+from sparsemarg.layers.functional import sparsemap_marginals
 from sparsemarg.oracles import (
     BernoulliCube,
     Budget,
@@ -300,6 +301,19 @@ class Fractions(Ring):
         return super().maximize(scores) / 2
 
 
+class BadLists(Ring):
+    """Spoils what it lists, or the projection."""
+
+    def __init__(self, spoil) -> None:
+        self.spoil = spoil
+
+    def topk(self, scores, k):
+        return self.spoil(*topk(Ring(), scores, k))
+
+    def project(self, scores):
+        return scores[0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -321,6 +335,12 @@ class Fractions(Ring):
         (lambda: topk(Simplex(3), torch.zeros(2, 4), 1), "scores has 4 columns but Simplex(dim=3) needs 3"),
         (lambda: topk(Simplex(3), torch.zeros(2, 3, dtype=torch.int64), 1), "scores must be a float tensor"),
         (lambda: topk(Fractions(), torch.ones(2, 6), 2), "needs structures of 0s and 1s, but Fractions.maximize returned"),
+        (lambda: topk(BadLists(lambda v, ok: (v / 0, ok)), torch.ones(2, 6), 2), "BadLists.topk returned NaN or infinity"),
+        (
+            lambda: topk(BadLists(lambda v, ok: (v, ok.float())), torch.ones(2, 6), 2),
+            "it returned [2, 2, 6] and [2, 2] float32",
+        ),
+        (lambda: sparsemap_marginals(torch.ones(2, 6), BadLists(None)), "shape [2, 6]; it returned [6]"),
         (lambda: Explicit(torch.zeros(0, 3)), "vertices [V, D] with V, D >= 1"),
         (lambda: Explicit(torch.tensor([[0.0, torch.nan]])), "finite vertices"),
         (lambda: Explicit(torch.zeros(2, 3)), "distinct vertices, but 1 of 2 rows repeat"),

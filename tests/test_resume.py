@@ -180,7 +180,7 @@ def test_epochs_batches_and_random_generators_continue(tmp_path: Path, stop: int
 
 def test_batches_that_are_made_anew_between_epochs_go_on(tmp_path: Path) -> None:
     whole = roll(tmp_path / "whole", 14)
-    anew = {"reload_dataloaders_every_n_epochs": 1}
+    anew: dict[str, Any] = {"reload_dataloaders_every_n_epochs": 1}
     assert roll(tmp_path / "anew", 14, **anew) == whole
     assert roll(tmp_path / "parts", 6, **anew) + roll(tmp_path / "parts", 14, resume=True, **anew) == whole
 
