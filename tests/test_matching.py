@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+import rational
 import torch
 from cases import projection
 from sparsemarg.layers.functional import sparsemap, sparsemap_marginals
@@ -320,6 +321,20 @@ def test_projection_of_scores_masked_by_huge_numbers(shape: tuple[int, int], low
     (gradient,) = torch.autograd.grad((found * weights).sum(), leaf)
     (wanted,) = torch.autograd.grad((expected * weights[possible]).sum(), leaf_of_forbidden)
     torch.testing.assert_close(gradient[possible], wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("digits", [4, 12, 20, 40])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3), (2, 4)], ids=str)
+def test_projection_of_scores_of_every_size_is_that_in_rational_arithmetic(shape: tuple[int, int], digits: int) -> None:
+    polytope, generator = Matching(*shape), torch.Generator().manual_seed(digits)
+    normal, uniform = torch.randn(2, 10, polytope.dim, dtype=torch.float64, generator=generator)
+    sizes = 10.0 ** (uniform.abs() * digits / 2 - 2)
+    some = 10.0 ** (digits * (uniform > 0).double())
+    for scores in (normal * sizes, normal * some, -normal.abs() * some):
+        expected = torch.stack([rational.projection(polytope.vertices(), row) for row in scores])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(polytope.project(scores), expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("scale", [1e9, 1e12, 1e15])
