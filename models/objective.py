@@ -1,5 +1,6 @@
 """The reconstruction cost: categorical pixels from low-rank features, without ever holding the logits."""
 
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -89,9 +90,10 @@ class _PixelCrossEntropy(torch.autograd.Function):
         return gradient[:, None, None] * by_features, head[:-1].T, head[-1], None, None, None
 
 
-def _as_given(tensor: Tensor) -> torch.autocast:
+def _as_given(tensor: Tensor) -> AbstractContextManager[Any]:
     """In the tensors' own precision, whatever autocast would choose for products of matrices."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def plain(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor) -> Tensor:

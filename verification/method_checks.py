@@ -145,8 +145,9 @@ class Gibbs(Check):
             entropy = gibbs.entropy()
             (gradient,) = torch.autograd.grad(logs[0].sum(), leaf, retain_graph=True)
             (change,) = torch.autograd.grad(entropy.sum(), leaf)
-            drawn, again = (
-                gibbs.sample((_DRAWS,), torch.Generator(subject.device).manual_seed(0)).detach().cpu().numpy() for _ in range(2)
+            drawn, few, again = (
+                gibbs.sample((count,), torch.Generator(subject.device).manual_seed(0)).detach().cpu().numpy()
+                for count in (_DRAWS, 20, 20)
             )
             beyond = gibbs.log_prob(subject.to_tensor(table.max(0) + 1).expand(len(rows), -1)).detach().cpu().numpy()
         except Exception as error:
@@ -168,7 +169,7 @@ class Gibbs(Check):
         ledger.require("-inf off the set", np.isneginf(beyond), what, rows)
         _check_samples(ledger, drawn, np.exp(wanted), table, rows)
         what = "gibbs().sample returned other samples for a generator of the same seed"
-        ledger.require("samples of the generator", (drawn == again).all((0, 2)), what, rows)
+        ledger.require("samples of the generator", (few == again).all((0, 2)), what, rows)
         for shape in ((1, len(rows)), ()):
             given = subject.to_tensor(scores.reshape(1, *scores.shape) if shape else scores[0])
             one = subject.call("gibbs", given)
