@@ -106,9 +106,10 @@ class BitVectorVAETask(Task):
         self._record(batch)
         limit, processes = self.likelihood_images, self.trainer.world_size
         done = sum(map(len, self._likelihoods))
+        images = batch
         if limit is not None:
-            limit = limit // processes + (self.global_rank < limit % processes)
-        images = batch if limit is None else batch[: max(0, limit - done)]
+            share = limit // processes + (self.global_rank < limit % processes)
+            images = batch[: max(0, share - done)]
         if len(images):
             seed = batch_idx * processes + self.global_rank
             self._likelihoods.append(Likelihoods.of(self.vae, images, self.likelihood_samples, seed))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..oracles.checks import check_count, check_shape
+from ..oracles.checks import check_count, check_sample_shape
 from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
 
@@ -149,7 +149,7 @@ class SparseDistribution:
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """Independent atoms of each row, drawn with their probabilities, [*sample_shape, *B, D]; no gradient."""
-        samples = check_shape(sample_shape)
+        samples = check_sample_shape(sample_shape)
         cumulative = self._spread(self.probs.detach(), None).cumsum(-1)
         wide = cumulative.float() if cumulative.dtype in (torch.float16, torch.bfloat16) else cumulative
         shape = (samples, len(wide), 1)

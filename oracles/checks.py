@@ -69,7 +69,7 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
     return number
 
 
-def check_shape(sample_shape: tuple[int, ...]) -> int:
+def check_sample_shape(sample_shape: tuple[int, ...]) -> int:
     """How many samples a shape is for, or a ValueError unless it is one."""
     if isinstance(sample_shape, int):
         raise ValueError(f"sample needs a shape, e.g. ({sample_shape},), not the number {sample_shape}")

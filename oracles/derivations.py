@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Polytope
-from .checks import check_dimension, check_finite, check_shape
+from .checks import check_dimension, check_finite, check_sample_shape
 from .gibbs import check_some_allowed
 from .hypergraph import Hypergraph
 
@@ -76,7 +76,7 @@ class DerivationGibbs:
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D], from the goal of the graph down."""
-        count = check_shape(sample_shape)
+        count = check_sample_shape(sample_shape)
         drawn = self.inside.sample(count, generator)
         return drawn.reshape(*sample_shape, *self.batch_shape, self.polytope.dim).to(self.dtype)
 

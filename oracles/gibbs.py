@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from .base import GibbsDistribution
-from .checks import cannot_branch, check_finite, check_shape
+from .checks import cannot_branch, check_finite, check_sample_shape
 
 
 class BernoulliGibbs:
@@ -235,5 +235,5 @@ def check_some_allowed(log_normalizer: Tensor) -> None:
 
 
 def _uniform(like: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    check_shape(sample_shape)
+    check_sample_shape(sample_shape)
     return torch.rand(*sample_shape, *like.shape, dtype=like.dtype, device=like.device, generator=generator)

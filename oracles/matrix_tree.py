@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import check_finite, check_shape
+from .checks import check_finite, check_sample_shape
 from .dependency_arcs import DependencyArcs
 from .gibbs import check_some_allowed
 
@@ -28,7 +28,7 @@ class TreeGibbs:
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D], without gradient: word by word, each head by its probability given those before."""
-        count = check_shape(sample_shape)
+        count = check_sample_shape(sample_shape)
         rows, words = count * len(self.scores), self.arcs.words
         weights = self._weights(self.scores.detach()).double().repeat(count, 1, 1)
         with torch.inference_mode(False):  # what is made in it cannot be saved for the backward pass
@@ -141,7 +141,7 @@ def log_trees(weights: Tensor, present: Tensor, *, single_root: bool) -> tuple[T
 
 
 def _relative(scores: Tensor, words: int) -> Tensor:
-    """The scores, each word's largest taken off: every word has one head, so no probability changes, and digits are kept."""
+    """Scores [R, n^2], each word's largest taken off: a word has one head, so no probability changes, and digits are kept."""
     table = scores.unflatten(-1, (words, words))
     peak = table.detach().amax(-1, keepdim=True)
     lowered = (table - torch.where(peak.isneginf(), 0, peak)).clamp(min=torch.finfo(scores.dtype).min)

@@ -166,7 +166,7 @@ def _blocks(values: Tensor) -> Tensor:
 
 
 def _means(values: Tensor, block: Tensor) -> Tensor:
-    """The mean of each item's block."""
+    """The mean of each item's block, [B, n] and [B, n] -> [B, n]."""
     count = torch.zeros_like(values).scatter_add(-1, block, torch.ones_like(values))
     total = torch.zeros_like(values).scatter_add(-1, block, values)
     return (total / count.clamp(min=1)).gather(-1, block)

@@ -68,7 +68,7 @@ class Mean(SolverCheck):
         mean = mean.double().cpu().numpy()
         truth, known = subject.truth(scores)
         rows = np.flatnonzero(known)
-        tolerance = MEAN[subject.dtype] * subject.size
+        tolerance = subject.tolerance(MEAN)
         errors = np.abs(subject.determined(mean - truth)).max(-1)[rows]
         ledger.compare("bounded least squares over structures", errors, tolerance, "the mean", rows.tolist())
         if subject.structures().table is None:
@@ -119,7 +119,7 @@ class MeanByCvxpy(SolverCheck):
                 ledger.note(f"cvxpy over {over} says {', '.join(sorted(bad))} on {lost} of {len(rows)} rows, left out")
             solved = [place for place in range(len(rows)) if np.isfinite(means[place]).all()]
             errors = np.abs(subject.determined(mean - means))[solved].max(-1)
-            close = CVXPY[subject.dtype] * subject.size
+            close = subject.tolerance(CVXPY)
             ledger.compare(f"cvxpy over {over}", errors, close, "the mean", [rows[place] for place in solved])
         if len(representations) < 2:
             absent = ({"vertices", "halfspaces"} - set(representations)).pop()
@@ -222,7 +222,7 @@ class SinglePrecision(SolverCheck):
             raise Broken("sparsemap", f"sparsemap returned probs of {found.probs.dtype} for float32 scores")
         wanted = subject.sparsemap(single.double(), self.solver).mean()
         errors = np.abs(subject.determined((found.mean().double() - wanted).cpu().numpy())).max(-1)
-        ledger.compare("float64", errors, MEAN[torch.float32] * subject.size, "the float32 mean", rows)
+        ledger.compare("float64", errors, subject.tolerance(MEAN, torch.float32), "the float32 mean", rows)
 
 
 @dataclass(frozen=True)
@@ -247,8 +247,7 @@ class SolversAgree(Check):
             raise Skip("only one solver can work on this polytope; pass two or more in solvers=")
         for label, mean in able[1:]:
             errors = np.abs(subject.determined(mean - able[0][1])).max(-1)
-            close = MEAN[subject.dtype] * subject.size
-            ledger.compare(f"{label} and {able[0][0]}", errors, close, f"the mean of {label}")
+            ledger.compare(f"{label} and {able[0][0]}", errors, subject.tolerance(MEAN), f"the mean of {label}")
 
 
 @dataclass(frozen=True)
@@ -285,5 +284,4 @@ class TopKSparsemax(Check):
             places = np.flatnonzero(exact)
             errors = np.abs(found.mean().cpu().numpy() - full).max(-1)[places]
             what = "the mean of topk_sparsemax where stats.exact"
-            close = MEAN[torch.float64] * subject.size
-            ledger.compare("sparsemax of all totals", errors, close, what, [rows[place] for place in places])
+            ledger.compare("sparsemax of all totals", errors, MEAN[torch.float64], what, [rows[place] for place in places])

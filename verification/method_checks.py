@@ -37,7 +37,7 @@ class Project(Check):
         rows = np.flatnonzero(known)
         if len(rows):
             errors = np.abs(mean - truth)[rows].max(-1)
-            ledger.compare("bounded least squares over structures", errors, MEAN * subject.size, "project", rows.tolist())
+            ledger.compare("bounded least squares over structures", errors, MEAN, "project", rows.tolist())
         # <t - mu, v - mu> <= 0 for the best v: optimal if mu is feasible. Ordered so that agreeing coordinates cancel.
         best = subject.best(scores - mean)
         gap = ((scores - mean) * (best - mean)).sum(-1)
@@ -45,12 +45,11 @@ class Project(Check):
         ledger.compare("optimality by the oracle", np.maximum(gap - noise, 0), 0.0, "the gap of project")
         # Idempotence says that what it returned is a point of the polytope, where there is no list to say so.
         again = projected(subject, mean)
-        close = MEAN * subject.size
-        ledger.compare("itself, projected again", np.abs(again - mean).max(-1), close, "project of a projection")
+        ledger.compare("itself, projected again", np.abs(again - mean).max(-1), MEAN, "project of a projection")
         projected(subject, scores[:0])
         for row in sample.few(1):
             errors = np.abs(projected(subject, scores[[row]]) - mean[[row]]).max(-1)
-            ledger.compare("itself, alone", errors, close, "project of a row alone", [row])
+            ledger.compare("itself, alone", errors, MEAN, "project of a row alone", [row])
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ def check_combination(
     ledger: Ledger, subject: Subject, atoms: Array, probs: Array, mean: Array, what: str, dtype: torch.dtype = torch.float64
 ) -> None:
     """That sum_s p_s a_s = mean with structures a_s, p >= 0, sum p = 1 and independent a_s: [B, S, D], [B, S], [B, D]."""
-    total, exact = (SUM, MEAN) if dtype == torch.float64 else (1e-6, 1e-5)
-    exact *= subject.size
+    total, exact = (SUM, MEAN) if dtype == torch.float64 else (1e-6, 1e-5 * subject.size)
     ledger.compare("probabilities sum to 1", np.abs(probs.sum(-1) - 1), total, f"the sum of {what}'s probabilities")
     ledger.compare("probabilities >= 0", np.maximum(-probs.min(-1), 0), total, f"{what}'s smallest probability")
     combined = np.einsum("bs,bsd->bd", probs, atoms)

@@ -199,9 +199,14 @@ class Subject:
 
     @property
     def size(self) -> float:
-        """The largest entry of a structure, at least 1: means that large are as good as their digits."""
+        """The largest entry of a structure, at least 1."""
         table = self.structures().table
         return 1.0 if table is None else max(1.0, float(np.abs(table).max()))
+
+    def tolerance(self, promised: dict[torch.dtype, float], dtype: torch.dtype | None = None) -> float:
+        """What is promised of means in a dtype, by default the scores'; in float32, whose digits means have, times `size`."""
+        dtype = self.dtype if dtype is None else dtype
+        return promised[dtype] * (self.size if dtype == torch.float32 else 1.0)
 
     @property
     def regularized(self) -> enumeration.Mask | None:
