@@ -85,12 +85,14 @@ class Matroid(Polytope):
         return sets[holds & (sets.sum(-1) == self.rank) if self.bases else holds]
 
     def _greedy(self, scores: Tensor, least: float = -torch.inf) -> Tensor:
-        """The greedy sets [B, D] bool."""
-
-        def extends(chosen: Tensor, item: Tensor) -> Tensor:
-            return self._holds(chosen.scatter(-1, item[:, None], True))
-
-        return greedy(scores, extends, least)
+        """From each row's best item down, those that score above `least` and keep the set independent, [B, D] bool."""
+        values, order = scores.sort(dim=-1, descending=True, stable=True)
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        for place in range(self.dim):
+            item = order[:, place, None]
+            added = (values[:, place] > least) & self._holds(chosen.scatter(-1, item, True))
+            chosen = chosen.scatter(-1, item, added[:, None])
+        return chosen
 
     def _holds(self, sets: Tensor) -> Tensor:
         holds = self._independent(sets)
@@ -101,20 +103,3 @@ class Matroid(Polytope):
                 f"[B] bool; it returned {got}"
             )
         return holds
-
-
-def greedy(scores: Tensor, extends: Callable[[Tensor, Tensor], Tensor], least: float = -torch.inf) -> Tensor:
-    """From each row's best item down, items that score above `least` and extend the set, [B, D] bool.
-
-    Args:
-        scores: [B, D].
-        extends: whether the sets so far [B, D] bool stay independent with one item [B] more, [B] bool. Asked once an item.
-        least: score above which items are wanted.
-    """
-    values, order = scores.sort(dim=-1, descending=True, stable=True)
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    for place in range(scores.shape[-1]):
-        item = order[:, place]
-        added = (values[:, place] > least) & extends(chosen, item)
-        chosen = chosen.scatter(-1, item[:, None], added[:, None])
-    return chosen

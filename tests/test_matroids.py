@@ -1,6 +1,7 @@
 """Spanning trees and matroids. Truth is every set of edges (items) for which the definition, written in Python, holds."""
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -11,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, placed, topk
+from sparsemarg.oracles.heaviest_forest import heaviest_forest
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 from torch import Tensor
@@ -193,6 +195,35 @@ def test_a_larger_graph_by_scipy() -> None:
         lightest = minimum_spanning_tree(coo_array((3 - scores[row].numpy(), (ends[0], ends[1])), shape=(30, 30)))
         assert int(found[row].sum()) == 29
         torch.testing.assert_close(float(found[row] @ scores[row]), 3 * 29 - float(lightest.sum()))
+
+
+def kruskal(scores: list[float], edges: list[tuple[int, int]], nodes: int) -> list[int]:
+    piece, chosen = list(range(nodes)), [0] * len(edges)
+    for place in sorted(range(len(edges)), key=lambda place: -scores[place]):  # stable: of equal ones the lower first
+        one, other = (piece[node] for node in edges[place])
+        if one != other and scores[place] > -math.inf:
+            piece = [one if here == other else here for here in piece]
+            chosen[place] = 1
+    return chosen
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 7, 8, 9, 40])
+@pytest.mark.parametrize("levels", [1, 3, None])
+def test_forests_by_kruskal(nodes: int, levels: int | None) -> None:
+    """Ties and all, of graphs in pieces, with several edges between two nodes; paths make the longest chains of pieces."""
+    generator = torch.Generator().manual_seed(nodes)
+    several = torch.randint(nodes, (3 * nodes, 2), generator=generator)
+    path = torch.stack([torch.arange(nodes - 1), torch.arange(1, nodes)], 1)
+    for ends in (several[several[:, 0] != several[:, 1]], path):
+        scores = torch.randn(20, len(ends), generator=generator)
+        if levels is not None:
+            scores = (scores * levels / 3).round()
+        scores[:10].masked_fill_(torch.rand(10, len(ends), generator=generator) < 0.3, -torch.inf)
+        if levels is None:
+            scores[0] = torch.arange(len(ends))  # of a path, each takes the next
+        found = heaviest_forest(scores, ends, nodes)
+        edges = [(int(one), int(other)) for one, other in ends]
+        assert found.int().tolist() == [kruskal(row, edges, nodes) for row in scores.tolist()]
 
 
 def test_known_matroids() -> None:
