@@ -12,6 +12,8 @@ from structures import scores_of
 
 LARGER = [
     LinearChain(9, 4),
+    LinearChain(4, 19),
+    LinearChain(1, 5),
     LinearChain(7, 3, regularize_transitions=False),
     ProjectiveTree(8),
     ProjectiveTree(8, single_root=True),
@@ -47,6 +49,22 @@ def test_the_compiled_recursion_is_the_plain_one(
         assert torch.equal(total, wanted)
         assert torch.equal(fast, plain)
     assert not wanted.isneginf().any()
+
+
+def test_compiled_chains_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where whole positions are forbidden, at the end, in between, or from the first on."""
+    polytope = LinearChain(7, 9)
+    assert compiled(".chain_rows", "sparsemarg.oracles", "best", torch.device("cpu")) is not None
+    scores = torch.randn(60, polytope.dim, generator=torch.Generator().manual_seed(0))
+    ended = polytope.mask(scores[:20], torch.arange(20) % 7 + 1)
+    unary, pairs = polytope.parts(scores[20:])
+    unary = unary.clone()
+    unary[torch.arange(40), torch.arange(40) % 7] = -torch.inf
+    given = torch.cat([ended, polytope.scores(unary, pairs)])
+    fast = polytope.maximize(given)
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    assert torch.equal(fast, polytope.maximize(given))
+    assert torch.equal(fast[20], given[20].isneginf().float())
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 60])

@@ -1,0 +1,77 @@
+"""The best sequences of a `LinearChain`, compiled for the CPU: Viterbi (1967), all states of a position in vector instructions.
+
+`derivation_rows` solves the same dynamic program edge by edge, as it does any; sums are taken in the same order, so that both
+find the same sequences. Importing this module needs Numba.
+"""
+
+import numba
+import numpy as np
+
+from ..kernels.vectors import UNCOUNTED, Array, Scalar
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def best(scores: Array, length: int, states: int, structures: Array) -> None:
+    """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden. With NaN, anything."""
+    value, before = np.empty((2, states), scores.dtype), np.empty((length, states), scores.dtype)
+    for row in range(scores.shape[0]):
+        unary, pairs = scores[row, : length * states], scores[row, length * states :]
+        structures[row] = 0
+        count = _length(unary, length, states)
+        if count > 0:
+            _climb(unary, pairs, count, value, before)
+        last, most = _first_largest(value[(count - 1) % 2])
+        if count == 0 or most == -np.inf:
+            for d in range(scores.shape[1]):
+                structures[row, d] = scores[row, d] == -np.inf
+            continue
+        for t in range(count - 1, -1, -1):
+            structures[row, t * states + last] = 1
+            if t > 0:
+                first = int(before[t, last])
+                structures[row, length * states + ((t - 1) * states + first) * states + last] = 1
+                last = first
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _length(unary: Array, length: int, states: int) -> int:
+    """Positions before the first without an allowed state."""
+    for t in range(length):
+        allowed = False
+        for s in range(states):
+            allowed = allowed or unary[t * states + s] != -np.inf
+        if not allowed:
+            return t
+    return length
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _climb(unary: Array, pairs: Array, count: int, value: Array, before: Array) -> None:
+    """Into value[t % 2] [S] the best total up to t = count - 1 by its state, into before [L, S] the first state before that,
+    as a number of the same type: states are compared and chosen in the same vector instructions.
+    """
+    states = value.shape[1]
+    for s in range(states):
+        value[0, s] = unary[s]
+    for t in range(1, count):
+        here, there, chosen = value[t % 2], value[(t - 1) % 2], before[t]
+        own, start = unary[t * states : (t + 1) * states], (t - 1) * states * states
+        for s in range(states):
+            here[s], chosen[s] = -np.inf, 0
+        for first in range(states):
+            base, number = there[first], unary.dtype.type(first)
+            pair = pairs[start + first * states : start + (first + 1) * states]
+            for s in range(states):
+                total = own[s] + pair[s] + base
+                better = total > here[s]
+                here[s] = total if better else here[s]
+                chosen[s] = number if better else chosen[s]
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _first_largest(values: Array) -> tuple[int, Scalar]:
+    place, most = 0, values[0]
+    for s in range(1, values.shape[0]):
+        if values[s] > most:
+            place, most = s, values[s]
+    return place, most
