@@ -9,7 +9,7 @@ from sparsemarg.kernels import bits
 from sparsemarg.layers import SolverStats
 from sparsemarg.layers.functional import refit, sparsemap, sparsemax
 from sparsemarg.layers.solvers import ActiveSet
-from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, LinearChain, Polytope, Product, Simplex
 from torch import Tensor
 
 DIMS = [1, 8, 63, 64, 65, 130]
@@ -70,6 +70,13 @@ def test_are_bits() -> None:
         assert not bits.are_bits(np.array([[0.0, 1.0], [1.0, value]]))
 
 
+@pytest.fixture(params=["bit_atoms", "seen_bits"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The module that holds the atoms: of short structures, or of long ones."""
+    monkeypatch.setattr("sparsemarg.layers.solvers.kernels.compiled_rows.LONG", 1 if request.param == "seen_bits" else math.inf)
+    return request.param
+
+
 def solved(polytope: Polytope, scores: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled method finds the structures and weights of the plain one, and the same gradients."""
     upstream = torch.randn(scores.shape, dtype=scores.dtype, generator=torch.Generator().manual_seed(1))
@@ -87,11 +94,13 @@ def solved(polytope: Polytope, scores: Tensor, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("kind")
 def test_structures_of_three_words(monkeypatch: pytest.MonkeyPatch) -> None:
     polytope = Product(Budget(60, 20), Simplex(9), Budget(62, 31))
     solved(polytope, torch.randn(20, 131, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), monkeypatch)
 
 
+@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("odd", [2.0, -1.0, 0.5])
 def test_structures_of_which_only_the_first_are_bits(odd: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The method starts with bits and has to begin again."""
@@ -105,6 +114,7 @@ def test_structures_of_which_only_the_first_are_bits(odd: float, monkeypatch: py
     solved(polytope, scores, monkeypatch)
 
 
+@pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize(
     "polytope", [BernoulliCube(70), Budget(70, 20), Simplex(70), Product(Simplex(9), Budget(61, 5))], ids=repr
 )
@@ -125,7 +135,7 @@ def test_only_rows_that_are_not_finite_are_broken(polytope: Polytope, monkeypatc
 
 
 @pytest.mark.parametrize("slots", [1, 8, 24])
-def test_room_for_atoms_is_made_as_they_come(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_for_atoms_is_made_as_they_come(slots: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the same bits, however often; from memory that holds anything."""
     polytope, scores = Product(Simplex(9), Budget(62, 31)), torch.randn(9, 71, generator=torch.Generator().manual_seed(0))
     wanted = ActiveSet().solve(scores.double(), polytope)
@@ -134,13 +144,14 @@ def test_room_for_atoms_is_made_as_they_come(slots: int, monkeypatch: pytest.Mon
     def dirty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
         return np.full(math.prod(shape) * np.dtype(dtype).itemsize, 255, np.uint8).view(dtype).reshape(shape)
 
-    for module in ("compiled_rows", "bit_atoms"):
+    for module in ("compiled_rows", kind):
         monkeypatch.setattr(f"sparsemarg.layers.solvers.kernels.{module}.borrow", dirty)
     found = ActiveSet().solve(scores.double(), polytope)
     assert torch.equal(found.atoms, wanted.atoms)
     assert torch.equal(found.probs, wanted.probs)
 
 
+@pytest.mark.usefixtures("kind")
 def test_partly_regularised_bits_of_many_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Half(Budget):
         regularized = slice(0, 70)
@@ -150,6 +161,25 @@ def test_partly_regularised_bits_of_many_words(monkeypatch: pytest.MonkeyPatch) 
     fast = sparsemap(scores, polytope)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
     torch.testing.assert_close(fast.mean(), sparsemap(scores, polytope).mean(), atol=1e-8, rtol=0)
+
+
+def test_long_structures_are_the_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of several lengths, also with transitions that only score: the same packed atoms, weights and gradients."""
+    for polytope in (LinearChain(9, 6), LinearChain(9, 6, regularize_transitions=False)):
+        scores = torch.randn(12, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        scores = polytope.mask(3 * scores, torch.arange(12) % 9 + 1)
+        found = []
+        for long in (1, math.inf):
+            monkeypatch.setattr("sparsemarg.layers.solvers.kernels.compiled_rows.LONG", long)
+            leaf = scores.clone().requires_grad_()
+            one = sparsemap(leaf, polytope, solver=ActiveSet())
+            (gradient,) = torch.autograd.grad((one.probs * torch.arange(len(one.probs))).sum(), leaf)
+            found.append((one, gradient))
+        (long, pulled), (short, wanted) = found
+        assert torch.equal(long.atoms, short.atoms)
+        assert torch.equal(long.row, short.row)
+        torch.testing.assert_close(long.probs, short.probs, atol=1e-12, rtol=0)
+        torch.testing.assert_close(pulled, wanted, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,7 +1,7 @@
 """What the compiled active set method does with the atoms of a row: bits, or vectors, as the type of their state says.
 
-Here is what each function means; how it is done stands in `bit_atoms` and `real_atoms`, of which the one that is needed becomes
-a part of what calls it when that is compiled. S are the slots of a row.
+Here is what each function means; how it is done stands in `bit_atoms`, `seen_bits` and `real_atoms`, of which the one that is
+needed becomes a part of what calls it when that is compiled. S are the slots of a row.
 """
 
 import inspect
@@ -11,12 +11,13 @@ from typing import Any
 from numba.extending import overload
 
 from ....kernels.vectors import Array
-from . import bit_atoms, real_atoms
+from . import bit_atoms, real_atoms, seen_bits
 from .bit_atoms import Bits, BitScratch, BitStructures
 from .real_atoms import Reals, RealScratch, RealStructures
+from .seen_bits import SeenBits, SeenScratch
 
-State = Bits | Reals
-Scratch = BitScratch | RealScratch
+State = Bits | SeenBits | Reals
+Scratch = BitScratch | SeenScratch | RealScratch
 Structures = BitStructures | RealStructures
 
 
@@ -74,15 +75,18 @@ def write(
     """The structures of the slots in use, from `place` on, and into mean [D] theirs under the weights [S]."""
 
 
-def _choose(function: Callable[..., Any], bits: Callable[..., Any], reals: Callable[..., Any]) -> None:
-    """Makes calls of a function one of these two, in what Numba compiles."""
+KINDS = {Bits: bit_atoms, SeenBits: seen_bits, Reals: real_atoms}
+
+
+def _choose(function: Callable[..., Any]) -> None:
+    """Makes calls of a function one of that of its state's kind, in what Numba compiles."""
     place = list(inspect.signature(function).parameters).index("state")
 
-    def chosen(*kinds: Any) -> Callable[..., Any]:
-        return bits if kinds[place].instance_class is Bits else reals
+    def chosen(*types: Any) -> Callable[..., Any]:
+        return getattr(KINDS[types[place].instance_class], function.__name__)
 
     overload(function, inline="always", strict=False)(chosen)  # not strict: annotations differ
 
 
 for _function in (gradient, relate, see_mean, slopes, compare, distance, put, move, square_unit, write):
-    _choose(_function, getattr(bit_atoms, _function.__name__), getattr(real_atoms, _function.__name__))
+    _choose(_function)

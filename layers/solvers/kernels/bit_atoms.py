@@ -153,11 +153,12 @@ def compare(row: int, on: Array, state: Bits, scratch: BitScratch, out: Array) -
 def distance(row: int, weights: Array, state: Bits, scratch: BitScratch) -> float:
     """Where coordinates are regularised."""
     combine(weights, state.words[row, :, : state.changing], scratch.mean)
-    return _distance(scratch.within[: state.changing], state.regularized, scratch.mean)
+    return distance_between(scratch.within[: state.changing], state.regularized, scratch.mean)
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
-def _distance(words: Array, regularized: Array, others: Array) -> float:
+def distance_between(words: Array, regularized: Array, others: Array) -> float:
+    """The squared distance of a structure in bits [W] to others [64 W], where coordinates are regularised."""
     result = 0.0
     for w in range(words.shape[0]):
         word = words[w]
@@ -180,11 +181,11 @@ def move(row: int, weights: Array, state: Bits, scratch: BitScratch) -> None:
     """Keeps the residual there."""
     end = WORD * state.changing
     combine(weights, state.words[row, :, : state.changing], scratch.mean)
-    _subtract(state.scores[row, :end], state.regularized, scratch.mean, state.residual[row, :end])
+    subtract(state.scores[row, :end], state.regularized, scratch.mean, state.residual[row, :end])
 
 
 @numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
-def _subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> None:
+def subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> None:
     """out = scores - regularized * mean."""
     for d in range(out.shape[0]):
         out[d] = scores[d] - regularized[d] * mean[d]

@@ -18,7 +18,7 @@ from ..base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
 from ..certificate import certified_stats
 from ..kinds import kind_of
 from ..limits import POLL, STALE, WEIGHT_PRUNE, Limits
-from . import bit_atoms, real_atoms, row_kernel, row_results
+from . import bit_atoms, real_atoms, row_kernel, row_results, seen_bits
 from .row_kernel import CompiledOracle, Rows, Scratch
 from .row_results import Found, Places
 
@@ -26,6 +26,8 @@ from .row_results import Found, Places
 # one after the other only what they use of their factorisation is ever touched: as many as there can be, up to so many bytes.
 SLOTS = 64
 BYTES = 2**27
+# Coordinates from which on most are the same in all structures of a row: but for cubes and budgets, which run in turn.
+LONG = 512
 TILE_BYTES = SIDE**2 * np.dtype(np.float64).itemsize
 
 
@@ -91,7 +93,8 @@ class _CompiledRows:
 
     def __init__(self, oracle: BatchOracle, origin: Tensor, limits: Limits, is_bits: bool, in_turn: bool) -> None:
         self.limits, self.is_bits = limits, is_bits
-        self.kind: Any = bit_atoms if is_bits else real_atoms  # what follows is of its types
+        long = not in_turn and origin.shape[1] >= LONG
+        self.kind: Any = (seen_bits if long else bit_atoms) if is_bits else real_atoms  # what follows is of its types
         # Those of all rows: an oracle of some of them is asked with ties that are broken already.
         ties = oracle.ties if isinstance(oracle, Oracle) else Ties(oracle.target[:0], oracle.target.new_empty(0))
         self.grid, self.tie_break = ties.grid.contiguous().numpy(), ties.tie_break.numpy()
