@@ -44,8 +44,11 @@ class DependencyArcs:
 
     def structures(self, heads: Tensor) -> Tensor:
         """[*B, n] heads, -1 for none -> [*B, D] float64, the inverse of `heads_of`."""
-        chosen = heads[..., None, :] == torch.arange(self.words + 1, device=heads.device)[:, None]
-        return self.of(torch.nn.functional.pad(chosen.double(), (1, 0)))
+        words = torch.arange(1, self.words + 1, device=heads.device)
+        place = (words - 1) * self.words + heads - (heads > words).to(heads)
+        place = torch.where(heads < 0, self.words**2, place)
+        structures = torch.zeros(*heads.shape[:-1], self.words**2 + 1, dtype=torch.float64, device=heads.device)
+        return structures.scatter(-1, place, 1)[..., : self.words**2]
 
     def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:
         """The scores [*B, D] of sentences of these lengths [*B]: `-inf` for arcs to or from words beyond."""
@@ -56,7 +59,7 @@ class DependencyArcs:
 
     def present(self, scores: Tensor) -> Tensor:
         """Words 1..n before the first that no arc may reach, [B, n] bool: the others are padding."""
-        blocked = scores.isneginf().unflatten(-1, (self.words, self.words)).all(-1)
+        blocked = scores.detach().unflatten(-1, (self.words, self.words)).amax(-1).isneginf()
         return blocked.cumsum(-1) == 0
 
     def _places(self, device: torch.device) -> tuple[EllipsisType, Tensor, Tensor]:

@@ -1,15 +1,9 @@
 """Maximum spanning arborescences by Chu-Liu and Edmonds, for a whole batch of graphs at once."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from ..kernels import compiled, in_threads, readable
-
-# The kernel takes as long as to pass over the weights so many times.
-PASSES = 64
 
 
 class _Round(NamedTuple):
@@ -47,15 +41,11 @@ def best_arborescence(weights: Tensor, present: Tensor, *, single_root: bool = F
         heads [B, N] int64, -1 for node 0 and absent ones, and found [B] bool: whether there is an arborescence (with
         `single_root`, one with a single arc from node 0). Ties: first the lower head, then the lower node of a component.
 
-    Cost: O(N^2) a round, at most N - 1 rounds, usually about log N. By a kernel on the CPU with Numba installed; else one host
-    synchronisation a round.
+    Cost: O(N^2) and one host synchronisation a round, at most N - 1 rounds, usually far fewer.
     """
     batch, size = present.shape
     node = torch.arange(size, device=weights.device)
     present = present | (node == 0)
-    kernel = compiled(".edmonds_rows", __package__, "best", weights.device)
-    if kernel is not None and weights.dtype == torch.float64 and readable(weights):
-        return _best_in_rows(kernel, weights.detach(), present, single_root)
     arc = present[:, :, None] & present[:, None] & (weights > -torch.inf) & (node != 0) & (node[:, None] != node)
     weights = torch.where(arc, weights, -torch.inf)
     # What is compared before the weight: minus the number of arcs from the root, if that is to be small.
@@ -88,17 +78,6 @@ def best_arborescence(weights: Tensor, present: Tensor, *, single_root: bool = F
     if single_root:
         found = found & (((head == 0) & (node > 0) & present).sum(-1) == 1)
     return torch.where(present & (node > 0), head, -1), found
-
-
-def _best_in_rows(kernel: Callable[..., None], weights: Tensor, present: Tensor, single_root: bool) -> tuple[Tensor, Tensor]:
-    heads, found = torch.empty(present.shape, dtype=torch.int64), torch.empty(len(present), dtype=torch.bool)
-    matrix, there, into, whole = (tensor.numpy() for tensor in (weights.contiguous(), present.contiguous(), heads, found))
-
-    def run(part: slice) -> None:
-        kernel(matrix[part], there[part], single_root, into[part], whole[part])
-
-    in_threads(run, len(heads), PASSES * matrix.size)
-    return heads, found
 
 
 def _best_of_component(values: Tensor, component: Tensor) -> Tensor:

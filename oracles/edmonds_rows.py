@@ -1,6 +1,7 @@
 """Maximum spanning arborescences compiled for the CPU, one graph after the other: the rounds of `edmonds`, ties and all.
 
-Chu and Liu (1965), Edmonds (1967). Importing this module needs Numba.
+Only arcs into components that are new in a round are looked at again: the best arc into any other is what it was. Chu and Liu
+(1965), Edmonds (1967). Importing this module needs Numba.
 """
 
 from typing import NamedTuple
@@ -8,7 +9,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array
+from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+
+# The order of comparisons does not matter; there may be infinities, but no NaN.
+FAST_WITH_INFINITIES = {"reassoc", "nnan", "nsz"}
 
 
 class Rounds(NamedTuple):
@@ -24,8 +28,8 @@ class Rounds(NamedTuple):
 class Scratch(NamedTuple):
     """What a round computes."""
 
-    weights: Array  # [N, N] by (head, word), -inf where there is no arc any more
-    first: Array  # [N, N] what is compared before
+    weights: Array  # [N, N] by (word, head), -inf where there is no arc any more
+    first: Array  # [N, N] what is compared before; of no words where nothing is
     value: Array  # [N] of the best arc into a node, among those that come first
     head: Array  # [N] int64, that arc's
     level: Array  # [N] what comes first, of a node
@@ -33,64 +37,70 @@ class Scratch(NamedTuple):
     value_of: Array  # [N] likewise
     parent: Array  # [N] int64, the component above a component
     seen: Array  # [N] int64, when a walk has come by
+    changed: Array  # [N] bool, whether a node's component is new
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def best(weights: Array, present: Array, single_root: bool, heads: Array, found: Array) -> None:
-    """`edmonds.best_arborescence` for weights [B, N, N] and present [B, N]: into heads [B, N] and found [B]."""
-    size = weights.shape[1]
-    number = np.empty((4, size, size), np.int64)
-    rounds = Rounds(number[0], number[1], number[2], np.empty((size, size), np.bool_), number[3])
-    matrix, vector, place = np.empty((2, size, size)), np.empty((4, size)), np.empty((3, size), np.int64)
-    scratch = Scratch(matrix[0], matrix[1], vector[0], place[0], vector[1], vector[2], vector[3], place[1], place[2])
-    for row in range(weights.shape[0]):
-        _begin(weights[row], present[row], single_root, rounds, scratch)
-        last, whole = 0, _choose(0, present[row], rounds, scratch)
+def best(scores: Array, present: Array, single_root: bool, structures: Array) -> None:
+    """The best trees over the words present [B, n], into structures [B, D], for scores [B, D] as `Arborescence` has them.
+
+    A row that has none answers with what is forbidden.
+    """
+    words = present.shape[1]
+    size = words + 1
+    number, truth = np.empty((4, size, size), np.int64), np.empty((size + 2, size), np.bool_)
+    rounds = Rounds(number[0], number[1], number[2], truth[:size], number[3])
+    matrix, vector, place = np.empty((2, size, size)), np.empty((4, size)), np.empty((4, size), np.int64)
+    first, changed, nodes, heads = matrix[1, : size if single_root else 0], truth[size], truth[size + 1], place[3]
+    scratch = Scratch(matrix[0], first, vector[0], place[0], vector[1], vector[2], vector[3], place[1], place[2], changed)
+    for row in range(scores.shape[0]):
+        nodes[0], nodes[1:] = True, present[row]
+        _begin(scores[row], nodes, rounds, scratch)
+        last, whole = 0, _choose(0, nodes, rounds, scratch)
         while _find_cycles(last, rounds, scratch):
             _contract(last, rounds, scratch)
             last += 1
-            whole = _choose(last, present[row], rounds, scratch) and whole
-        _open(last, rounds, heads[row])
+            whole = _choose(last, nodes, rounds, scratch) and whole
+        _open(last, rounds, heads)
         on_root = 0
-        for node in range(size):
-            if node == 0 or not present[row, node]:
-                heads[row, node] = -1
-            on_root += heads[row, node] == 0
-        found[row] = whole and (on_root == 1 or not single_root)
+        for word in range(1, size):
+            on_root += nodes[word] and heads[word] == 0
+        if whole and present[row, 0] and (on_root == 1 or not single_root):
+            structures[row] = 0
+            for word in range(1, size):
+                if nodes[word]:
+                    structures[row, (word - 1) * words + heads[word] - (heads[word] > word)] = 1
+        else:
+            for d in range(scores.shape[1]):
+                structures[row, d] = scores[row, d] == -np.inf
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _begin(weights: Array, present: Array, single_root: bool, rounds: Rounds, scratch: Scratch) -> None:
-    """The arcs that there are, of weights [N, N] and nodes present [N]; every node is a component."""
-    size = weights.shape[0]
-    for head in range(size):
-        for word in range(size):
-            reachable = (present[head] or head == 0) and present[word] and word != 0 and head != word
-            arc = reachable and weights[head, word] > -np.inf
-            scratch.weights[head, word] = weights[head, word] if arc else -np.inf
-            scratch.first[head, word] = (-1.0 if single_root and head == 0 else 0.0) if arc else -np.inf
-        rounds.component[0, head] = head
+def _begin(scores: Array, present: Array, rounds: Rounds, scratch: Scratch) -> None:
+    """The arcs that there are, of scores [D] and nodes present [N]; every node is a component."""
+    size = present.shape[0]
+    for word in range(size):
+        rounds.component[0, word], scratch.changed[word] = word, True
+        scratch.weights[word] = -np.inf
+        start = (word - 1) * (size - 1)
+        for place in range(size - 1 if word > 0 and present[word] else 0):
+            head = place + (place >= word)
+            if present[head] and scores[start + place] > -np.inf:
+                scratch.weights[word, head] = scores[start + place]
+    for word in range(scratch.first.shape[0]):
+        for head in range(size):
+            arc = scratch.weights[word, head] > -np.inf
+            scratch.first[word, head] = (-1.0 if head == 0 else 0.0) if arc else -np.inf
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _choose(number: int, present: Array, rounds: Rounds, scratch: Scratch) -> bool:
     """The best arc into every component; whether all that are to be entered can be."""
-    weights, first, level, value = scratch.weights, scratch.first, scratch.level, scratch.value
-    component, chosen, size = rounds.component[number], rounds.word[number], weights.shape[0]
+    value, component, chosen = scratch.value, rounds.component[number], rounds.word[number]
+    size = value.shape[0]
+    _look(component, scratch)
     for node in range(size):
-        level[node], value[node], scratch.head[node] = -np.inf, -np.inf, 0
-        scratch.level_of[node], scratch.value_of[node], chosen[node] = -np.inf, -np.inf, size
-    for head in range(size):
-        for word in range(size):
-            level[word] = max(level[word], first[head, word])
-    for node in range(size):
-        scratch.level_of[component[node]] = max(scratch.level_of[component[node]], level[node])
-    for node in range(size):
-        level[node] = scratch.level_of[component[node]]
-    for head in range(size):
-        for word in range(size):
-            if first[head, word] == level[word] and weights[head, word] > value[word]:
-                value[word], scratch.head[word] = weights[head, word], head
+        scratch.value_of[node], chosen[node] = -np.inf, size
     for node in range(size):
         scratch.value_of[component[node]] = max(scratch.value_of[component[node]], value[node])
     for node in range(size):
@@ -104,6 +114,45 @@ def _choose(number: int, present: Array, rounds: Rounds, scratch: Scratch) -> bo
         rounds.head[number, node] = scratch.head[chosen[node]] if reached else 0
         scratch.parent[node] = component[rounds.head[number, node]] if reached else 0
     return whole
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _look(component: Array, scratch: Scratch) -> None:
+    """The best arc into every node of a new component; into others it is what it was."""
+    level, level_of, size = scratch.level, scratch.level_of, component.shape[0]
+    if scratch.first.shape[0] > 0:
+        for word in range(size):
+            level_of[word] = -np.inf
+        for word in range(size):
+            level[word] = _largest(scratch.first[word]) if scratch.changed[word] else level[word]
+            level_of[component[word]] = max(level_of[component[word]], level[word])
+    for word in range(size):
+        if scratch.changed[word]:
+            arcs, least = scratch.weights[word], level_of[component[word]]
+            firsts = scratch.first[word] if scratch.first.shape[0] > 0 else level[:0]
+            most = _largest_among(firsts, least, arcs) if firsts.shape[0] > 0 else _largest(arcs)
+            scratch.value[word], scratch.head[word] = most, 0
+            for head in range(size if most > -np.inf else 0):
+                if arcs[head] == most and (firsts.shape[0] == 0 or firsts[head] == least):
+                    scratch.head[word] = head
+                    break
+
+
+@numba.njit(fastmath=FAST_WITH_INFINITIES, cache=True, **UNCOUNTED)
+def _largest(values: Array) -> float:
+    most = -np.inf
+    for place in range(values.shape[0]):
+        most = maximum(most, values[place])  # pyright: ignore[reportCallIssue]
+    return most
+
+
+@numba.njit(fastmath=FAST_WITH_INFINITIES, cache=True, **UNCOUNTED)
+def _largest_among(firsts: Array, first: Scalar, values: Array) -> float:
+    """Of those values that come first."""
+    most = -np.inf
+    for place in range(values.shape[0]):
+        most = maximum(most, values[place] if firsts[place] == first else -np.inf)  # pyright: ignore[reportCallIssue]
+    return most
 
 
 @numba.njit(cache=True, **UNCOUNTED)
@@ -132,16 +181,23 @@ def _find_cycles(number: int, rounds: Rounds, scratch: Scratch) -> bool:
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _contract(number: int, rounds: Rounds, scratch: Scratch) -> None:
     """Makes each cycle a component: arcs into it weigh less by what they replace, and those inside of it are none."""
-    component, into, size = rounds.component[number], rounds.component[number + 1], scratch.parent.shape[0]
-    for node in range(size):
+    component, into = rounds.component[number], rounds.component[number + 1]
+    for node in range(into.shape[0]):
         into[node] = rounds.merged[number, component[node]]
-    for head in range(size):
-        for word in range(size):
-            if into[head] == into[word]:
-                scratch.weights[head, word], scratch.first[head, word] = -np.inf, -np.inf
-            elif rounds.on_cycle[number, component[word]]:
-                scratch.weights[head, word] -= scratch.value_of[component[word]]
-                scratch.first[head, word] -= scratch.level_of[component[word]]
+    for word in range(into.shape[0]):
+        here = component[word]
+        scratch.changed[word] = rounds.on_cycle[number, here]
+        if scratch.changed[word]:
+            _lower(scratch.weights[word], scratch.value_of[here], into, into[word])
+            if scratch.first.shape[0] > 0:
+                _lower(scratch.first[word], scratch.level_of[here], into, into[word])
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _lower(arcs: Array, less: Scalar, component: Array, inside: int) -> None:
+    """Arcs [N] by head, in place."""
+    for head in range(arcs.shape[0]):
+        arcs[head] = -np.inf if component[head] == inside else arcs[head] - less
 
 
 @numba.njit(cache=True, **UNCOUNTED)
