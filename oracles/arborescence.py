@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kernels import compiled, in_threads, readable
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_dimension
+from .checks import check_count, check_dimension, check_rows
 from .dependency_arcs import DependencyArcs
 from .edmonds import best_arborescence
 from .kbest import partition
@@ -136,6 +136,7 @@ class Arborescence(Polytope):
         return torch.where((found & present[:, 0])[:, None], structures, scores.isneginf().to(scores))
 
     def _best_in_rows(self, kernel: Callable[..., None], scores: Tensor, present: Tensor) -> Tensor:
+        check_rows(scores, self.dim)
         structures = torch.empty(scores.shape, dtype=scores.dtype)
         given, there, out = (tensor.numpy() for tensor in (scores.contiguous(), present.contiguous(), structures))
         in_threads(lambda part: kernel(given[part], there[part], self.single_root, out[part]), len(given), PASSES * given.size)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..kernels import compiled, in_threads, readable
 from .base import Halfspaces
-from .checks import check_count
+from .checks import check_count, check_rows
 from .derivations import Derivations
 from .hypergraph import Edge, Hypergraph
 
@@ -61,6 +61,7 @@ class LinearChain(Derivations):
         kernel = compiled(".chain_rows", __package__, "best", scores.device)
         if kernel is None or scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
             return super().maximize(scores)
+        check_rows(scores, self.dim)
         structures = torch.empty(scores.shape, dtype=scores.dtype)
         given, out = scores.detach().contiguous().numpy(), structures.numpy()
         in_threads(lambda part: kernel(given[part], self.length, self.states, out[part]), len(given), PASSES * given.size)

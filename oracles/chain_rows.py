@@ -12,19 +12,23 @@ from ..kernels.vectors import UNCOUNTED, Array, Scalar
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def best(scores: Array, length: int, states: int, structures: Array) -> None:
-    """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden. With NaN, anything."""
+    """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden.
+
+    Scores are finite or `-inf`; with others a row answers with anything.
+    """
     value, before = np.empty((2, states), scores.dtype), np.empty((length, states), scores.dtype)
     for row in range(scores.shape[0]):
         unary, pairs = scores[row, : length * states], scores[row, length * states :]
-        structures[row] = 0
         count = _length(unary, length, states)
+        last, most = 0, unary[0]
         if count > 0:
             _climb(unary, pairs, count, value, before)
-        last, most = _first_largest(value[(count - 1) % 2])
-        if count == 0 or most == -np.inf:
+            last, most = _first_largest(value[(count - 1) % 2])
+        if most == -np.inf:
             for d in range(scores.shape[1]):
                 structures[row, d] = scores[row, d] == -np.inf
             continue
+        structures[row] = 0
         for t in range(count - 1, -1, -1):
             structures[row, t * states + last] = 1
             if t > 0:

@@ -55,6 +55,14 @@ def check_dimension(scores: Tensor, polytope: Polytope) -> None:
         raise ValueError(f"scores has {columns} but {polytope!r} needs {polytope.dim} in the last dimension")
 
 
+def check_rows(scores: Tensor, dim: int) -> None:
+    """Raises ValueError unless scores are [B, dim]: what is compiled reads and writes without looking."""
+    if scores.dim() != 2 or scores.shape[1] != dim:
+        raise ValueError(
+            f"maximize and topk take scores [B, {dim}], not {list(scores.shape)}; reshape them, and keep all columns"
+        )
+
+
 def check_count(name: str, value: int, low: int, high: int | None = None) -> int:
     """`value` as an int, or a ValueError unless it is an integer in [low, high]."""
     wanted = f"at least {low}" if high is None else f"between {low} and {high}"

@@ -43,10 +43,11 @@ class DependencyArcs:
         return torch.where(chosen.any(-2), chosen.to(torch.int64).argmax(-2), -1)
 
     def structures(self, heads: Tensor) -> Tensor:
-        """[*B, n] heads, -1 for none -> [*B, D] float64, the inverse of `heads_of`."""
+        """[*B, n] heads, -1 (or no other word's number) for none -> [*B, D] float64, the inverse of `heads_of`."""
         words = torch.arange(1, self.words + 1, device=heads.device)
         place = (words - 1) * self.words + heads - (heads > words).to(heads)
-        place = torch.where(heads < 0, self.words**2, place)
+        there = (heads >= 0) & (heads <= self.words) & (heads != words)
+        place = torch.where(there, place, self.words**2)
         structures = torch.zeros(*heads.shape[:-1], self.words**2 + 1, dtype=torch.float64, device=heads.device)
         return structures.scatter(-1, place, 1)[..., : self.words**2]
 

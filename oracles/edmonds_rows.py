@@ -11,7 +11,7 @@ import numpy as np
 
 from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
 
-# The order of comparisons does not matter; there may be infinities, but no NaN.
+# The order of comparisons does not matter; there is `-inf`, but no NaN.
 FAST_WITH_INFINITIES = {"reassoc", "nnan", "nsz"}
 
 
@@ -44,7 +44,7 @@ class Scratch(NamedTuple):
 def best(scores: Array, present: Array, single_root: bool, structures: Array) -> None:
     """The best trees over the words present [B, n], into structures [B, D], for scores [B, D] as `Arborescence` has them.
 
-    A row that has none answers with what is forbidden.
+    A row that has none answers with what is forbidden. Scores are finite or `-inf`; with others a row answers with anything.
     """
     words = present.shape[1]
     size = words + 1

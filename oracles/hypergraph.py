@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import compiled, in_threads, readable
+from .checks import check_rows
 from .placement import placed
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class Hypergraph:
         self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None, several: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """By the kernel: structures [B, *several, D] and their totals [B, *several]."""
+        check_rows(scores, self.dim)
         batch, dim = scores.shape
         structures, totals = scores.new_empty(batch, *several, dim), scores.new_empty(batch, *several)
         opened = scores.new_zeros(batch, self.gate_count) if gates is None else gates.detach()

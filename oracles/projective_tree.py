@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .checks import check_count
+from ..kernels import compiled, in_threads, readable
+from .checks import check_count, check_rows
 from .dependency_arcs import DependencyArcs
 from .derivations import Derivations
 from .hypergraph import Edge, Hypergraph
@@ -60,6 +61,21 @@ class ProjectiveTree(Derivations):
 
     def __repr__(self) -> str:
         return f"ProjectiveTree(words={self.words}{', single_root=True' if self.single_root else ''})"
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The best tree; O(n^3) a row. Ties: as in the graph."""
+        kernel = compiled(".projective_rows", __package__, "best", scores.device)
+        if kernel is None or scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
+            return super().maximize(scores)
+        check_rows(scores, self.dim)
+        structures = torch.empty(scores.shape, dtype=scores.dtype)
+        given, out = scores.detach().contiguous().numpy(), structures.numpy()
+
+        def run(part: slice) -> None:
+            kernel(given[part], self.words, self.single_root, out[part])
+
+        in_threads(run, len(given), self.words * given.size // 2)
+        return structures
 
     def scores(self, matrix: Tensor) -> Tensor:
         """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""

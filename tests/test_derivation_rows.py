@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from sparsemarg.kernels import compiled
-from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
+from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
 from sparsemarg.oracles.derivations import Derivations
 from sparsemarg.oracles.hypergraph import Edge, Hypergraph
 from structures import scores_of
@@ -17,6 +17,7 @@ LARGER = [
     LinearChain(7, 3, regularize_transitions=False),
     ProjectiveTree(8),
     ProjectiveTree(8, single_root=True),
+    ProjectiveTree(19),
     Segmentation(12, 3, 4),
     Knapsack([1, 2, 3, 4, 5, 6, 7] * 3, 20),
     ShortestPath.grid(6, 7),
@@ -51,20 +52,43 @@ def test_the_compiled_recursion_is_the_plain_one(
     assert not wanted.isneginf().any()
 
 
-def test_compiled_chains_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where whole positions are forbidden, at the end, in between, or from the first on."""
-    polytope = LinearChain(7, 9)
-    assert compiled(".chain_rows", "sparsemarg.oracles", "best", torch.device("cpu")) is not None
-    scores = torch.randn(60, polytope.dim, generator=torch.Generator().manual_seed(0))
-    ended = polytope.mask(scores[:20], torch.arange(20) % 7 + 1)
-    unary, pairs = polytope.parts(scores[20:])
-    unary = unary.clone()
-    unary[torch.arange(40), torch.arange(40) % 7] = -torch.inf
-    given = torch.cat([ended, polytope.scores(unary, pairs)])
-    fast = polytope.maximize(given)
+OF_THEIR_OWN = {
+    "chain_rows": [LinearChain(7, 9)],
+    "projective_rows": [ProjectiveTree(7), ProjectiveTree(7, single_root=True)],
+}
+
+
+@pytest.mark.parametrize(("module", "polytope"), [(name, one) for name, some in OF_THEIR_OWN.items() for one in some], ids=repr)
+def test_kernels_of_their_own_for_any_length(
+    module: str, polytope: LinearChain | ProjectiveTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that are forbidden at the end, in between, or from the first on."""
+    assert compiled(f".{module}", "sparsemarg.oracles", "best", torch.device("cpu")) is not None
+    normal = torch.randn(21, polytope.dim, generator=torch.Generator().manual_seed(0))
+    ended = polytope.mask(normal, torch.arange(21) % 7 + 1)
+    zero = polytope.mask(torch.zeros_like(normal), torch.arange(21) % 7 + 1)
+    blocked = normal.clone()
+    width = polytope.states if isinstance(polytope, LinearChain) else polytope.words  # of a position, or all arcs to a word
+    for row in range(21):
+        blocked[row, row % 7 * width : (row % 7 + 1) * width] = -torch.inf
+    scores = torch.cat([ended, zero, blocked])
+    fast = polytope.maximize(scores)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
-    assert torch.equal(fast, polytope.maximize(given))
-    assert torch.equal(fast[20], given[20].isneginf().float())
+    assert torch.equal(fast, polytope.maximize(scores))
+    assert torch.equal(fast[42], scores[42].isneginf().float())
+
+
+@pytest.mark.parametrize(
+    "polytope",
+    [LinearChain(3, 2), ProjectiveTree(3), Arborescence(3), Knapsack([1, 2], 2), ShortestPath.grid(3, 3)],
+    ids=repr,
+)
+def test_what_is_compiled_is_not_let_loose_on_other_shapes(polytope: Derivations | Arborescence) -> None:
+    for shape in ((2, polytope.dim - 1), (2, polytope.dim + 1), (polytope.dim,), (1, 2, polytope.dim)):
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            polytope.maximize(torch.zeros(shape))
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            polytope.topk(torch.zeros(shape, dtype=torch.float64), 2)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 60])

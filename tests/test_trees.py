@@ -309,6 +309,13 @@ def test_verification_float32(check: Callable[[], None]) -> None:
     check()
 
 
+def test_arcs_that_there_are_none_of() -> None:
+    """Heads that no word has are left out: of nothing, a word of itself, a word beyond."""
+    arcs = Arborescence(3).arcs
+    structures = arcs.structures(torch.tensor([[0, 1, 2], [1, 4, -1], [-1, 2, 9]]))
+    assert arcs.heads_of(structures).tolist() == [[0, 1, 2], [-1, -1, -1], [-1, -1, -1]]
+
+
 @pytest.mark.parametrize("single_root", [False, True])
 @pytest.mark.parametrize("words", [1, 2, 3, 5, 9, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

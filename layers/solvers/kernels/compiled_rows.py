@@ -26,7 +26,7 @@ from .row_results import Found, Places
 # one after the other only what they use of their factorisation is ever touched: as many as there can be, up to so many bytes.
 SLOTS = 64
 BYTES = 2**27
-# Coordinates from which on most are the same in all structures of a row: but for cubes and budgets, which run in turn.
+# From so many coordinates on, only those that are seen to change get bits; not where rows run in turn, on cubes and budgets.
 LONG = 512
 TILE_BYTES = SIDE**2 * np.dtype(np.float64).itemsize
 

@@ -28,11 +28,11 @@ class SeenBits(NamedTuple):
     free: Array  # [D] bool, which are not regularised
     place: Array  # [B, D] int32, of each coordinate; -1 where it was not seen
     coordinate: Array  # [B, 64 W] int32, of each place
-    used: Array  # [B] int64, places in use; what is beyond is 0, but for words in slots that are not in use
+    used: Array  # [B] int64, places in use; scores, residual, and what is regularised are 0 beyond
     scores: Array  # [B, 64 W] t, relative to the origin where they are regularised
     regularized: Array  # [B, 64 W] 1 where they are, else 0
     inside: Array  # [B, W] the same in bits
-    words: Array  # [B, S, W]
+    words: Array  # [B, S, W]; 0 beyond the places in use, but anything in words without any, and in slots beyond `high`
     residual: Array  # [B, 64 W] t - A p, the latter where they are regularised
     terms: Array  # [B] the size of the terms in the products of a structure of all that was seen
 

@@ -1,0 +1,164 @@
+"""The best trees of a `ProjectiveTree`, compiled for the CPU: Eisner (1996), all spans of a width in vector instructions.
+
+`derivation_rows` solves the same dynamic program edge by edge, as it does any; sums are taken in the same order, so that both
+find the same trees. Spans are kept by their width and their first node: what all spans of a width are made of then lies side by
+side. Which choice was best is found again for those spans alone that the best tree is made of. Importing this module needs
+Numba.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+
+# Spans of nodes i .. i + w, whose head is one end: all of its words have theirs, or only the arc between the ends was made.
+LEFT, RIGHT, ARC_RIGHT, ARC_LEFT = range(4)
+
+
+class Chart(NamedTuple):
+    """The best total of each kind of span, [N, N] by width w and first node i; node 0 is the root, and no word's dependent."""
+
+    left: Array  # the head is i
+    right: Array  # the head is i + w
+    arc_right: Array  # with the arc i -> i + w
+    arc_left: Array  # with the arc i + w -> i
+    score_right: Array  # of the arc i -> i + w
+    score_left: Array  # of the arc i + w -> i
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
+def best(scores: Array, words: int, single_root: bool, structures: Array) -> None:
+    """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden.
+
+    Scores are finite or `-inf`; with others a row answers with anything.
+    """
+    size = words + 1
+    table = np.zeros((6, size, size), scores.dtype)
+    chart = Chart(table[0], table[1], table[2], table[3], table[4], table[5])
+    waiting = np.empty((2 * size + 4, 3), np.int64)
+    for row in range(scores.shape[0]):
+        last = _length(scores[row], words)
+        _place(scores[row], words, last, chart)
+        _climb(last + 1, chart)
+        child, total = _root(last, single_root, chart)
+        if last == 0 or total == -np.inf:
+            for d in range(scores.shape[1]):
+                structures[row, d] = scores[row, d] == -np.inf
+            continue
+        structures[row] = 0
+        if single_root:
+            structures[row, _number(0, child, words)] = 1
+            _put(waiting, 0, RIGHT, 1, child - 1)
+            left = _put(waiting, 1, LEFT, child, last - child)
+        else:
+            left = _put(waiting, 0, LEFT, 0, last)
+        while left > 0:
+            left = _open(waiting, left, words, chart, structures[row])
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _length(scores: Array, words: int) -> int:
+    """Words before the first that no arc may reach."""
+    for word in range(words):
+        allowed = False
+        for place in range(word * words, (word + 1) * words):
+            allowed = allowed or scores[place] != -np.inf
+        if not allowed:
+            return word
+    return words
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def _number(head: int, word: int, words: int) -> int:
+    """The coordinate of an arc: see `DependencyArcs`."""
+    return (word - 1) * words + head - (head > word)
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _place(scores: Array, words: int, last: int, chart: Chart) -> None:
+    """The scores of arcs between the nodes 0 .. last, by width and first node."""
+    for first in range(last):
+        for width in range(1, last + 1 - first):
+            other = first + width
+            chart.score_right[width, first] = scores[_number(first, other, words)]
+            chart.score_left[width, first] = scores[_number(other, first, words)] if first > 0 else -np.inf
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _climb(size: int, chart: Chart) -> None:
+    """The totals of all spans of the first `size` nodes."""
+    for first in range(size):
+        chart.left[0, first], chart.right[0, first] = 0, 0
+    for width in range(1, size):
+        count = size - width
+        right, left = chart.arc_right[width, :count], chart.arc_left[width, :count]
+        to_right, to_left = chart.score_right[width], chart.score_left[width]
+        right[:], left[:] = -np.inf, -np.inf
+        for k in range(width):
+            one, other = chart.left[k], chart.right[width - 1 - k, k + 1 :]
+            for i in range(count):
+                right[i] = maximum(right[i], to_right[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
+                left[i] = maximum(left[i], to_left[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
+        whole_left, whole_right = chart.left[width, :count], chart.right[width, :count]
+        whole_left[:], whole_right[:] = -np.inf, -np.inf
+        for k in range(1, width + 1):
+            _join(chart.arc_right[k], chart.left[width - k, k:], whole_left)
+            _join(chart.right[k - 1], chart.arc_left[width + 1 - k, k - 1 :], whole_right)
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def _join(one: Array, other: Array, most: Array) -> None:
+    for i in range(most.shape[0]):
+        most[i] = maximum(most[i], one[i] + other[i])  # pyright: ignore[reportCallIssue]
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _root(last: int, single_root: bool, chart: Chart) -> tuple[int, Scalar]:
+    """The child of the root, if it is to be one, and the total."""
+    if not single_root:
+        return 0, chart.left[last, 0]
+    chosen, most = 1, chart.left[0, 0] - np.inf
+    for child in range(1, last + 1):
+        total = chart.score_right[child, 0] + chart.right[child - 1, 1] + chart.left[last - child, child]
+        if total > most:
+            chosen, most = child, total
+    return chosen, most
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def _put(waiting: Array, place: int, kind: int, first: int, width: int) -> int:
+    """Puts a span among those to be opened; the places that are taken."""
+    waiting[place, 0], waiting[place, 1], waiting[place, 2] = kind, first, width
+    return place + 1
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _open(waiting: Array, left: int, words: int, chart: Chart, structure: Array) -> int:
+    """Opens the last of the spans that wait, for the first choice that has its total; how many wait then."""
+    left -= 1
+    kind, i, width = waiting[left, 0], waiting[left, 1], waiting[left, 2]
+    if width == 0:
+        return left
+    if kind == LEFT:
+        k = 1
+        while k < width and chart.arc_right[k, i] + chart.left[width - k, i + k] != chart.left[width, i]:
+            k += 1
+        left = _put(waiting, left, ARC_RIGHT, i, k)
+        return _put(waiting, left, LEFT, i + k, width - k)
+    if kind == RIGHT:
+        k = 0
+        while k < width - 1 and chart.right[k, i] + chart.arc_left[width - k, i + k] != chart.right[width, i]:
+            k += 1
+        left = _put(waiting, left, RIGHT, i, k)
+        return _put(waiting, left, ARC_LEFT, i + k, width - k)
+    rightwards = kind == ARC_RIGHT
+    score = chart.score_right[width, i] if rightwards else chart.score_left[width, i]
+    total = chart.arc_right[width, i] if rightwards else chart.arc_left[width, i]
+    structure[_number(i, i + width, words) if rightwards else _number(i + width, i, words)] = 1
+    k = 0
+    while k < width - 1 and score + chart.left[k, i] + chart.right[width - 1 - k, i + k + 1] != total:
+        k += 1
+    left = _put(waiting, left, LEFT, i, k)
+    return _put(waiting, left, RIGHT, i + k + 1, width - 1 - k)
