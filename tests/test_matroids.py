@@ -10,6 +10,7 @@ import torch
 from cases import projection
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
+from sparsemarg.kernels import compiled
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, placed, topk
 from sparsemarg.oracles.heaviest_forest import heaviest_forest
@@ -224,6 +225,31 @@ def test_forests_by_kruskal(nodes: int, levels: int | None) -> None:
         found = heaviest_forest(scores, ends, nodes)
         edges = [(int(one), int(other)) for one, other in ends]
         assert found.int().tolist() == [kruskal(row, edges, nodes) for row in scores.tolist()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("nodes", [2, 5, 9, 40])
+def test_compiled_trees_are_the_plain_ones(nodes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two threads: ties, missing edges, smaller graphs, graphs in pieces, no edge at all, NaN."""
+    generator = torch.Generator().manual_seed(nodes)
+    several = torch.randint(nodes, (2 * nodes, 2), generator=generator).tolist()
+    polytope = SpanningTree([*itertools.pairwise(range(nodes)), *((one, other) for one, other in several if one != other)])
+    normal = torch.randn(polytope.dim, 20, dtype=dtype, generator=generator).T  # not contiguous
+    sparse = torch.where(torch.rand(normal.shape, generator=generator) < 0.3, -torch.inf, normal)
+    few = polytope.mask(normal, (torch.rand(20, nodes, generator=generator) < 0.7).index_fill(1, torch.tensor([0, 1]), True))
+    broken = torch.where(torch.rand(normal.shape, generator=generator) < 0.1, torch.nan, normal)
+    scores = torch.cat([normal, (2 * normal).round(), 0 * normal, sparse, few, broken, torch.full_like(normal[:1], -torch.inf)])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
+    assert compiled(".spanning_rows", "sparsemarg.oracles", "best", scores.device) is not None
+    for given in (scores, normal):
+        found = polytope.maximize(given)
+        with monkeypatch.context() as patch:
+            patch.setenv("SPARSEMARG_KERNELS", "off")
+            assert found.dtype == dtype
+            assert torch.equal(found, polytope.maximize(given))
+    with pytest.raises(ValueError, match="take scores"):
+        polytope.maximize(scores[:, 1:])
 
 
 def test_known_matroids() -> None:

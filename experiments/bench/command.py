@@ -130,6 +130,7 @@ def _explanation(device: torch.device) -> str:
         "sorted decomposition on cube and budget": (".solvers.kernels.cut_rows", "sparsemarg.layers", "write"),
         "top-k sparsemax on the cube": (".solvers.kernels.flip_rows", "sparsemarg.layers", "find"),
         "trees by Chu-Liu and Edmonds": (".edmonds_rows", "sparsemarg.oracles", "best"),
+        "spanning trees": (".spanning_rows", "sparsemarg.oracles", "best"),
         "projective trees": (".projective_rows", "sparsemarg.oracles", "best"),
         "chains": (".chain_rows", "sparsemarg.oracles", "best"),
         "other best derivations, and all k best": (".derivation_rows", "sparsemarg.oracles", "best"),
