@@ -1,20 +1,16 @@
 """Non-projective dependency trees of a sentence, by Chu-Liu and Edmonds."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, readable
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_dimension, check_rows
+from .checks import check_count, check_dimension
 from .dependency_arcs import DependencyArcs
 from .edmonds import best_arborescence
 from .kbest import partition
 from .matrix_tree import TreeGibbs
+from .row_kernels import best_in_rows
 
-# The kernel takes as long as to pass over the scores so many times.
-PASSES = 32
 # Subsets of words each give a halfspace: 2^10 of them in 100 dimensions are 1 MB.
 _MOST_WORDS = 10
 
@@ -125,19 +121,12 @@ class Arborescence(Polytope):
 
     def _best(self, scores: Tensor, present: Tensor) -> Tensor:
         """The best trees over the words that are present [B, n]."""
-        kernel = compiled(".edmonds_rows", __package__, "best", scores.device)
-        if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
-            return self._best_in_rows(kernel, scores.detach(), present)
+        in_rows = best_in_rows("edmonds_rows", self, scores, (present,), (self.single_root,), passes=32)
+        if in_rows is not None:
+            return in_rows
         matrix = self.arcs.matrix(scores.detach().double())
         nodes = torch.cat([torch.ones_like(present[:, :1]), present], 1)
         heads, found = best_arborescence(matrix, nodes, single_root=self.single_root)
         structures = self.arcs.structures(heads[:, 1:]).to(scores)
         # A row without a structure answers with what is forbidden, by which solvers know it.
         return torch.where((found & present[:, 0])[:, None], structures, scores.isneginf().to(scores))
-
-    def _best_in_rows(self, kernel: Callable[..., None], scores: Tensor, present: Tensor) -> Tensor:
-        check_rows(scores, self.dim)
-        structures = torch.empty(scores.shape, dtype=scores.dtype)
-        given, there, out = (tensor.numpy() for tensor in (scores.contiguous(), present.contiguous(), structures))
-        in_threads(lambda part: kernel(given[part], there[part], self.single_root, out[part]), len(given), PASSES * given.size)
-        return structures

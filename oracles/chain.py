@@ -3,14 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, readable
 from .base import Halfspaces
-from .checks import check_count, check_rows
+from .checks import check_count
 from .derivations import Derivations
 from .hypergraph import Edge, Hypergraph
-
-# The kernel takes as long as to pass over the scores so many times.
-PASSES = 2
+from .row_kernels import best_in_rows
 
 
 class LinearChain(Derivations):
@@ -58,14 +55,8 @@ class LinearChain(Derivations):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best sequence; O(L S^2) a row. Ties: as in the graph."""
-        kernel = compiled(".chain_rows", __package__, "best", scores.device)
-        if kernel is None or scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
-            return super().maximize(scores)
-        check_rows(scores, self.dim)
-        structures = torch.empty(scores.shape, dtype=scores.dtype)
-        given, out = scores.detach().contiguous().numpy(), structures.numpy()
-        in_threads(lambda part: kernel(given[part], self.length, self.states, out[part]), len(given), PASSES * given.size)
-        return structures
+        found = best_in_rows("chain_rows", self, scores, (), (self.length, self.states), passes=2)
+        return super().maximize(scores) if found is None else found
 
     def scores(self, unary: Tensor, transitions: Tensor) -> Tensor:
         """[*B, L, S] and [*B, L - 1, S, S] (or what broadcasts to it) -> [*B, D]."""

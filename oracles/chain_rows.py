@@ -14,7 +14,7 @@ from ..kernels.vectors import UNCOUNTED, Array, Scalar
 def best(scores: Array, length: int, states: int, structures: Array) -> None:
     """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden.
 
-    Scores are finite or `-inf`; with others a row answers with anything.
+    Scores are finite or `-inf`, and so are sums of them; with others a row answers with anything.
     """
     value, before = np.empty((2, states), scores.dtype), np.empty((length, states), scores.dtype)
     for row in range(scores.shape[0]):

@@ -44,7 +44,8 @@ class Scratch(NamedTuple):
 def best(scores: Array, present: Array, single_root: bool, structures: Array) -> None:
     """The best trees over the words present [B, n], into structures [B, D], for scores [B, D] as `Arborescence` has them.
 
-    A row that has none answers with what is forbidden. Scores are finite or `-inf`; with others a row answers with anything.
+    A row that has none answers with what is forbidden. Scores are finite or `-inf`, and so are sums of them; with others a row
+    answers with anything.
     """
     words = present.shape[1]
     size = words + 1

@@ -144,6 +144,7 @@ class Hypergraph:
 
         O(E) time a row, by a kernel on the CPU with Numba installed, or two steps a level for the whole batch.
         """
+        check_rows(scores, self.dim)
         kernel = compiled(".derivation_rows", __package__, "best", scores.device)
         if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
             return self._in_rows(kernel, scores.detach(), gates, ())
@@ -161,7 +162,6 @@ class Hypergraph:
         self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None, several: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """By the kernel: structures [B, *several, D] and their totals [B, *several]."""
-        check_rows(scores, self.dim)
         batch, dim = scores.shape
         structures, totals = scores.new_empty(batch, *several, dim), scores.new_empty(batch, *several)
         opened = scores.new_zeros(batch, self.gate_count) if gates is None else gates.detach()
@@ -191,6 +191,7 @@ class Hypergraph:
         Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time; by a kernel on the CPU
         with Numba installed O(E k + N k^2).
         """
+        check_rows(scores, self.dim)
         kernel = compiled(".derivation_rows", __package__, "kbest", scores.device)
         if kernel is not None and scores.dtype == torch.float64 and readable(scores):
             return self._in_rows(kernel, scores.detach(), gates, (k,))

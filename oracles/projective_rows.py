@@ -18,10 +18,10 @@ LEFT, RIGHT, ARC_RIGHT, ARC_LEFT = range(4)
 
 
 class Chart(NamedTuple):
-    """The best total of each kind of span, [N, N] by width w and first node i; node 0 is the root, and no word's dependent."""
+    """By width w and first node i, [N, N] each for the N = n + 1 nodes: node 0 is the root, and no word's dependent."""
 
-    left: Array  # the head is i
-    right: Array  # the head is i + w
+    left: Array  # the best total of spans whose head is i
+    right: Array  # whose head is i + w
     arc_right: Array  # with the arc i -> i + w
     arc_left: Array  # with the arc i + w -> i
     score_right: Array  # of the arc i -> i + w
@@ -32,7 +32,7 @@ class Chart(NamedTuple):
 def best(scores: Array, words: int, single_root: bool, structures: Array) -> None:
     """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden.
 
-    Scores are finite or `-inf`; with others a row answers with anything.
+    Scores are finite or `-inf`, and so are sums of them; with others a row answers with anything.
     """
     size = words + 1
     table = np.zeros((6, size, size), scores.dtype)
@@ -51,11 +51,11 @@ def best(scores: Array, words: int, single_root: bool, structures: Array) -> Non
         if single_root:
             structures[row, _number(0, child, words)] = 1
             _put(waiting, 0, RIGHT, 1, child - 1)
-            left = _put(waiting, 1, LEFT, child, last - child)
+            count = _put(waiting, 1, LEFT, child, last - child)
         else:
-            left = _put(waiting, 0, LEFT, 0, last)
-        while left > 0:
-            left = _open(waiting, left, words, chart, structures[row])
+            count = _put(waiting, 0, LEFT, 0, last)
+        while count > 0:
+            count = _open(waiting, count, words, chart, structures[row])
 
 
 @numba.njit(cache=True, **UNCOUNTED)
@@ -93,19 +93,19 @@ def _climb(size: int, chart: Chart) -> None:
         chart.left[0, first], chart.right[0, first] = 0, 0
     for width in range(1, size):
         count = size - width
-        right, left = chart.arc_right[width, :count], chart.arc_left[width, :count]
-        to_right, to_left = chart.score_right[width], chart.score_left[width]
-        right[:], left[:] = -np.inf, -np.inf
+        arc_right, arc_left = chart.arc_right[width, :count], chart.arc_left[width, :count]
+        score_right, score_left = chart.score_right[width], chart.score_left[width]
+        arc_right[:], arc_left[:] = -np.inf, -np.inf
         for k in range(width):
             one, other = chart.left[k], chart.right[width - 1 - k, k + 1 :]
             for i in range(count):
-                right[i] = maximum(right[i], to_right[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
-                left[i] = maximum(left[i], to_left[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
-        whole_left, whole_right = chart.left[width, :count], chart.right[width, :count]
-        whole_left[:], whole_right[:] = -np.inf, -np.inf
+                arc_right[i] = maximum(arc_right[i], score_right[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
+                arc_left[i] = maximum(arc_left[i], score_left[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
+        left, right = chart.left[width, :count], chart.right[width, :count]
+        left[:], right[:] = -np.inf, -np.inf
         for k in range(1, width + 1):
-            _join(chart.arc_right[k], chart.left[width - k, k:], whole_left)
-            _join(chart.right[k - 1], chart.arc_left[width + 1 - k, k - 1 :], whole_right)
+            _join(chart.arc_right[k], chart.left[width - k, k:], left)
+            _join(chart.right[k - 1], chart.arc_left[width + 1 - k, k - 1 :], right)
 
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
@@ -135,24 +135,24 @@ def _put(waiting: Array, place: int, kind: int, first: int, width: int) -> int:
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def _open(waiting: Array, left: int, words: int, chart: Chart, structure: Array) -> int:
+def _open(waiting: Array, count: int, words: int, chart: Chart, structure: Array) -> int:
     """Opens the last of the spans that wait, for the first choice that has its total; how many wait then."""
-    left -= 1
-    kind, i, width = waiting[left, 0], waiting[left, 1], waiting[left, 2]
+    count -= 1
+    kind, i, width = waiting[count, 0], waiting[count, 1], waiting[count, 2]
     if width == 0:
-        return left
+        return count
     if kind == LEFT:
         k = 1
         while k < width and chart.arc_right[k, i] + chart.left[width - k, i + k] != chart.left[width, i]:
             k += 1
-        left = _put(waiting, left, ARC_RIGHT, i, k)
-        return _put(waiting, left, LEFT, i + k, width - k)
+        count = _put(waiting, count, ARC_RIGHT, i, k)
+        return _put(waiting, count, LEFT, i + k, width - k)
     if kind == RIGHT:
         k = 0
         while k < width - 1 and chart.right[k, i] + chart.arc_left[width - k, i + k] != chart.right[width, i]:
             k += 1
-        left = _put(waiting, left, RIGHT, i, k)
-        return _put(waiting, left, ARC_LEFT, i + k, width - k)
+        count = _put(waiting, count, RIGHT, i, k)
+        return _put(waiting, count, ARC_LEFT, i + k, width - k)
     rightwards = kind == ARC_RIGHT
     score = chart.score_right[width, i] if rightwards else chart.score_left[width, i]
     total = chart.arc_right[width, i] if rightwards else chart.arc_left[width, i]
@@ -160,5 +160,5 @@ def _open(waiting: Array, left: int, words: int, chart: Chart, structure: Array)
     k = 0
     while k < width - 1 and score + chart.left[k, i] + chart.right[width - 1 - k, i + k + 1] != total:
         k += 1
-    left = _put(waiting, left, LEFT, i, k)
-    return _put(waiting, left, RIGHT, i + k + 1, width - 1 - k)
+    count = _put(waiting, count, LEFT, i, k)
+    return _put(waiting, count, RIGHT, i + k + 1, width - 1 - k)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, readable
-from .checks import check_count, check_rows
+from .checks import check_count
 from .dependency_arcs import DependencyArcs
 from .derivations import Derivations
 from .hypergraph import Edge, Hypergraph
+from .row_kernels import best_in_rows
 
 
 class ProjectiveTree(Derivations):
@@ -22,7 +22,7 @@ class ProjectiveTree(Derivations):
         words: n.
         single_root: whether exactly one word hangs on the root; any number otherwise.
 
-    Cost: O(n^3) a row, in 2 n steps.
+    Cost: O(n^3) a row, in 2 n steps for the whole batch where there is no kernel for it.
     """
 
     def __init__(self, words: int, *, single_root: bool = False) -> None:
@@ -64,18 +64,8 @@ class ProjectiveTree(Derivations):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best tree; O(n^3) a row. Ties: as in the graph."""
-        kernel = compiled(".projective_rows", __package__, "best", scores.device)
-        if kernel is None or scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
-            return super().maximize(scores)
-        check_rows(scores, self.dim)
-        structures = torch.empty(scores.shape, dtype=scores.dtype)
-        given, out = scores.detach().contiguous().numpy(), structures.numpy()
-
-        def run(part: slice) -> None:
-            kernel(given[part], self.words, self.single_root, out[part])
-
-        in_threads(run, len(given), self.words * given.size // 2)
-        return structures
+        found = best_in_rows("projective_rows", self, scores, (), (self.words, self.single_root), passes=self.words)
+        return super().maximize(scores) if found is None else found
 
     def scores(self, matrix: Tensor) -> Tensor:
         """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""

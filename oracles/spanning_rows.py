@@ -11,10 +11,10 @@ from ..kernels.vectors import UNCOUNTED, Array
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
 def best(scores: Array, order: Array, ends: Array, nodes: int, structures: Array) -> None:
-    """Into structures [B, D] the best trees on the nodes that have an edge; a row without answers with what is forbidden.
+    """Into structures [B, D] the best trees on the nodes that have an edge; a row that has none answers with what is forbidden.
 
     Args:
-        scores: [B, D]; edges are there where these are finite.
+        scores: [B, D]; edges are there where these are above `-inf`.
         order: [B, D] int64, the edges, best first.
         ends: [D, 2] int64, the nodes that they join.
         nodes: V.

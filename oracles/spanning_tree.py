@@ -1,21 +1,19 @@
 """Spanning trees of an undirected graph."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, readable
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_pairs, check_rows
+from .checks import check_count, check_pairs
 from .heaviest_forest import heaviest_forest
 from .kbest import partition
 from .placement import placed
+from .row_kernels import best_in_rows
 
-# The kernel takes as long for an edge as to pass over so many numbers.
-PASSES = 32
 # Every set of nodes is a halfspace.
 _MOST_NODES = 12
 
@@ -53,7 +51,7 @@ class SpanningTree(Polytope):
                 )
         self.dim = len(self.edges)
         self._ends = torch.tensor(self.edges)  # [D, 2]
-        joined = int(self._forest(torch.zeros(1, self.dim)).sum())
+        joined = int(heaviest_forest(torch.zeros(1, self.dim), torch.arange(self.dim)[None], self._ends, self.nodes).sum())
         if joined < self.nodes - 1:
             raise ValueError(
                 f"SpanningTree: the graph has {self.nodes - joined} pieces, so it has no spanning tree; add edges between "
@@ -65,11 +63,12 @@ class SpanningTree(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The heaviest tree. Ties: the lower edge first. O(D log D) a row by a kernel on the CPU, or see `heaviest_forest`."""
-        kernel = compiled(".spanning_rows", __package__, "best", scores.device)
-        if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
-            return self._best_in_rows(kernel, scores.detach())
+        order, ends = scores.detach().sort(dim=-1, descending=True, stable=True).indices, placed(self._ends, scores.device)
+        in_rows = best_in_rows("spanning_rows", self, scores, (order,), (ends, self.nodes), passes=32)
+        if in_rows is not None:
+            return in_rows
         present = self._present(scores)
-        chosen = self._forest(scores)
+        chosen = heaviest_forest(scores, order, ends, self.nodes)
         found = (chosen.sum(-1) == present.sum(-1) - 1)[:, None]
         # A row without a structure answers with what is forbidden, by which solvers know it.
         return torch.where(found, chosen, scores.isneginf()).to(scores)
@@ -134,15 +133,6 @@ class SpanningTree(Polytope):
         trees = sets[torch.linalg.det(incidence[sets][..., 1:]).abs() > 0.5]
         return torch.zeros(len(trees), self.dim, dtype=torch.float64).scatter_(1, trees, 1)
 
-    def _best_in_rows(self, kernel: Callable[..., None], scores: Tensor) -> Tensor:
-        check_rows(scores, self.dim)
-        scores = scores.contiguous()
-        order = scores.sort(dim=-1, descending=True, stable=True).indices
-        structures = torch.empty(scores.shape, dtype=scores.dtype)
-        given, places, ends, out = (tensor.numpy() for tensor in (scores, order, self._ends, structures))
-        in_threads(lambda part: kernel(given[part], places[part], ends, self.nodes, out[part]), len(given), PASSES * given.size)
-        return structures
-
     def _present(self, scores: Tensor) -> Tensor:
         """Nodes that have an edge, [B, V] bool."""
         allowed = scores > -torch.inf
@@ -151,6 +141,3 @@ class SpanningTree(Polytope):
         for side in range(2):
             count = count.index_add(1, ends[:, side], allowed.to(torch.int64))
         return count > 0
-
-    def _forest(self, scores: Tensor) -> Tensor:
-        return heaviest_forest(scores, placed(self._ends, scores.device), self.nodes)

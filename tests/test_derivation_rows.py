@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from sparsemarg.kernels import compiled
-from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
+from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath, SpanningTree
 from sparsemarg.oracles.derivations import Derivations
 from sparsemarg.oracles.hypergraph import Edge, Hypergraph
 from structures import scores_of
@@ -78,17 +78,28 @@ def test_kernels_of_their_own_for_any_length(
     assert torch.equal(fast[42], scores[42].isneginf().float())
 
 
-@pytest.mark.parametrize(
-    "polytope",
-    [LinearChain(3, 2), ProjectiveTree(3), Arborescence(3), Knapsack([1, 2], 2), ShortestPath.grid(3, 3)],
-    ids=repr,
-)
-def test_what_is_compiled_is_not_let_loose_on_other_shapes(polytope: Derivations | Arborescence) -> None:
+SMALL = [LinearChain(3, 2), ProjectiveTree(3), Arborescence(3), SpanningTree([(0, 1), (1, 2), (0, 2)])]
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+@pytest.mark.parametrize("polytope", [*SMALL, Knapsack([1, 2], 2), ShortestPath.grid(3, 3)], ids=repr)
+def test_other_shapes_are_refused(polytope: Derivations, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
     for shape in ((2, polytope.dim - 1), (2, polytope.dim + 1), (polytope.dim,), (1, 2, polytope.dim)):
         with pytest.raises((ValueError, RuntimeError, IndexError)):
             polytope.maximize(torch.zeros(shape))
         with pytest.raises((ValueError, RuntimeError, IndexError)):
             polytope.topk(torch.zeros(shape, dtype=torch.float64), 2)
+
+
+@pytest.mark.parametrize("polytope", SMALL, ids=repr)
+def test_kernels_answer_where_the_scores_are(polytope: Derivations) -> None:
+    """Whatever the default device is; also scores that stand for their negatives, as parts of conjugates do."""
+    scores = torch.randn(5, polytope.dim, generator=torch.Generator().manual_seed(0))
+    wanted = polytope.maximize(scores)
+    with torch.device("meta"):
+        assert torch.equal(polytope.maximize(scores), wanted)
+    assert torch.equal(polytope.maximize(torch.complex(scores, -scores).conj().imag), wanted)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 60])

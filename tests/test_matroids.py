@@ -222,7 +222,7 @@ def test_forests_by_kruskal(nodes: int, levels: int | None) -> None:
         scores[:10].masked_fill_(torch.rand(10, len(ends), generator=generator) < 0.3, -torch.inf)
         if levels is None:
             scores[0] = torch.arange(len(ends))  # of a path, each takes the next
-        found = heaviest_forest(scores, ends, nodes)
+        found = heaviest_forest(scores, scores.sort(descending=True, stable=True).indices, ends, nodes)
         edges = [(int(one), int(other)) for one, other in ends]
         assert found.int().tolist() == [kruskal(row, edges, nodes) for row in scores.tolist()]
 
