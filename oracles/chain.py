@@ -83,7 +83,7 @@ class LinearChain(Derivations):
 
     def gates(self, scores: Tensor) -> Tensor:
         """The chain ends before its first position without an allowed state."""
-        blocked = self.parts(scores)[0].isneginf().all(-1)  # [B, L]
+        blocked = self.parts(scores)[0].amax(-1).isneginf()  # [B, L]
         ended = torch.cat([blocked[:, 1:], torch.ones_like(blocked[:, :1])], -1)
         last = ended & (blocked.cumsum(-1) == 0)
         return torch.where(last & (ended.cumsum(-1) == 1), 0.0, -torch.inf).to(scores)

@@ -62,7 +62,7 @@ class Segmentation(Derivations):
         # Segments that do not fit never start, whatever they score.
         start = torch.arange(self.length, device=scores.device)[:, None]
         fits = start + torch.arange(1, self.width + 1, device=scores.device) <= self.length
-        blocked = (self.cells(scores).isneginf() | ~fits[..., None]).all(-1).all(-1)  # [B, L]
+        blocked = self.cells(scores).masked_fill(~fits[..., None], -torch.inf).flatten(-2).amax(-1).isneginf()  # [B, L]
         ended = torch.cat([blocked[:, 1:], torch.ones_like(blocked[:, :1])], -1)
         last = ended & (blocked.cumsum(-1) == 0)
         return torch.where(last & (ended.cumsum(-1) == 1), 0.0, -torch.inf).to(scores)
