@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import UNCOUNTED, Array, Scalar
+from .forbidden_rows import answer_forbidden, positions_before_end
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -19,14 +20,13 @@ def best(scores: Array, length: int, states: int, structures: Array) -> None:
     value, before = np.empty((2, states), scores.dtype), np.empty((length, states), scores.dtype)
     for row in range(scores.shape[0]):
         unary, pairs = scores[row, : length * states], scores[row, length * states :]
-        count = _length(unary, length, states)
+        count = positions_before_end(unary, length, states)
         last, most = 0, unary[0]
         if count > 0:
             _climb(unary, pairs, count, value, before)
             last, most = _first_largest(value[(count - 1) % 2])
         if most == -np.inf:
-            for d in range(scores.shape[1]):
-                structures[row, d] = scores[row, d] == -np.inf
+            answer_forbidden(scores[row], structures[row])
             continue
         structures[row] = 0
         for t in range(count - 1, -1, -1):
@@ -35,18 +35,6 @@ def best(scores: Array, length: int, states: int, structures: Array) -> None:
                 first = int(before[t, last])
                 structures[row, length * states + ((t - 1) * states + first) * states + last] = 1
                 last = first
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def _length(unary: Array, length: int, states: int) -> int:
-    """Positions before the first without an allowed state."""
-    for t in range(length):
-        allowed = False
-        for s in range(states):
-            allowed = allowed or unary[t * states + s] != -np.inf
-        if not allowed:
-            return t
-    return length
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
@@ -74,6 +62,7 @@ def _climb(unary: Array, pairs: Array, count: int, value: Array, before: Array) 
 
 @numba.njit(cache=True, **UNCOUNTED)
 def _first_largest(values: Array) -> tuple[int, Scalar]:
+    """The first place of the largest of values [S], and that value."""
     place, most = 0, values[0]
     for s in range(1, values.shape[0]):
         if values[s] > most:

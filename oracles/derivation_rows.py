@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import UNCOUNTED, Array, Scalar
+from .forbidden_rows import answer_forbidden
 
 
 class Edges(NamedTuple):
@@ -38,8 +39,7 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
         _climb(given, opened, edges, chart, choice)
         totals[row], structures[row] = chart[goal] if not _broken(given) else np.nan, 0
         if totals[row] == -np.inf:
-            for d in range(dim):
-                structures[row, d] = given[d] == -np.inf
+            answer_forbidden(scores[row], structures[row])
             continue
         waiting[0], left = goal, 1
         while left > 0:

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+from .forbidden_rows import answer_forbidden
 
 # The order of comparisons does not matter; there is `-inf`, but no NaN.
 FAST_WITH_INFINITIES = {"reassoc", "nnan", "nsz"}
@@ -72,8 +73,7 @@ def best(scores: Array, present: Array, single_root: bool, structures: Array) ->
                 if nodes[word]:
                     structures[row, (word - 1) * words + heads[word] - (heads[word] > word)] = 1
         else:
-            for d in range(scores.shape[1]):
-                structures[row, d] = scores[row, d] == -np.inf
+            answer_forbidden(scores[row], structures[row])
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+from .forbidden_rows import answer_forbidden, positions_before_end
 
 # Spans of nodes i .. i + w, whose head is one end: all of its words have theirs, or only the arc between the ends was made.
 LEFT, RIGHT, ARC_RIGHT, ARC_LEFT = range(4)
@@ -39,13 +40,12 @@ def best(scores: Array, words: int, single_root: bool, structures: Array) -> Non
     chart = Chart(table[0], table[1], table[2], table[3], table[4], table[5])
     waiting = np.empty((2 * size + 4, 3), np.int64)
     for row in range(scores.shape[0]):
-        last = _length(scores[row], words)
+        last = positions_before_end(scores[row], words, words)
         _place(scores[row], words, last, chart)
         _climb(last + 1, chart)
         child, total = _root(last, single_root, chart)
         if last == 0 or total == -np.inf:
-            for d in range(scores.shape[1]):
-                structures[row, d] = scores[row, d] == -np.inf
+            answer_forbidden(scores[row], structures[row])
             continue
         structures[row] = 0
         if single_root:
@@ -56,18 +56,6 @@ def best(scores: Array, words: int, single_root: bool, structures: Array) -> Non
             count = _put(waiting, 0, LEFT, 0, last)
         while count > 0:
             count = _open(waiting, count, words, chart, structures[row])
-
-
-@numba.njit(cache=True, **UNCOUNTED)
-def _length(scores: Array, words: int) -> int:
-    """Words before the first that no arc may reach."""
-    for word in range(words):
-        allowed = False
-        for place in range(word * words, (word + 1) * words):
-            allowed = allowed or scores[place] != -np.inf
-        if not allowed:
-            return word
-    return words
 
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
@@ -110,6 +98,7 @@ def _climb(size: int, chart: Chart) -> None:
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
 def _join(one: Array, other: Array, most: Array) -> None:
+    """Into most [M], the best so far of M spans, what two parts of each make, [>= M] each."""
     for i in range(most.shape[0]):
         most[i] = maximum(most[i], one[i] + other[i])  # pyright: ignore[reportCallIssue]
 

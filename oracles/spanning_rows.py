@@ -7,6 +7,7 @@ import numba
 import numpy as np
 
 from ..kernels.vectors import UNCOUNTED, Array
+from .forbidden_rows import answer_forbidden
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
@@ -37,8 +38,7 @@ def best(scores: Array, order: Array, ends: Array, nodes: int, structures: Array
                 structures[row, edge] = 1
                 pieces -= 1
         if pieces != 1:
-            for edge in range(scores.shape[1]):
-                structures[row, edge] = scores[row, edge] == -np.inf
+            answer_forbidden(scores[row], structures[row])
 
 
 @numba.njit(cache=True, **UNCOUNTED)
