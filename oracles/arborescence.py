@@ -6,9 +6,9 @@ from torch import Tensor
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .checks import check_count, check_dimension
 from .dependency_arcs import DependencyArcs
+from .dependency_gibbs import DependencyGibbs
 from .edmonds import best_arborescence
 from .kbest import partition
-from .matrix_tree import TreeGibbs
 from .row_kernels import best_in_rows
 
 # Subsets of words each give a halfspace: 2^10 of them in 100 dimensions are 1 MB.
@@ -60,10 +60,10 @@ class Arborescence(Polytope):
         vertices, valid = partition(maximize, scores, k, antichain=True)
         return vertices, valid & present[:, :1]
 
-    def gibbs(self, scores: Tensor) -> TreeGibbs:
+    def gibbs(self, scores: Tensor) -> DependencyGibbs:
         """p(z) proportional to exp <a_z, t>, by the matrix-tree theorem; O(n^3) a row."""
         check_dimension(scores, self)
-        return TreeGibbs(self.arcs, scores, single_root=self.single_root)
+        return DependencyGibbs(self.arcs, scores, single_root=self.single_root)
 
     def scores(self, matrix: Tensor) -> Tensor:
         """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""

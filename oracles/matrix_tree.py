@@ -1,35 +1,41 @@
-"""Gibbs distributions over dependency trees, by the matrix-tree theorem."""
+"""Gibbs distributions over trees, by the matrix-tree theorem."""
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from .checks import check_finite, check_sample_shape
-from .dependency_arcs import DependencyArcs
 from .gibbs import check_some_allowed
 
 
-class TreeGibbs:
-    """p(z) proportional to exp <a_z, t> over non-projective dependency trees; see `gibbs` for what its methods promise.
+class MatrixTreeGibbs(ABC):
+    """p(z) proportional to exp <a_z, t> over trees, told by the head of each of n words; see `gibbs` for what methods promise.
 
-    Words before the first that no arc may reach make up the sentence.
+    A class of trees says which weights arcs have, what structure heads stand for, and what is a tree.
 
     Cost: O(n^3) a row in n steps for the normaliser; n times that for a sample.
+
+    Args:
+        scores: [*B, D].
+        single_root: whether exactly one word hangs on the root.
     """
 
-    def __init__(self, arcs: DependencyArcs, scores: Tensor, *, single_root: bool) -> None:
+    def __init__(self, scores: Tensor, *, single_root: bool) -> None:
         check_finite(scores)
-        self.arcs, self.single_root = arcs, single_root
-        self.dtype, self.batch_shape = scores.dtype, scores.shape[:-1]
+        self.single_root, self.dtype, self.batch_shape = single_root, scores.dtype, scores.shape[:-1]
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         flat = precise.reshape(self.batch_shape.numel(), scores.shape[-1])
-        self.present, self.scores = arcs.present(flat), _relative(flat, arcs.words)
-        self.log_total = self._log_total(self._weights(self.scores))
+        self.present, self.scores = self._present(flat), self._relative(flat)
+        total, found = log_trees(self._weights(self.scores), self.present, single_root=single_root)
+        self.log_total = torch.where(found, total, -torch.inf)
         check_some_allowed(self.log_total.detach().reshape(self.batch_shape))
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D], without gradient: word by word, each head by its probability given those before."""
         count = check_sample_shape(sample_shape)
-        rows, words = count * len(self.scores), self.arcs.words
+        words = self.present.shape[-1]
+        rows = count * len(self.scores)
         weights = self._weights(self.scores.detach()).double().repeat(count, 1, 1)
         with torch.inference_mode(False):  # what is made in it cannot be saved for the backward pass
             present = self.present.repeat(count, 1)
@@ -43,9 +49,10 @@ class TreeGibbs:
             cumulative = arcs[:, :, word].cumsum(-1)
             uniform = torch.rand(rows, 1, dtype=torch.float64, device=weights.device, generator=generator)
             head = (cumulative <= uniform * cumulative[:, -1:]).sum(-1).clamp(max=words)
-            weights[:, :, word] = torch.where(other == head[:, None], weights[:, :, word], _floor(weights))
+            weights[:, :, word] = torch.where(other == head[:, None], weights[:, :, word], floor_of(weights))
             heads[:, word] = torch.where(present[:, word], head, -1)
-        return self.arcs.structures(heads).reshape(*sample_shape, *self.batch_shape, words * words).to(self.dtype)
+        drawn = self._structures(heads, self.scores.detach().repeat(count, 1), generator)
+        return drawn.reshape(*sample_shape, *self.batch_shape, self.scores.shape[-1]).to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
@@ -53,7 +60,8 @@ class TreeGibbs:
         forbidden = scores.isneginf()
         allowed = torch.where(forbidden, 0, scores)
         inside = (structures.to(allowed) * allowed).sum(-1) - self.log_total.reshape(self.batch_shape)
-        member = self._are_trees(structures) & ~((structures != 0) & forbidden).any(-1)
+        present = self.present.reshape(*self.batch_shape, self.present.shape[-1])
+        member = self._are_trees(structures, present) & ~((structures != 0) & forbidden).any(-1)
         return torch.where(member, inside, -torch.inf).to(self.dtype)
 
     def entropy(self) -> Tensor:
@@ -73,25 +81,25 @@ class TreeGibbs:
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)
         return mean
 
+    @abstractmethod
+    def _present(self, scores: Tensor) -> Tensor:
+        """Which words a tree has, [R, D] -> [R, n] bool."""
+
+    @abstractmethod
+    def _relative(self, scores: Tensor) -> Tensor:
+        """Scores [R, D] with which the probabilities are the same, and no digit is lost to what they have in common."""
+
+    @abstractmethod
     def _weights(self, scores: Tensor) -> Tensor:
-        """Logarithms of the arcs' weights, [R, n + 1, n] by (head, word), a finite number in place of -inf."""
-        matrix = self.arcs.matrix(torch.where(scores.isneginf(), _floor(scores), scores))[..., 1:]
-        own = torch.eye(self.arcs.words + 1, dtype=torch.bool, device=scores.device)[:, 1:]
-        return torch.where(own, _floor(scores), matrix)
+        """Logarithms of the arcs' weights, [R, D] -> [R, n + 1, n] by (head, word), a finite number in place of -inf."""
 
-    def _log_total(self, weights: Tensor) -> Tensor:
-        total, found = log_trees(weights, self.present, single_root=self.single_root)
-        return torch.where(found, total, -torch.inf)
+    @abstractmethod
+    def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What has these heads, -1 for none: [R, n] and scores [R, D] -> [R, D]; drawn where it is several structures."""
 
-    def _are_trees(self, structures: Tensor) -> Tensor:
-        heads = self.arcs.heads_of(structures)
-        present = self.present.reshape(*self.batch_shape, self.arcs.words)
-        sound = (structures == self.arcs.structures(heads).to(structures)).all(-1) & ((heads >= 0) == present).all(-1)
-        parent = torch.nn.functional.pad(heads.clamp(min=0), (1, 0))
-        for _ in range(self.arcs.words.bit_length()):
-            parent = parent.gather(-1, parent)
-        sound = sound & (parent == 0).all(-1)
-        return sound & ((heads == 0).sum(-1) == 1) if self.single_root else sound
+    @abstractmethod
+    def _are_trees(self, structures: Tensor, present: Tensor) -> Tensor:
+        """Whether each is a tree over these words, whatever its scores: [..., D] and [*B, n] -> [...] bool."""
 
 
 def log_trees(weights: Tensor, present: Tensor, *, single_root: bool) -> tuple[Tensor, Tensor]:
@@ -108,14 +116,14 @@ def log_trees(weights: Tensor, present: Tensor, *, single_root: bool) -> tuple[T
     w(., v) is eliminated first, so one that only the root may reach comes last.
 
     Args:
-        weights: [R, n + 1, n] logarithms by (head, word); -inf is to be given as `_floor`, also for h = m.
+        weights: [R, n + 1, n] logarithms by (head, word); -inf is to be given as `floor_of`, also for h = m.
         present: [R, n] bool, the words of the sentence.
 
     Returns:
         the logarithms [R], and [R] bool: whether there is any tree.
     """
     rows, words = present.shape
-    floor = _floor(weights)
+    floor = floor_of(weights)
     word = torch.arange(words, device=weights.device)
     other = torch.arange(words + 1, device=weights.device)[:, None] != word + 1
     left = present
@@ -140,14 +148,13 @@ def log_trees(weights: Tensor, present: Tensor, *, single_root: bool) -> tuple[T
     return total, found
 
 
-def _relative(scores: Tensor, words: int) -> Tensor:
-    """Scores [R, n^2], each word's largest taken off: a word has one head, so no probability changes, and digits are kept."""
-    table = scores.unflatten(-1, (words, words))
-    peak = table.detach().amax(-1, keepdim=True)
-    lowered = (table - torch.where(peak.isneginf(), 0, peak)).clamp(min=torch.finfo(scores.dtype).min)
-    return torch.where(table.isneginf(), table, lowered).flatten(-2)
+def lowered(scores: Tensor) -> Tensor:
+    """Scores [..., n] less the largest of each row, so that those of like size keep their digits; `-inf` stays."""
+    peak = scores.detach().amax(-1, keepdim=True)
+    less = (scores - torch.where(peak.isneginf(), 0, peak)).clamp(min=torch.finfo(scores.dtype).min)
+    return torch.where(scores.isneginf(), scores, less)
 
 
-def _floor(like: Tensor) -> float:
+def floor_of(like: Tensor) -> float:
     """A logarithm whose exponential is 0 next to any other weight, and a few of which add up without overflow."""
     return torch.finfo(like.dtype).min / 8

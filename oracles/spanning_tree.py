@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_pairs
+from .checks import check_count, check_dimension, check_pairs
 from .heaviest_forest import heaviest_forest
 from .kbest import partition
 from .placement import placed
 from .row_kernels import best_in_rows
+from .spanning_gibbs import Bonds, SpanningTreeGibbs, present_nodes
 
 # Every set of nodes is a halfspace.
 _MOST_NODES = 12
@@ -50,7 +51,8 @@ class SpanningTree(Polytope):
                     f"SpanningTree: edge {place}, {(one, other)}, must join two different nodes of 0..{self.nodes - 1}"
                 )
         self.dim = len(self.edges)
-        self._ends = torch.tensor(self.edges)  # [D, 2]
+        self._bonds = Bonds(self.edges, self.nodes)
+        self._ends = self._bonds.ends  # [D, 2]
         joined = int(heaviest_forest(torch.zeros(1, self.dim), torch.arange(self.dim)[None], self._ends, self.nodes).sum())
         if joined < self.nodes - 1:
             raise ValueError(
@@ -67,7 +69,7 @@ class SpanningTree(Polytope):
         in_rows = best_in_rows("spanning_rows", self, scores, (order,), (ends, self.nodes), passes=32)
         if in_rows is not None:
             return in_rows
-        present = self._present(scores)
+        present = present_nodes(scores, self._ends, self.nodes)
         chosen = heaviest_forest(scores, order, ends, self.nodes)
         found = (chosen.sum(-1) == present.sum(-1) - 1)[:, None]
         # A row without a structure answers with what is forbidden, by which solvers know it.
@@ -75,7 +77,7 @@ class SpanningTree(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of V - 1 maximisations a row."""
-        present = self._present(scores)
+        present = present_nodes(scores, self._ends, self.nodes)
         ends = placed(self._ends, scores.device)
         absent = ~present[:, ends].all(-1)  # [B, D]
 
@@ -85,6 +87,14 @@ class SpanningTree(Polytope):
         vertices, valid = partition(maximize, scores, k, antichain=True)
         some = present.any(-1, keepdim=True)
         return vertices * some[..., None], valid & some
+
+    def gibbs(self, scores: Tensor) -> SpanningTreeGibbs:
+        """p(z) proportional to exp <a_z, t>, by the matrix-tree theorem; O(V^3) a row.
+
+        With zero scores, the uniform distribution over spanning trees.
+        """
+        check_dimension(scores, self)
+        return SpanningTreeGibbs(self._bonds, scores)
 
     def mask(self, scores: Tensor, nodes: Tensor) -> Tensor:
         """The scores [*B, D] of the graphs on some of the nodes, [*B, V] bool.
@@ -132,12 +142,3 @@ class SpanningTree(Polytope):
         incidence.scatter_(1, self._ends, torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(self.dim, -1))
         trees = sets[torch.linalg.det(incidence[sets][..., 1:]).abs() > 0.5]
         return torch.zeros(len(trees), self.dim, dtype=torch.float64).scatter_(1, trees, 1)
-
-    def _present(self, scores: Tensor) -> Tensor:
-        """Nodes that have an edge, [B, V] bool."""
-        allowed = scores > -torch.inf
-        ends = placed(self._ends, scores.device)
-        count = torch.zeros(len(scores), self.nodes, dtype=torch.int64, device=scores.device)
-        for side in range(2):
-            count = count.index_add(1, ends[:, side], allowed.to(torch.int64))
-        return count > 0

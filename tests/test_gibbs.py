@@ -16,10 +16,13 @@ from sparsemarg.oracles import (
     ProjectiveTree,
     Segmentation,
     Simplex,
+    SpanningTree,
     SupportsGibbs,
 )
 from torch import Tensor
 from torch.autograd.functional import hessian
+
+TRIANGLE = SpanningTree([(0, 1), (1, 2), (0, 2)])
 
 EVERY = [
     Budget(5, 2),
@@ -33,6 +36,7 @@ EVERY = [
     ProjectiveTree(3),
     Arborescence(3),
     Arborescence(3, single_root=True),
+    SpanningTree([(0, 1), (1, 2), (0, 2), (1, 0), (2, 3)]),
 ]
 
 
@@ -56,7 +60,9 @@ def test_second_derivatives_are_those_of_the_listed_structures(polytope: Any) ->
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("polytope", [LinearChain(3, 3), ProjectiveTree(3), Knapsack([1, 2, 3, 2], 5), Budget(5, 2)], ids=str)
+@pytest.mark.parametrize(
+    "polytope", [LinearChain(3, 3), ProjectiveTree(3), TRIANGLE, Knapsack([1, 2, 3, 2], 5), Budget(5, 2)], ids=str
+)
 def test_second_derivatives_are_finite_where_structures_are_all_but_impossible(
     polytope: SupportsGibbs, dtype: torch.dtype, scale: float
 ) -> None:

@@ -1,0 +1,95 @@
+"""Gibbs distributions over the spanning trees of a graph."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .heaviest_forest import heaviest_forest
+from .matrix_tree import MatrixTreeGibbs, floor_of, lowered
+from .placement import placed
+
+
+class Bonds:
+    """The pairs of nodes that edges join: of P pairs, the m edges at most of each.
+
+    Args:
+        edges: the nodes that each joins.
+        nodes: V.
+    """
+
+    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    def __init__(self, edges: Sequence[tuple[int, int]], nodes: int) -> None:
+        self.ends, self.nodes = torch.tensor(edges), nodes  # [D, 2]
+        low, high = self.ends.amin(-1), self.ends.amax(-1)
+        pairs, of_edge = torch.unique(low * nodes + high, return_inverse=True)
+        members: list[list[int]] = [[] for _ in range(len(pairs))]
+        for edge, pair in enumerate(of_edge.tolist()):
+            members[pair].append(edge)
+        width = max(map(len, members))
+        self.edges = torch.tensor([own + [len(edges)] * (width - len(own)) for own in members])  # [P, m], D for none
+        self.between = torch.full((nodes, nodes), len(pairs))  # [V, V] the pair, P for none
+        one, other = pairs // nodes, pairs % nodes
+        self.between[one, other] = self.between[other, one] = torch.arange(len(pairs))
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """[R, D] -> those of the edges of each pair, [R, P, m], `-inf` for none."""
+        return torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[:, placed(self.edges, scores.device)]
+
+
+class SpanningTreeGibbs(MatrixTreeGibbs):
+    """p(z) proportional to exp <a_z, t> over `SpanningTree`.
+
+    Nodes are the words, and edges arcs both ways. The first node that is present hangs on a root, and no other does, so that
+    the edges of a tree are directed in one way only.
+    """
+
+    def __init__(self, bonds: Bonds, scores: Tensor) -> None:
+        self.bonds = bonds
+        super().__init__(scores, single_root=False)
+
+    def _present(self, scores: Tensor) -> Tensor:
+        return present_nodes(scores, self.bonds.ends, self.bonds.nodes)
+
+    def _relative(self, scores: Tensor) -> Tensor:
+        return lowered(scores)  # all trees have as many edges
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        floor = floor_of(scores)
+        each = self.bonds.scores(scores)
+        pairs = torch.where(each.isneginf(), floor, each).logsumexp(-1).clamp(min=floor)
+        table = torch.nn.functional.pad(pairs, (0, 1), value=floor)[:, placed(self.bonds.between, scores.device)]
+        root = torch.full_like(table[:, 0], floor).masked_fill(self.present & (self.present.cumsum(-1) == 1), 0)
+        return torch.cat([root[:, None], table], 1)
+
+    def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
+        # The pair of each node and its head; P for the node at the root, and for those that are not present.
+        between, edges = (placed(table, heads.device) for table in (self.bonds.between, self.bonds.edges))
+        node = torch.arange(self.bonds.nodes, device=heads.device)
+        pair = torch.where(heads > 0, between[node, (heads - 1).clamp(min=0)], len(edges))
+        taken = torch.zeros(len(heads), len(edges) + 1, device=heads.device).scatter(-1, pair, 1)[:, :-1]
+        edge = edges[:, 0].expand(len(heads), -1)
+        if edges.shape[1] > 1:  # which of those between the same two nodes
+            cumulative = self.bonds.scores(scores).double().softmax(-1).nan_to_num().cumsum(-1)
+            uniform = torch.rand(taken.shape, dtype=torch.float64, device=heads.device, generator=generator)[..., None]
+            which = (cumulative <= uniform * cumulative[..., -1:]).sum(-1).clamp(max=edges.shape[1] - 1)
+            edge = edges.expand(len(heads), -1, -1).gather(-1, which[..., None])[..., 0]
+        return torch.zeros(len(heads), scores.shape[-1] + 1, device=heads.device).scatter(-1, edge, taken)[:, :-1]
+
+    def _are_trees(self, structures: Tensor, present: Tensor) -> Tensor:
+        flat = structures.reshape(-1, structures.shape[-1])
+        order = flat.sort(dim=-1, descending=True).indices
+        ends = placed(self.bonds.ends, flat.device)
+        forest = heaviest_forest(torch.where(flat == 1, 0, -torch.inf), order, ends, self.bonds.nodes)
+        number = forest.sum(-1).reshape(structures.shape[:-1])
+        return (forest == flat).all(-1).reshape(structures.shape[:-1]) & (number == present.sum(-1) - 1)
+
+
+def present_nodes(scores: Tensor, ends: Tensor, nodes: int) -> Tensor:
+    """Nodes that have an edge which is there, [B, D] -> [B, V] bool."""
+    allowed = scores.detach() > -torch.inf
+    ends = placed(ends, scores.device)
+    count = torch.zeros(len(scores), nodes, dtype=torch.int64, device=scores.device)
+    for side in range(2):
+        count = count.index_add(1, ends[:, side], allowed.to(torch.int64))
+    return count > 0
