@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..oracles.systematic import hits
 from .distribution import SparseDistribution
-from .solvers.base import ChainedSupport
+from .solvers.supports import ChainedSupport
 
 
 def chained_distribution(scores: Tensor, support: ChainedSupport, shape: torch.Size, dtype: torch.dtype) -> SparseDistribution:

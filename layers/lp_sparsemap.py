@@ -11,7 +11,7 @@ from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
 from .refit import refit
 from .solvers.admm import ADMM, Consensus
-from .solvers.base import Oracle
+from .solvers.oracle import Oracle
 from .stats import ConsensusStats
 from .tangent import Tangent, projected
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .distribution import SparseDistribution
-from .solvers.base import NestedSupport
+from .solvers.supports import NestedSupport
 
 
 def nested_distribution(scores: Tensor, support: NestedSupport, shape: torch.Size, dtype: torch.dtype) -> SparseDistribution:

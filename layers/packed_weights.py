@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import readable
 from .distribution import SparseDistribution
-from .solvers.base import PackedSupport
+from .solvers.supports import PackedSupport
 
 
 def packed_distribution(scores: Tensor, support: PackedSupport[Any], slope: float = 1.0) -> SparseDistribution:

@@ -15,7 +15,9 @@ from .nested import nested_distribution
 from .packed_weights import packed_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import FindsChained, FindsNested, FindsPacked, Oracle, PackedSupport, Solver, allowed
+from .solvers.base import FindsChained, FindsNested, FindsPacked, Solver
+from .solvers.oracle import Oracle, allowed
+from .solvers.supports import PackedSupport
 
 Coding = Literal["bits", "pairs"]
 

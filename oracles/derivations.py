@@ -9,6 +9,7 @@ from .base import MAX_ENUMERATED, Polytope
 from .checks import check_dimension, check_finite, check_sample_shape
 from .gibbs import check_some_allowed
 from .hypergraph import Hypergraph
+from .inside import Inside
 
 
 class Derivations(Polytope):
@@ -58,7 +59,7 @@ class Derivations(Polytope):
 
     def _count_ungated(self) -> int:
         zeros = torch.zeros(1, self.dim, dtype=torch.float64)
-        total = self.graph.inside(self.graph.weights(zeros, self.gates(zeros))).log_total
+        total = Inside.of(self.graph, self.graph.weights(zeros, self.gates(zeros))).log_total
         return round(math.exp(float(total))) if float(total) < 40 else 1 << 57
 
 
@@ -71,7 +72,7 @@ class DerivationGibbs:
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         self.scores = precise.reshape(self.batch_shape.numel(), polytope.dim)
         graph = polytope.graph.on(scores.device)
-        self.inside = graph.inside(graph.weights(self.scores, polytope.gates(self.scores)))
+        self.inside = Inside.of(graph, graph.weights(self.scores, polytope.gates(self.scores)))
         check_some_allowed(self.inside.log_total.detach().reshape(self.batch_shape))
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -84,13 +85,13 @@ class DerivationGibbs:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
         shape = torch.broadcast_shapes(structures.shape[:-1], self.batch_shape)
         allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, self.polytope.dim)
-        inside = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)
+        logs = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)
         asked = structures.expand(*shape, -1).reshape(shape.numel(), self.polytope.dim).double()
         forbidden = self.scores.detach().isneginf().reshape(allowed.shape).expand(*shape, -1).reshape(asked.shape)
         # <v, 2 z - 1> is at most |z|, and |z| for v = z alone.
         nearest = self.polytope.maximize(torch.where(forbidden, -torch.inf, 2 * asked - 1))
         member = (nearest == asked).all(-1).reshape(shape)
-        return torch.where(member, inside, -torch.inf).to(self.dtype)
+        return torch.where(member, logs, -torch.inf).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """By the chain rule along the derivation, nats."""
@@ -101,6 +102,6 @@ class DerivationGibbs:
         with torch.inference_mode(False), torch.enable_grad():
             scores = self.scores if self.scores.requires_grad else self.scores.clone().requires_grad_()
             graph = self.polytope.graph.on(scores.device)
-            total = graph.inside(graph.weights(scores, self.polytope.gates(scores.detach()))).log_total
+            total = Inside.of(graph, graph.weights(scores, self.polytope.gates(scores.detach()))).log_total
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=self.scores.requires_grad)
         return mean.reshape(*self.batch_shape, self.polytope.dim).to(self.dtype)

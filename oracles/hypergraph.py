@@ -1,23 +1,24 @@
-"""Dynamic programs as directed acyclic hypergraphs: best and k best derivations, sums over all, samples, for a whole batch.
+"""Dynamic programs as directed acyclic hypergraphs: best and k best derivations, for a whole batch.
 
 A dynamic program computes a value for each node from the values of others. Each way to do that is an edge: a head, its tails
 (none, one or two nodes), and the coordinates of the structure that it switches on. A derivation of the goal chooses one edge
-for each node that it needs, and a structure is what its derivation switches on. Viterbi, Eisner, inside and k-best are then
-one recursion over the nodes in different semirings (Goodman 1999; Huang and Chiang 2005), in which all nodes of a level, that
-is, of the same longest distance from the leaves, are computed together.
+for each node that it needs, and a structure is what its derivation switches on. Viterbi, Eisner, k-best and sums (see `inside`)
+are then one recursion over the nodes in different semirings (Goodman 1999; Huang and Chiang 2005), in which all nodes of a
+level, that is, of the same longest distance from the leaves, are computed together.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..kernels import compiled, in_threads, readable
 from .checks import check_rows
+from .hyperedges import Edge, needed_for
 from .placement import placed
 
 if TYPE_CHECKING:
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 TAILS = 2
 # The kernel takes as long for an edge as to pass over so many numbers.
 PASSES = 8
-
-
-class Edge(NamedTuple):
-    """One way to derive a node.
-
-    Attributes:
-        head: the node.
-        tails: the nodes that it takes, at most two, each derived once.
-        coordinates: that it switches on.
-        gate: number of an additive weight that is no coordinate's, or None; see `Hypergraph.weights`.
-    """
-
-    head: int
-    tails: tuple[int, ...] = ()
-    coordinates: tuple[int, ...] = ()
-    gate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class Hypergraph:
 
     @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
     def __init__(self, dim: int, edges: Sequence[Edge], goal: int) -> None:
-        edges, level_of = _ordered(edges, goal)
+        edges, level_of = needed_for(edges, goal)
         names = sorted(level_of, key=lambda node: (level_of[node], node))
         number = {name: place for place, name in enumerate(names)}
         self.dim, self.count, self.goal = dim, len(names), number[goal]
@@ -152,7 +137,7 @@ class Hypergraph:
         chart = weights.new_zeros(self.count + 1, weights.shape[1])  # the last is the node of value one
         choices = []
         for level in self.levels:
-            values, choice = self._values(weights, chart, level).max(1)
+            values, choice = self.values(weights, chart, level).max(1)
             chart[level.nodes] = values
             choices.append(choice.T[:, None])
         structures, totals = self.structures(choices, weights)[:, 0], chart[self.goal]
@@ -227,22 +212,7 @@ class Hypergraph:
             rank.scatter_reduce_(-1, tails.flatten(-2), ranks.flatten(-2), "amax")
         return structures[..., : self.dim], totals
 
-    def inside(self, weights: Tensor) -> "Inside":
-        """Sums over all derivations, differentiable. O(E)."""
-        parts, shares = [weights.new_zeros(1, weights.shape[1])], []
-        # Where each node's value is: that of the node of value one is first, the others follow level by level.
-        for level in self.levels:
-            values = self._values(weights, torch.cat(parts), level, first=1)
-            peak = values.detach().amax(1, keepdim=True)
-            peak = torch.where(peak.isneginf(), 0, peak)
-            masses = (values - peak).exp()
-            total = ordered_sum(masses)
-            some = torch.where(total > 0, total, 1)  # no gradient where nothing can be derived
-            parts.append(torch.where(total > 0, some.log() + peak[:, 0], -torch.inf))
-            shares.append(masses / some[:, None])
-        return Inside(self, torch.cat(parts)[1 + self.goal], shares)
-
-    def _values(self, weights: Tensor, chart: Tensor, level: Level, first: int = 0) -> Tensor:
+    def values(self, weights: Tensor, chart: Tensor, level: Level, first: int = 0) -> Tensor:
         """The value of every edge of a level, [n, e, B]; in `chart` [N', B] node i is at i + first, modulo N + 1."""
         values = weights[level.edges]
         for side in range(TAILS if level.two_tails else 1):
@@ -279,92 +249,3 @@ class Hypergraph:
         edges = level.edges[torch.arange(column.shape[-1], device=column.device), column]
         switched = torch.where(used[..., None], self.coordinates[edges], self.dim).flatten(-2)
         structures.scatter_add_(-1, switched, torch.ones_like(switched, dtype=structures.dtype))
-
-
-@dataclass(frozen=True)
-class Inside:
-    """Sums over derivations, and what each edge has of its head's.
-
-    Attributes:
-        graph: the hypergraph.
-        log_total: [B] log sum_derivations exp(weight), nats, differentiable.
-        shares: [n, e, B] for each level: the probability of an edge given its head, differentiable.
-    """
-
-    graph: Hypergraph
-    log_total: Tensor
-    shares: list[Tensor]
-
-    def entropy(self) -> Tensor:
-        """Of the derivation, nats, [B]: H(node) = sum_e p_e (-log p_e + H(its tails)); no difference of large numbers."""
-        parts = [torch.zeros_like(self.log_total)[None]]
-        least = torch.finfo(self.log_total.dtype).tiny ** 0.5  # below, 1 / share^2, of the second derivative, overflows
-        for level, share in zip(self.graph.levels, self.shares, strict=True):
-            below = torch.cat(parts)[(level.tails + 1) % (self.graph.count + 1)].sum(2)
-            surprise = -torch.where(share > least, share, 1).log()
-            parts.append(ordered_sum(share * (surprise + below)))
-        return torch.cat(parts)[1 + self.graph.goal]
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Independent structures, [count, B, D]: from the goal down, each node's edge by its share."""
-        choices = []
-        for share in self.shares:
-            cumulative = share.detach().permute(2, 0, 1).cumsum(-1)  # [B, n, e]
-            shape = (*cumulative.shape[:1], count, cumulative.shape[1], 1)
-            uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device, generator=generator)
-            below = cumulative[:, None] <= uniform * cumulative[:, None, :, -1:]
-            choices.append(below.sum(-1).clamp(max=cumulative.shape[-1] - 1))
-        return self.graph.structures(choices, self.shares[0]).transpose(0, 1)
-
-
-def ordered_sum(values: Tensor) -> Tensor:
-    """The sum over dimension 1, entry by entry: `sum` takes another order for a batch of one, and rounds otherwise."""
-    return values.cumsum(1)[:, -1]
-
-
-def _ordered(edges: Sequence[Edge], goal: int) -> tuple[list[Edge], dict[int, int]]:
-    """The edges that derivations of the goal can use, and the level of each of their nodes."""
-    incoming: dict[int, list[Edge]] = {}
-    for edge in edges:
-        incoming.setdefault(edge.head, []).append(edge)
-    level: dict[int, int | None] = {}  # None: no derivation
-    path: set[int] = set()
-    stack = [goal]
-    while stack:
-        node = stack[-1]
-        if node in level:
-            stack.pop()
-            continue
-        path.add(node)
-        waiting = [tail for edge in incoming.get(node, []) for tail in edge.tails if tail not in level]
-        if any(tail in path for tail in waiting):
-            raise ValueError(f"the graph has a cycle through node {next(tail for tail in waiting if tail in path)}")
-        if waiting:
-            stack.append(waiting[0])
-            continue
-        found = []
-        for edge in incoming.get(node, []):
-            below = [level[tail] for tail in edge.tails]
-            if None not in below:
-                found.append(1 + max((value for value in below if value is not None), default=-1))
-        level[node] = max(found) if found else None
-        path.discard(node)
-        stack.pop()
-    if level[goal] is None:
-        raise ValueError("the graph has no derivation of its goal: there is no structure")
-    # Only what the goal needs, over edges that can be derived.
-    needed, stack = {goal}, [goal]
-    kept: set[int] = set()
-    for_node: dict[int, list[int]] = {}
-    for place, edge in enumerate(edges):
-        for_node.setdefault(edge.head, []).append(place)
-    while stack:
-        for place in for_node.get(stack.pop(), []):
-            if all(level.get(tail) is not None for tail in edges[place].tails):
-                kept.add(place)
-                for tail in edges[place].tails:
-                    if tail not in needed:
-                        needed.add(tail)
-                        stack.append(tail)
-    levels = {node: value for node in needed if (value := level[node]) is not None}
-    return [edge for place, edge in enumerate(edges) if place in kept], levels

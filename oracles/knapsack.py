@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .derivations import Derivations
-from .hypergraph import Edge, Hypergraph
+from .hyperedges import Edge
+from .hypergraph import Hypergraph
 
 
 class Knapsack(Derivations):

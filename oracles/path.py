@@ -7,7 +7,8 @@ import torch
 from .base import Halfspaces
 from .checks import check_count, check_pairs
 from .derivations import Derivations
-from .hypergraph import Edge, Hypergraph
+from .hyperedges import Edge
+from .hypergraph import Hypergraph
 
 
 class ShortestPath(Derivations):

@@ -6,7 +6,8 @@ from torch import Tensor
 from .checks import check_count
 from .dependency_arcs import DependencyArcs
 from .derivations import Derivations
-from .hypergraph import Edge, Hypergraph
+from .hyperedges import Edge
+from .hypergraph import Hypergraph
 from .row_kernels import best_in_rows
 
 

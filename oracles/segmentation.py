@@ -7,7 +7,8 @@ from .base import Halfspaces
 from .chain import check_lengths
 from .checks import check_count
 from .derivations import Derivations
-from .hypergraph import Edge, Hypergraph
+from .hyperedges import Edge
+from .hypergraph import Hypergraph
 
 
 class Segmentation(Derivations):

@@ -7,7 +7,8 @@ import torch
 from sparsemarg.kernels import compiled
 from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath, SpanningTree
 from sparsemarg.oracles.derivations import Derivations
-from sparsemarg.oracles.hypergraph import Edge, Hypergraph
+from sparsemarg.oracles.hyperedges import Edge
+from sparsemarg.oracles.hypergraph import Hypergraph
 from structures import scores_of
 
 LARGER = [

@@ -8,8 +8,8 @@ import torch
 from mutation_cases import cheap
 from sparsemarg.layers.refit import refit
 from sparsemarg.layers.solvers import ActiveSet, Solver
-from sparsemarg.layers.solvers.base import Support
 from sparsemarg.layers.solvers.kernels.compiled_rows import PackedJacobian
+from sparsemarg.layers.solvers.supports import Support
 from sparsemarg.oracles import Budget, Explicit, Polytope
 from torch import Tensor
 

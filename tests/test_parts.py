@@ -8,7 +8,7 @@ import pytest
 import torch
 from sparsemarg.layers.functional import refit, sparsemap, sparsemap_loss, sparsemap_marginals
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, Solver, SortedDecomposition
-from sparsemarg.layers.solvers.base import Support
+from sparsemarg.layers.solvers.supports import Support
 from sparsemarg.oracles import BernoulliCube, Explicit, LinearChain, Parts, Polytope, Product, Simplex
 from sparsemarg.verification import parametrize_with_checks, verify
 from sparsemarg.verification.cvxpy_references import QuadraticProgram

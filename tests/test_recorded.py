@@ -15,7 +15,7 @@ from cases import scores_for
 from devices import WAIT_FREE
 from sparsemarg.layers.solvers import ActiveSet, recorded
 from sparsemarg.layers.solvers.active_set import active_set
-from sparsemarg.layers.solvers.base import Oracle
+from sparsemarg.layers.solvers.oracle import Oracle
 from sparsemarg.oracles import BernoulliCube, LinearChain, Polytope, Simplex
 from sparsemarg.verification.pretended_device import THERE, PretendedDevice
 from torch import Tensor

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sparsemarg.layers.solvers.base import Ties
+from sparsemarg.layers.solvers.ties import Ties
 from torch import Tensor
 
 

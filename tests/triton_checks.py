@@ -11,8 +11,9 @@ from sparsemarg.kernels import in_triton
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemax
 from sparsemarg.layers.solvers import ActiveSet
-from sparsemarg.layers.solvers.base import Oracle, Support
 from sparsemarg.layers.solvers.kernels import triton_active_set, triton_iteration
+from sparsemarg.layers.solvers.oracle import Oracle
+from sparsemarg.layers.solvers.supports import Support
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Product, Simplex
 from sparsemarg.oracles.simplex import project_simplex

@@ -13,9 +13,11 @@ from sparsemarg.kernels import dispatch
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import ActiveSet, active_set
 from sparsemarg.layers.solvers.active_set import _in_tensors
-from sparsemarg.layers.solvers.base import Oracle, Support, Ties
 from sparsemarg.layers.solvers.kernels import triton_rows
+from sparsemarg.layers.solvers.oracle import Oracle
+from sparsemarg.layers.solvers.supports import Support
 from sparsemarg.layers.solvers.tensor_rows import TensorRows
+from sparsemarg.layers.solvers.ties import Ties
 from sparsemarg.oracles import BernoulliCube, Budget, Explicit, LinearChain, Polytope, Product, Simplex
 from torch import Tensor
 

@@ -11,8 +11,9 @@ from cases import scores_for
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition
-from sparsemarg.layers.solvers.base import PackedSupport, Solver
+from sparsemarg.layers.solvers.base import Solver
 from sparsemarg.layers.solvers.kernels import triton_active_set, triton_chained, triton_nested
+from sparsemarg.layers.solvers.supports import PackedSupport
 from sparsemarg.layers.sparsemap import Coding
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
 from torch import Tensor

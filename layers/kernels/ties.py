@@ -1,4 +1,4 @@
-"""Residuals made safe for an oracle, in one pass: the compiled twins of `of` and `broken` of `solvers.base.Ties`."""
+"""Residuals made safe for an oracle, in one pass: the compiled twins of `of` and `broken` of `solvers.ties.Ties`."""
 
 import numba
 import numpy as np

@@ -12,10 +12,12 @@ from ...oracles import Polytope
 from ...oracles.checks import cannot_branch, check_count
 from ..stats import SolverStats
 from . import recorded
-from .base import BatchOracle, Oracle, PackedSupport, Solver, Support, used_slots
+from .base import Solver
 from .certificate import certified
 from .kinds import kind_of
 from .limits import POLL
+from .oracle import BatchOracle, Oracle
+from .supports import PackedSupport, Support, used_slots
 from .tensor_rows import TensorRows
 
 # Of a recorded state: room for atoms is made for so many at a time, for there to be few different shapes.

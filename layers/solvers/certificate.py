@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..stats import SolverStats
-from .base import BatchOracle, Support
+from .oracle import BatchOracle
+from .supports import Support
 
 
 def certified(oracle: BatchOracle, support: Support) -> Support:

@@ -22,8 +22,8 @@ from torch import Tensor
 from ...kernels import compiled, in_threads, in_triton, part_of
 from ...oracles import BernoulliCube, Budget, Polytope
 from ..stats import SolverStats
-from .base import PackedSupport
 from .packed_rows import PackedRows
+from .supports import PackedSupport
 
 # To find the structures takes as long as to pass over the scores so many times: to sort them, and to look for the multiplier of
 # a budget as well.

@@ -13,8 +13,8 @@ from ...kernels import compiled, in_threads, part_of
 from ...oracles import BernoulliCube
 from ...oracles.flip_sets import flip_sets
 from ..stats import TopKStats
-from .base import PackedSupport
 from .packed_rows import PackedRows
+from .supports import PackedSupport
 
 # To find the structures takes about as long as to pass over the scores so many times.
 PASSES = 16

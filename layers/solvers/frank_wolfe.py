@@ -9,7 +9,10 @@ from ...oracles import Parts, Polytope
 from ...oracles.checks import check_count
 from ..stats import SolverStats
 from .active_set import active_set
-from .base import Oracle, Solver, Support, Ties, objective_gradient, row_scale
+from .base import Solver
+from .oracle import Oracle, objective_gradient
+from .supports import Support
+from .ties import Ties, row_scale
 
 # Iterations between looks at the batch from Python.
 POLL = 16

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import in_threads
-from .base import FoundBy, PackedSupport
+from .supports import FoundBy, PackedSupport
 
 
 @dataclass(frozen=True)

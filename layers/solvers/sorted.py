@@ -11,9 +11,11 @@ from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
 from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
-from .base import ChainedSupport, NestedSupport, Oracle, PackedSupport, Solver, Support, allowed, best_allowed, used_first
+from .base import Solver
 from .cuts import in_one_pass
 from .limits import CLOSED, DECOMPOSED, SORTED_PRUNE
+from .oracle import Oracle, allowed, best_allowed
+from .supports import ChainedSupport, NestedSupport, PackedSupport, Support, used_first
 
 
 @dataclass(frozen=True)

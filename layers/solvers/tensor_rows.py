@@ -11,8 +11,10 @@ from ...kernels import in_triton
 from ...oracles import Polytope
 from ...oracles.checks import cannot_branch
 from ..stats import SolverStats
-from .base import BatchOracle, Oracle, Support, Ties, row_scale, used_first
 from .limits import PIVOT_NOISE, POLL, SETTLED, STALE, WEIGHT_NOISE, WEIGHT_PRUNE
+from .oracle import BatchOracle, Oracle
+from .supports import Support, used_first
+from .ties import Ties, row_scale
 from .working_set import WorkingSet
 
 

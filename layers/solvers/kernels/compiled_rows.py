@@ -14,10 +14,12 @@ from ....kernels.symmetric import SIDE, put, tiles_of
 from ....kernels.vectors import Array
 from ....kernels.workspace import borrow, give_back
 from ...stats import SolverStats
-from ..base import BatchOracle, Oracle, PackedSupport, Support, Ties, row_scale
 from ..certificate import certified_stats
 from ..kinds import kind_of
 from ..limits import POLL, STALE, WEIGHT_PRUNE, Limits
+from ..oracle import BatchOracle, Oracle
+from ..supports import PackedSupport, Support
+from ..ties import Ties, row_scale
 from . import bit_atoms, real_atoms, row_kernel, row_results, seen_bits
 from .row_kernel import CompiledOracle, Rows, Scratch
 from .row_results import Found, Places

@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...kernels.triton_ties import on_grid
-from ..base import Oracle, row_scale
 from ..kinds import kind_of
 from ..limits import WEIGHT_PRUNE
+from ..oracle import Oracle
+from ..ties import row_scale
 from .triton_iteration import CHUNK, combined, constants_on, iterate, newton_step, products, removal, shape_of, update
 from .triton_packing import NO_ANSWER
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from ....kernels.numbers import numbers_on
 from ....oracles import BernoulliCube
 from ...stats import SolverStats
-from ..base import PackedSupport
 from ..limits import CLOSED, SORTED_PRUNE
+from ..supports import PackedSupport
 from .triton_packing import MOST_DIMENSIONS, NO_ANSWER, chunk_of_row, room_for, shape_of_row
 
 

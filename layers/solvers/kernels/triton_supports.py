@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stats import SolverStats
-from ..base import Oracle, PackedSupport
+from ..oracle import Oracle
+from ..supports import PackedSupport
 from .triton_active_set import Solved, solve
 from .triton_iteration import products, shape_of
 from .triton_packing import first_of
