@@ -71,11 +71,10 @@ class _Cuts(PackedRows):
         """The structures of scores [B, D] float64; None where one row has another form."""
         target, chained = scores.contiguous().numpy(), isinstance(polytope, Budget)
         batch, dim = target.shape
-        lines, numbers = np.empty((3, batch, dim), np.int32), np.empty((2, batch))
-        counts, flags = np.zeros((2, batch), np.int64), np.empty((2, batch), bool)
-        start, weights = np.empty((batch, dim), bool), np.empty((batch, dim + 1))
+        lines, numbers = np.empty((4, batch, dim), np.int32), np.empty((2, batch))
+        counts, flags, weights = np.zeros((2, batch), np.int64), np.empty((2, batch), bool), np.empty((batch, dim + 1))
         kernels = import_module(".kernels.cut_rows", __package__)
-        rows = kernels.Rows(*lines, counts[0], start, counts[1], flags[0], weights, *numbers, flags[1])
+        rows = kernels.Rows(*lines[:2], counts[0], *lines[2:], counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested
         passes = PASSES_CHAINED if chained else PASSES

@@ -15,6 +15,8 @@ from ....kernels.selection import nth_largest
 from ....kernels.vectors import UNCOUNTED, Array
 from ..limits import CLOSED, MULTIPLIER_STEPS, SORTED_PRUNE
 
+NEVER = np.int32(2**31 - 1)
+
 
 class Rows(NamedTuple):
     """Where the structures of each row change, and what the change depends on; `cuts.Cuts` says more.
@@ -22,9 +24,9 @@ class Rows(NamedTuple):
     Attributes:
         coordinate: [B, D] int32, the fractional coordinates along the line, as many as `between` says.
         slot: [B, D] int32, of these: which cut lies at the end of each, from 1; 0 for none.
-        turn: [B, D] int32, by position of the cut: which of these end there.
         between: [B] int64, the number of fractional coordinates.
-        start: [B, D] bool, the first structure.
+        on, off: [B, D] int32, by coordinate: from which structure on they have it, and from which on not; NEVER is beyond all.
+            If `off` is less, those before it have it too. On the cube nothing goes off, and only `on` is there.
         number: [B] int64, of structures; 0 where this form of the answer does not hold.
         binding: [B] bool, whether the sum is held fixed, so that only differences of scores count.
         weights: [B, D + 1] float64, of the structures.
@@ -34,9 +36,9 @@ class Rows(NamedTuple):
 
     coordinate: Array
     slot: Array
-    turn: Array
     between: Array
-    start: Array
+    on: Array
+    off: Array
     number: Array
     binding: Array
     weights: Array
@@ -86,7 +88,7 @@ def find_nested(target: Array, line: Line, rows: Rows) -> None:
         for place in range(dim):
             value = target[row, place]
             mean = min(max(value, 0.0), 1.0)
-            rows.start[row, place] = mean == 1.0
+            rows.on[row, place] = 0 if mean == 1.0 else NEVER
             if 0.0 < mean < 1.0:
                 line.level[between], coordinate[between] = mean, place
                 between += 1
@@ -119,12 +121,13 @@ def _nest(row: int, level: Array, target: Array, between: int, rows: Rows) -> No
     # What every structure has on, or none, does not count: it is not between.
     first, last = 0, between
     while first < between and slot[first] == 0:
-        rows.start[row, coordinate[first]] = True
+        rows.on[row, coordinate[first]] = 0
         first += 1
     while last > first and slot[last - 1] == count:
         last -= 1
     for place in range(first, last):
         slot[place - first], coordinate[place - first] = slot[place], coordinate[place]
+        rows.on[row, coordinate[place]] = slot[place]
     rows.between[row], rows.number[row], rows.margin[row] = last - first, count, margin / total
     place, upper = 0, 1.0
     for block in range(1, count):
@@ -168,7 +171,7 @@ def find_chained(target: Array, budget: int, exactly: bool, line: Line, rows: Ro
             if budget > 0:
                 relative = values[place] - origin
                 mean = min(max((min(max(relative, -2.0), 2.0) if binding else relative) - shift, 0.0), 1.0)
-            rows.start[row, place] = mean == 1.0
+            rows.on[row, place], rows.off[row, place] = 0 if mean == 1.0 else NEVER, NEVER
             if 0.0 < mean < 1.0:
                 line.level[between], coordinate[between] = mean, place
                 between += 1
@@ -244,7 +247,7 @@ def _best(line: Line, budget: int, exactly: bool) -> tuple[float, float]:
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _chain(row: int, line: Line, between: int, rows: Rows) -> None:
     """Where a grid of unit steps passes the ends of the intervals, and the structures that it hits meanwhile."""
-    coordinate, slot, turn, weights = rows.coordinate[row], rows.slot[row], rows.turn[row], rows.weights[row]
+    coordinate, slot, weights = rows.coordinate[row], rows.slot[row], rows.weights[row]
     end, cuts = 0.0, 0
     rows.number[row] = 0
     for place in range(between):
@@ -255,13 +258,11 @@ def _chain(row: int, line: Line, between: int, rows: Rows) -> None:
             end = whole  # no cut: there the line begins anew
             slot[place] = 0
         else:
-            line.values[cuts] = end - math.floor(end)
-            turn[cuts] = place
+            line.values[cuts], line.before[cuts] = end - math.floor(end), place
             cuts += 1
-        rows.start[row, coordinate[place]] = math.ceil(begin) < end
+        if math.ceil(begin) < end:
+            rows.on[row, coordinate[place]] = 0
     order(line.values, cuts, line.ranks, line.places)
-    for cut in range(cuts):
-        line.before[cut] = turn[cut]
     before, margin = 0.0, math.inf
     for cut in range(cuts + 1):
         position = line.values[line.places[cut]] if cut < cuts else 1.0
@@ -271,8 +272,11 @@ def _chain(row: int, line: Line, between: int, rows: Rows) -> None:
             return
         margin = min(margin, weights[cut])
         if cut < cuts:
-            turn[cut] = line.before[line.places[cut]]
-            slot[turn[cut]] = cut + 1
+            place = line.before[line.places[cut]]
+            slot[place] = cut + 1
+            rows.off[row, coordinate[place]] = cut + 1
+            if place + 1 < between:
+                rows.on[row, coordinate[place + 1]] = cut + 1
         before = position
     rows.margin[row] = margin
     rows.number[row] = cuts + 1
@@ -308,24 +312,16 @@ def _certify(row: int, gap: float, size: float, rows: Rows) -> None:
 def write(rows: Rows, chained: bool, first: Array, atoms: Array, probs: Array) -> None:
     """The structures [N, D] and their weights [N]; those of row b from first[b] on."""
     for row in range(rows.number.shape[0]):
-        coordinate, slot, between, base = rows.coordinate[row], rows.slot[row], rows.between[row], first[row]
-        for place in range(atoms.shape[1]):
-            atoms[base, place] = rows.start[row, place]
-        place = 0
+        on, off, base = rows.on[row], rows.off[row], first[row]
         for structure in range(rows.number[row]):
-            n = base + structure
-            probs[n] = rows.weights[row, structure]
-            if structure > 0:
+            probs[base + structure] = rows.weights[row, structure]
+            number = np.int32(structure)
+            if chained:
                 for d in range(atoms.shape[1]):
-                    atoms[n, d] = atoms[n - 1, d]
-                if chained:
-                    leaving = rows.turn[row, structure - 1]
-                    atoms[n, coordinate[leaving]] = 0
-                    if leaving + 1 < between:
-                        atoms[n, coordinate[leaving + 1]] = 1
-                while not chained and place < between and slot[place] == structure:
-                    atoms[n, coordinate[place]] = 1
-                    place += 1
+                    atoms[base + structure, d] = (number >= on[d]) ^ (number >= off[d]) ^ (off[d] < on[d])
+            else:  # nothing goes off
+                for d in range(atoms.shape[1]):
+                    atoms[base + structure, d] = number >= on[d]
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
