@@ -174,6 +174,23 @@ def test_samples_follow_the_distribution(words: int, single_root: bool) -> None:
 
 
 @pytest.mark.parametrize("single_root", [False, True])
+def test_samples_of_mixed_sizes_and_forbidden_arcs(single_root: bool) -> None:
+    """Each tree's frequency within 5 standard errors of its probability, which is 0 for the others."""
+    polytope = Arborescence(4, single_root=single_root)
+    scores = polytope.mask(2 * scores_of(polytope, 8, seed=5), torch.arange(8) % 4 + 1)
+    blocked = torch.rand(8, 16, generator=torch.Generator().manual_seed(6)) < 0.15
+    scores = torch.where(blocked & ~polytope.arcs.structures(torch.tensor([0, 1, 1, 2])).bool(), -torch.inf, scores)
+    gibbs, count = polytope.gibbs(scores), 20_000
+    drawn = gibbs.sample((count,), torch.Generator().manual_seed(0))
+    for row in range(8):
+        trees, frequency = drawn[:, row].unique(dim=0, return_counts=True)
+        probs = polytope.gibbs(scores[row]).log_prob(trees).exp()
+        error = (probs * (1 - probs) / count).sqrt()
+        assert bool(((frequency / count - probs).abs() < 5 * error + 4 / count).all())  # rare ones come a few times or not
+        assert float(probs.sum()) > 1 - 100 / count
+
+
+@pytest.mark.parametrize("single_root", [False, True])
 def test_forbidden_arcs(single_root: bool) -> None:
     """Rows of random `-inf` give what the allowed trees alone give; rows that allow none are refused by number."""
     polytope, structures = case(4, single_root)
