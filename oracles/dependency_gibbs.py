@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from .dependency_arcs import DependencyArcs
-from .matrix_tree import MatrixTreeGibbs, floor_of, lowered
+from .matrix_tree import MatrixTreeGibbs, lowered
+from .tree_elimination import floor_of
 
 
 class DependencyGibbs(MatrixTreeGibbs):
@@ -28,6 +29,9 @@ class DependencyGibbs(MatrixTreeGibbs):
         matrix = self.arcs.matrix(torch.where(scores.isneginf(), floor_of(scores), scores))[..., 1:]
         own = torch.eye(self.arcs.words + 1, dtype=torch.bool, device=scores.device)[:, 1:]
         return torch.where(own, floor_of(scores), matrix)
+
+    def _surprise(self, scores: Tensor) -> Tensor:
+        return scores.new_zeros(len(scores), self.arcs.words + 1, self.arcs.words)
 
     def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
         return self.arcs.structures(heads)

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .heaviest_forest import heaviest_forest
-from .matrix_tree import MatrixTreeGibbs, floor_of, lowered
+from .matrix_tree import MatrixTreeGibbs, lowered
 from .placement import placed
+from .tree_elimination import floor_of, log_sum
+from .tree_entropy import expected_surprise
 
 
 class Bonds:
@@ -34,7 +37,7 @@ class Bonds:
 
     def scores(self, scores: Tensor) -> Tensor:
         """[R, D] -> those of the edges of each pair, [R, P, m], `-inf` for none."""
-        return torch.nn.functional.pad(scores, (0, 1), value=-torch.inf)[:, placed(self.edges, scores.device)]
+        return pad(scores, (0, 1), value=-torch.inf)[:, placed(self.edges, scores.device)]
 
 
 class SpanningTreeGibbs(MatrixTreeGibbs):
@@ -55,12 +58,23 @@ class SpanningTreeGibbs(MatrixTreeGibbs):
         return lowered(scores)  # all trees have as many edges
 
     def _weights(self, scores: Tensor) -> Tensor:
-        floor = floor_of(scores)
-        each = self.bonds.scores(scores)
-        pairs = torch.where(each.isneginf(), floor, each).logsumexp(-1).clamp(min=floor)
-        table = torch.nn.functional.pad(pairs, (0, 1), value=floor)[:, placed(self.bonds.between, scores.device)]
-        root = torch.full_like(table[:, 0], floor).masked_fill(self.present & (self.present.cumsum(-1) == 1), 0)
+        peak, rest = log_sum(self._of_edges(scores), -1)
+        table = self._by_nodes(peak + rest, floor_of(scores))
+        root = torch.full_like(table[:, 0], floor_of(scores)).masked_fill(self.present & (self.present.cumsum(-1) == 1), 0)
         return torch.cat([root[:, None], table], 1)
+
+    def _surprise(self, scores: Tensor) -> Tensor:
+        shares = self._of_edges(scores).log_softmax(-1)
+        return pad(self._by_nodes(expected_surprise(torch.zeros_like(shares), shares, -1), 0), (0, 0, 1, 0))
+
+    def _of_edges(self, scores: Tensor) -> Tensor:
+        """Logarithms of the weights of each pair's edges, [R, D] -> [R, P, m]."""
+        each = self.bonds.scores(scores)
+        return torch.where(each.isneginf(), floor_of(scores), each)
+
+    def _by_nodes(self, pairs: Tensor, none: float) -> Tensor:
+        """What is given by pair, [R, P] -> [R, V, V]."""
+        return pad(pairs, (0, 1), value=none)[:, placed(self.bonds.between, pairs.device)]
 
     def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
         # The pair of each node and its head; P for the node at the root, and for those that are not present.

@@ -1,5 +1,7 @@
 """Gibbs distributions in higher derivatives, in few digits, and of large scores. Truth is the same in float64, or a list."""
 
+import itertools
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from sparsemarg.oracles import (
 from torch import Tensor
 from torch.autograd.functional import hessian
 
+COMPLETE = [*itertools.combinations(range(6), 2), (0, 1), (3, 2)]
 TRIANGLE = SpanningTree([(0, 1), (1, 2), (0, 2)])
 
 EVERY = [
@@ -72,6 +75,67 @@ def test_second_derivatives_are_finite_where_structures_are_all_but_impossible(
     (second,) = torch.autograd.grad(first.square().sum(), scores)
     assert first.isfinite().all()
     assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize(
+    "polytope",
+    [LinearChain(4, 3), ProjectiveTree(4), Arborescence(4), Arborescence(4, single_root=True), SpanningTree(COMPLETE)],
+    ids=str,
+)
+def test_entropies_lose_no_more_digits_than_scores_have(polytope: Any, scale: float) -> None:
+    """Also their gradients, for scores of any size: the entropy is no difference of large numbers."""
+    scores = scale * torch.randn(50, polytope.dim, generator=torch.Generator().manual_seed(0))
+    vertices = polytope.vertices()
+
+    def listed(given: Tensor) -> Tensor:
+        logs = (given @ vertices.T).log_softmax(-1)
+        return -(logs.exp() * logs).sum(-1)
+
+    found, expected = (
+        (function(leaf), torch.autograd.grad(function(leaf).sum(), leaf)[0])
+        for function, leaf in (
+            (lambda t: polytope.gibbs(t).entropy(), scores.clone().requires_grad_()),
+            (listed, scores.double().requires_grad_()),
+        )
+    )
+    digits = 20 * torch.finfo(torch.float32).eps * max(scale, 1)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=digits, rtol=0)
+
+
+@pytest.mark.parametrize("bridge", [1e2, 1e4, 1e6])
+def test_the_entropy_of_a_graph_does_not_depend_on_its_bridges(bridge: float) -> None:
+    """In float32 to what such a score leaves of the digits of the others."""
+    polytope = SpanningTree([(0, 1), (1, 2), (0, 2), (2, 3)])
+    triangle = torch.tensor([0.3, -0.2, 0.5, 0.0], requires_grad=True)
+    entropy = polytope.gibbs(triangle + torch.tensor([0.0, 0, 0, bridge])).entropy()
+    wanted = TRIANGLE.gibbs(triangle[:3].double()).entropy()
+    digits = 4 * torch.finfo(torch.float32).eps * bridge
+    torch.testing.assert_close(entropy.double(), wanted, atol=digits, rtol=0)
+    found, expected = (torch.autograd.grad(each, triangle)[0] for each in (entropy, wanted))
+    torch.testing.assert_close(found, expected, atol=digits, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_huge_finite_scores_forbid_nothing(dtype: torch.dtype) -> None:
+    """Where there is no tree without them, that is."""
+    least = torch.finfo(dtype).min
+    star, path = SpanningTree([(0, node) for node in range(1, 40)]), SpanningTree([(0, 1), (1, 2)])
+    for polytope, scores in (
+        (path, [0.0, least]),
+        (path, [-least, least]),
+        (star, [0.0] + [least / 20] * 38),
+        (Arborescence(1), [least]),
+    ):
+        gibbs = polytope.gibbs(torch.tensor(scores, dtype=dtype))
+        only = torch.ones(polytope.dim, dtype=dtype)
+        assert torch.equal(gibbs.sample(), only)
+        assert torch.equal(gibbs.marginals(), only)
+        assert float(gibbs.entropy()) == 0
+        assert abs(float(gibbs.log_prob(only))) < torch.finfo(dtype).eps * -least
+    gibbs = Arborescence(2).gibbs(torch.tensor([least, 0.0, least, 0.0], dtype=dtype))  # none of the arcs from the root
+    torch.testing.assert_close(float(gibbs.entropy()), math.log(2))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e4])

@@ -46,7 +46,7 @@ class ActiveSet(Solver):
        atoms are affinely independent, which they stay: at most D + 1 atoms.
     3. Atoms are held relative to the MAP structure, so coordinates on which all atoms agree drop out exactly, however
        large their scores.
-    4. The oracle sees residuals with ties broken in a fixed way (see `base.Ties`).
+    4. The oracle sees residuals with ties broken in a fixed way (see `ties.Ties`).
     5. Where only some coordinates R are regularised, A is A_R in the matrix, A't is unchanged, and slopes are
        <a_z, (t - mu)_R> + <a_z, t>_rest. A new atom may then be an affine combination A_R y of the others and still gain: the
        objective is linear along e_new - y. The step goes on until an atom has no weight left, and the new atom takes its place,

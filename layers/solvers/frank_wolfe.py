@@ -19,7 +19,7 @@ POLL = 16
 # Gaps at which a walk stops to see whether its atoms already hold the solution. Early, so that which atoms those are is
 # decided where differences are large: the last digits of a walk choose atoms by rounding noise.
 STOPS = tuple(10.0**-exponent for exponent in range(1, 14))
-# Below this gap the tie-break (see `base.Ties`) would hide what is left.
+# Below this gap the tie-break (see `ties.Ties`) would hide what is left.
 EXACT = 1e-6
 
 

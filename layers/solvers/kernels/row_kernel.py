@@ -46,7 +46,7 @@ class Rows(NamedTuple):
 
 
 class CompiledOracle(NamedTuple):
-    """An oracle that is compiled: one of `kinds`, and its `base.Ties`."""
+    """An oracle that is compiled: one of `kinds`, and its `ties.Ties`."""
 
     kind: int
     budget: int
@@ -69,7 +69,7 @@ class Scratch(NamedTuple):
 def gradients(live: Array, grid: Array, tie_break: Array, rows: Rows, out: Array) -> None:
     """What the rows `live` [n] ask an oracle, into out [n, D]: the gradients of the objective at their means.
 
-    On the grid [B, D] and with the tie-break [D] of `base.Ties`; a grid of no rows is none.
+    On the grid [B, D] and with the tie-break [D] of `ties.Ties`; a grid of no rows is none.
     """
     for place in range(live.shape[0]):
         atoms.gradient(live[place], rows.origin, rows.atoms, out[place])
@@ -79,7 +79,7 @@ def gradients(live: Array, grid: Array, tie_break: Array, rows: Rows, out: Array
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _break_ties(row: int, grid: Array, tie_break: Array, rows: Rows, asked: Array) -> None:
-    """`base.Ties.broken` of what a row asks [D], in place."""
+    """`ties.Ties.broken` of what a row asks [D], in place."""
     share = 0.0 if rows.exact[row] else 1.0
     for d in range(asked.shape[0]):
         size = grid[row, d]
