@@ -1,4 +1,4 @@
-"""Structured polytopes at typical sizes: one oracle call, and SparseMAP forward and backward."""
+"""Structured polytopes at typical sizes: one oracle call, SparseMAP forward and backward, and what Monte Carlo takes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from ...oracles import (
     Segmentation,
     ShortestPath,
     SpanningTree,
+    SupportsGibbs,
+    supports,
 )
 from .case import Candidates, Case
 from .operators import gradient_of, statistics_of
@@ -59,7 +61,7 @@ POLYTOPES = (
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """A case for the oracle and one for SparseMAP of each polytope."""
+    """Cases for the oracle, for SparseMAP and for the Gibbs distribution, if it has one, of each polytope."""
     for typical in POLYTOPES:
         polytope = (typical.small if quick else typical.make)()
         scores = torch.randn(BATCH, polytope.dim, generator=torch.Generator().manual_seed(0)).to(device)
@@ -80,8 +82,22 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         yield Case("structured", f"maximize: {_short(polytope)}", sizes, oracle, quick=True)
         described = statistics_of(scores, layer)
         yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes, projection, quick=True, describe=described)
+        if supports(polytope, SupportsGibbs):
+            sampled = _sampled(polytope, scores)
+            yield Case("structured", f"sample, score, entropy: {_short(polytope)}", sizes, sampled, quick=True)
         if polytope.dim <= 1000:
             yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes | {"B": FEW}, few)
+
+
+def _sampled(polytope: SupportsGibbs, scores: Tensor) -> Callable[[], Candidates]:
+    """A sample, its log-probability and the entropy, forward and backward: what score function estimators do for each."""
+    leaf = scores.clone().requires_grad_()
+
+    def step() -> Tensor:
+        gibbs = polytope.gibbs(leaf)
+        return torch.autograd.grad((gibbs.log_prob(gibbs.sample()) + gibbs.entropy()).sum(), leaf)[0]
+
+    return lambda: {"ours": step}
 
 
 def _short(polytope: Polytope) -> str:
