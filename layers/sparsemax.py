@@ -1,16 +1,11 @@
 """Sparsemax: the projection of scores on the probability simplex."""
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..kernels import compiled, in_threads, in_triton, readable
-from ..oracles.checks import check_finite
-from ..oracles.simplex import project_simplex
+from ..oracles.checks import cannot_branch, check_finite
+from ..oracles.simplex_projection import project_simplex
 
 
 def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
@@ -43,17 +38,10 @@ def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
         raise ValueError(f"sparsemax needs a float tensor of scores, not {got}; convert them, e.g. scores.float()")
     if not -scores.dim() <= dim < scores.dim() or scores.shape[dim] == 0:
         raise ValueError(f"sparsemax needs at least one category along dim={dim}; scores has shape {list(scores.shape)}")
-    if _kernel(scores, "project_rows") is None:
-        if check:
-            check_finite(scores, dim, some_allowed=True)
-        return project_simplex(scores.movedim(dim, -1)).movedim(-1, dim)
-    # Views are cheap, but for small scores their derivatives are not.
-    last = dim in (-1, scores.dim() - 1)
-    rows = scores if last else scores.movedim(dim, -1)
-    probs: Tensor = _ProjectRows.apply(rows if rows.dim() == 2 else rows.reshape(-1, rows.shape[-1]))  # pyright: ignore
-    if check and math.isnan(probs.detach()[:, 0].sum()):  # of rows without a projection kernels make NaN
+    last = dim in (-1, scores.dim() - 1)  # a view is cheap, but for small scores its derivative is not
+    probs = project_simplex(scores if last else scores.movedim(dim, -1))
+    if check and not cannot_branch(probs) and math.isnan(probs.detach()[..., 0].sum()):  # as rows without a projection are
         check_finite(scores, dim, some_allowed=True)
-    probs = probs if rows.dim() == 2 else probs.reshape(rows.shape)
     return probs if last else probs.movedim(-1, dim)
 
 
@@ -76,45 +64,3 @@ class Sparsemax(nn.Module):
     def extra_repr(self) -> str:
         """The arguments."""
         return f"dim={self.dim}"
-
-
-def _kernel(scores: Tensor, function: str) -> Callable[..., None] | None:
-    """The compiled kernel for such scores, which writes the last tensor that it is given; None: for tensor operations."""
-    if scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
-        return None
-    kernel = in_triton(".kernels.triton_simplex", __package__, function, scores.device)
-    if kernel is not None:
-        return kernel
-    kernel = compiled(".kernels.simplex", __package__, function, scores.device)
-    return None if kernel is None else partial(_on_rows, kernel)
-
-
-class _ProjectRows(torch.autograd.Function):
-    """`project_simplex` of the rows of a matrix, by a kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        kernel = _kernel(scores, "project_rows")
-        assert kernel is not None
-        probs = torch.empty_like(scores, memory_format=torch.contiguous_format)
-        kernel(scores.detach().contiguous(), probs)
-        ctx.save_for_backward(probs)
-        return probs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        (probs,) = ctx.saved_tensors
-        kernel = _kernel(gradient, "pull_back_rows")
-        if kernel is None or torch.is_grad_enabled():  # a second derivative is wanted: this is linear in the gradient
-            support = (probs.detach() > 0).to(gradient)
-            return support * (gradient - (support * gradient).sum(-1, keepdim=True) / support.sum(-1, keepdim=True))
-        result = torch.empty_like(probs)
-        kernel(probs, gradient.contiguous(), result)
-        return result
-
-
-def _on_rows(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    """Run a kernel of arrays on contiguous tensors of the same rows."""
-    arrays = [tensor.numpy() for tensor in tensors]
-    in_threads(lambda part: kernel(*(array[part] for array in arrays)), len(arrays[0]), arrays[0].size)

@@ -7,7 +7,7 @@ from ..kernels import readable
 from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
 from ..oracles.checks import cannot_branch, check_count, check_dimension, check_finite
 from ..oracles.kbest import k_best
-from ..oracles.simplex import project_simplex
+from ..oracles.simplex_projection import project_simplex
 from .distribution import SparseDistribution
 from .packed_weights import packed_distribution
 from .solvers.flips import in_one_pass

@@ -8,6 +8,7 @@ from torch import Tensor
 from .base import Halfspaces, Polytope
 from .checks import check_count, check_dimension
 from .gibbs import CategoricalGibbs
+from .simplex_projection import project_simplex
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Simplex(Polytope):
         return vertices, valid
 
     def project(self, scores: Tensor) -> Tensor:
-        """sparsemax(scores): max(t - tau, 0) with tau by sorting (Held et al. 1974; paper eq. 8-9); O(D log D)."""
+        """sparsemax(scores): max(t - tau, 0) (Held et al. 1974; paper eq. 8-9); see `simplex_projection`."""
         return project_simplex(scores)
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,32 +61,3 @@ class Simplex(Polytope):
     def vertices(self) -> Tensor:
         """The identity, [D, D] float64."""
         return torch.eye(self.dim, dtype=torch.float64)
-
-
-def project_simplex(scores: Tensor) -> Tensor:
-    """The projection of [..., D] on the simplex along the last dimension, differentiable.
-
-    The support is found without gradient; one differentiable step tau = (sum of supported scores - 1) / |support|
-    (paper eq. 9) then gives the Jacobian of eq. 10. Scores are first shifted by their maximum, to which the answer is
-    invariant, so that scores of 1e8 keep the precision of their differences. float16 and bfloat16 are computed in
-    float32. `-inf` gets 0.
-    """
-    precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    support, peak = _simplex_support(precise.detach())
-    kept = torch.where(support, precise - peak, 0)
-    tau = (kept.sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
-    # Off the support 0, or NaN in a row with NaN or with nothing allowed: never a silent zero.
-    return torch.where(support, (kept - tau).clamp(min=0), 0 * peak).to(scores.dtype)
-
-
-def _simplex_support(scores: Tensor) -> tuple[Tensor, Tensor]:
-    peak = scores.amax(-1, keepdim=True)
-    shifted = scores - peak
-    ordered = shifted.sort(dim=-1, descending=True).values
-    rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-    # The largest rank r with 1 + r s_(r) > s_(1) + ... + s_(r). Below peak - 1 nothing is supported, and cutting there
-    # keeps -inf out of the sums.
-    ordered = ordered.clamp(min=-2)
-    count = (1 + rank * ordered > ordered.cumsum(-1)).sum(-1, keepdim=True)
-    tau = (torch.where(rank <= count, ordered, 0).sum(-1, keepdim=True) - 1) / count
-    return shifted > tau, peak

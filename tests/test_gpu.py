@@ -32,7 +32,7 @@ from sparsemarg.oracles import (
     supports,
     topk,
 )
-from sparsemarg.oracles.simplex import project_simplex
+from sparsemarg.oracles.simplex_projection import project_by_sorting
 from torch import Tensor
 
 # Operators
@@ -134,10 +134,10 @@ def test_sparsemax_of_any_length(device: torch.device, count: int) -> None:
     scores = torch.randn(4, count, generator=torch.Generator().manual_seed(0))
     leaf = scores.to(device).requires_grad_()
     probs = sparsemax(leaf)
-    torch.testing.assert_close(probs.detach().cpu(), project_simplex(scores), atol=1e-6, rtol=0)
+    torch.testing.assert_close(probs.detach().cpu(), project_by_sorting(scores), atol=1e-6, rtol=0)
     weights = torch.randn(4, count, generator=torch.Generator().manual_seed(1))
     other = scores.clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(project_simplex(other), other, weights)
+    (wanted,) = torch.autograd.grad(project_by_sorting(other), other, weights)
     (found,) = torch.autograd.grad(probs, leaf, weights.to(device))
     torch.testing.assert_close(found.cpu(), wanted, atol=1e-5, rtol=0)
 
@@ -148,8 +148,8 @@ def test_sparsemax_of_any_length(device: torch.device, count: int) -> None:
 @on_gpu
 def test_kernels_are_launched() -> None:
     """Else all of this compares tensor operations with themselves. Triton needs a C compiler and Python's headers."""
-    where = ("sparsemarg.layers", "project_rows", torch.device("cuda"))
-    assert in_triton(".kernels.triton_simplex", *where) is not None, "Triton cannot start kernels on this machine"
+    where = ("sparsemarg.oracles", "project_rows", torch.device("cuda"))
+    assert in_triton(".triton_simplex", *where) is not None, "Triton cannot start kernels on this machine"
 
 
 @on_gpu

@@ -16,7 +16,7 @@ from sparsemarg.layers.solvers.oracle import Oracle
 from sparsemarg.layers.solvers.supports import Support
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Product, Simplex
-from sparsemarg.oracles.simplex import project_simplex
+from sparsemarg.oracles.simplex_projection import project_by_sorting
 from torch import Tensor
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -36,7 +36,7 @@ def scores_of(count: int, dtype: torch.dtype, scale: float = 3.0) -> Tensor:
 @pytest.mark.parametrize("count", [1, 2, 5, 255, 256, 257, 40_000])  # the last is beyond what stays on chip
 def test_sparsemax(count: int, dtype: torch.dtype) -> None:
     ours, theirs = (scores_of(count, dtype).requires_grad_() for _ in range(2))
-    probs, wanted = sparsemax(ours), project_simplex(theirs)
+    probs, wanted = sparsemax(ours), project_by_sorting(theirs)
     assert type(probs.grad_fn).__name__ != type(wanted.grad_fn).__name__  # it is the kernel
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     torch.testing.assert_close(probs, wanted, atol=tolerance, rtol=0)
@@ -51,7 +51,7 @@ def test_sparsemax_derivatives() -> None:
     assert torch.autograd.gradcheck(sparsemax, scores)
     assert torch.autograd.gradgradcheck(sparsemax, scores)
     columns = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(sparsemax(columns, dim=1), project_simplex(columns.mT).mT)
+    torch.testing.assert_close(sparsemax(columns, dim=1), project_by_sorting(columns.mT).mT)
 
 
 @pytest.mark.parametrize("count", [3, 40_000])
@@ -211,7 +211,7 @@ def test_problems_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("row", [[0, -0.2, -0.59999996], [0, -0.2, -0.6, -0.6], [0, -0.6, -0.2, -0.6]])
 def test_sparsemax_ends_where_rounding_decides(row: list[float]) -> None:
     for scores in (torch.tensor([row]), torch.tensor([row + [-torch.inf] * 40_000])):
-        torch.testing.assert_close(sparsemax(scores), project_simplex(scores), atol=1e-6, rtol=0)
+        torch.testing.assert_close(sparsemax(scores), project_by_sorting(scores), atol=1e-6, rtol=0)
 
 
 def test_pixel_likelihood_of_a_level_that_is_switched_off() -> None:

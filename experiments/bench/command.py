@@ -125,7 +125,7 @@ def _milliseconds(outcome: Outcome) -> str:
 def _explanation(device: torch.device) -> str:
     """Which path runs, by operation."""
     kernels = {
-        "sparsemax": (".kernels.simplex", "sparsemarg.layers", "project_rows"),
+        "sparsemax": (".simplex_rows", "sparsemarg.oracles", "project_rows"),
         "ActiveSet's iteration": (".solvers.kernels.compiled_rows", "sparsemarg.layers", "solve"),
         "sorted decomposition on cube and budget": (".solvers.kernels.cut_rows", "sparsemarg.layers", "write"),
         "top-k sparsemax on the cube": (".solvers.kernels.flip_rows", "sparsemarg.layers", "find"),
@@ -139,7 +139,7 @@ def _explanation(device: torch.device) -> str:
         "the sender's filters": (".kernels.filters", "sparsemarg.models", "filter_values"),
     }
     for_devices = {
-        "sparsemax": (".kernels.triton_simplex", "sparsemarg.layers", "project_rows"),
+        "sparsemax": (".triton_simplex", "sparsemarg.oracles", "project_rows"),
         "ActiveSet on cube, budget and simplex": (".solvers.kernels.triton_active_set", "sparsemarg.layers", "solve"),
         "ActiveSet's iteration": (".solvers.kernels.triton_rows", "sparsemarg.layers", "advance"),
         "sorted decomposition on cube and budget": (".solvers.kernels.triton_nested", "sparsemarg.layers", "solve_packed"),

@@ -1,6 +1,6 @@
-"""Sparsemax of the rows of a matrix in Triton: one program a row, which reads it once and writes it once where it fits on chip.
+"""Projections of rows on the simplex in Triton: one program a row, which reads it once and writes it once if it fits on chip.
 
-The twins of `kernels.simplex`, for tensors on a GPU.
+The twins of `simplex_rows`, for tensors on a GPU.
 """
 
 # The kernels' language looks like Python, but its types are not.
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...kernels.rounding import EACH_ROUNDED
+from ..kernels.rounding import EACH_ROUNDED
 
 # Rows up to this length stay in registers; longer ones are read again for every step of the search, from the cache.
 ON_CHIP = 2**15
@@ -48,8 +48,8 @@ def _shape(count: int) -> dict[str, int]:
     return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16), **EACH_ROUNDED}
 
 
-# As `simplex.project_rows` finds tau: relative to the largest score it is in [-1, 0), and the mean excess over 1 of the scores
-# above the last guess is a better one from below, until they are no fewer (Michelot 1986). Rounding may bring one back.
+# As `simplex_rows.project_rows` finds tau: relative to the largest score it is in [-1, 0), and the mean excess over 1 of the
+# scores above the last guess is a better one from below, until they are no fewer (Michelot 1986). Rounding may bring one back.
 
 
 @triton.jit

@@ -1,9 +1,9 @@
-"""Sparsemax of the rows of a matrix compiled for the CPU: a few passes over a row, and no sort."""
+"""Projections of rows on the simplex compiled for the CPU: a few passes over a row, and no sort. Importing it needs Numba."""
 
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array, maximum
+from ..kernels.vectors import UNCOUNTED, Array, maximum
 
 # So few candidates take less time one after the other than in vectors.
 FEW = 32
