@@ -11,6 +11,9 @@ from ..oracles.checks import check_count, check_sample_shape
 from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
 
+# Entries that `log_prob` compares at a time: a byte each.
+COMPARED = 2**24
+
 
 class SparseDistribution:
     """xi_b = sum_n probs[n] delta(atoms[n]) over the n with row[n] = b, for every b of a batch.
@@ -162,15 +165,17 @@ class SparseDistribution:
     def log_prob(self, structures: Tensor) -> Tensor:
         """log xi(z) in nats, `-inf` off the support: structures [*sample_shape, *B, D] -> [*sample_shape, *B].
 
-        Structures are compared in the atoms' dtype.
+        Structures are compared in the atoms' dtype. Cost: O(N D) time for each sample, and memory for some at a time.
         """
         own = (*self.batch_shape, self.atoms.shape[1])
         if structures.shape[max(0, structures.dim() - len(own)) :] != own:
             raise ValueError(f"log_prob needs one structure a row, {list(own)}, not {list(structures.shape)}")
         samples = math.prod(structures.shape[: structures.dim() - len(own)])
         by_row = structures.to(self.atoms.dtype).reshape(samples, len(self._first) - 1, own[-1]).transpose(0, 1)
-        same = (by_row[self.row] == self.atoms[:, None]).all(-1)  # [N, samples]
-        mass = self._sum(torch.where(same, self.probs[:, None], 0)).T
+        atoms, probs = self._spread(self.atoms, None)[:, :, None], self._spread(self.probs, None)[:, :, None]
+        at_once = max(1, COMPARED // max(1, atoms.numel()))
+        parts = [torch.where((atoms == part[:, None]).all(-1), probs, 0).sum(1) for part in by_row.split(at_once, 1)]
+        mass = torch.cat(parts, 1).T
         logs = torch.where(mass > 0, mass, 1).log()
         return torch.where(mass > 0, logs, -torch.inf).reshape(structures.shape[:-1])
 
