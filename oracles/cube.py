@@ -11,6 +11,7 @@ from .base import MAX_ENUMERATED, Flips, Halfspaces, Polytope
 from .checks import cannot_branch, check_count, check_dimension
 from .flip_sets import flip_sets
 from .gibbs import BernoulliGibbs
+from .selection import first_few
 
 # Totals below are ties: their 40 bits would not be normal numbers.
 LEAST_TOTAL = 1e-270
@@ -55,7 +56,7 @@ class BernoulliCube(Polytope):
         """
         width = min(k - 1, self.dim)
         table = torch.from_numpy(_flip_table(k, width)).to(scores.device)
-        cost, order = _smallest(scores.abs(), width)
+        cost, order = first_few(scores.abs(), width)
         cost = cost.double()
         blocked = None
         if cannot_branch(cost) or (cost == torch.inf).any():
@@ -120,17 +121,6 @@ def bit_vectors(dim: int) -> Tensor:
         )
     codes = torch.arange(2**dim)[:, None]
     return (codes >> torch.arange(dim - 1, -1, -1)).bitwise_and(1).double()
-
-
-def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` smallest of each row of values [*B, D] in order, the first of equal ones first, and where: [*B, count]."""
-    if 0 < 3 * count <= values.shape[-1] and values.device.type == "cpu" and not cannot_branch(values):
-        found, order = values.topk(count, largest=False)
-        # Where these differ, and no others are as small as the largest of them, there is no choice.
-        if (found.diff() > 0).all() and ((values <= found[..., -1:]).sum(-1) == count).all():
-            return found, order
-    found, order = values.sort(dim=-1, stable=True)
-    return found[..., :count], order[..., :count]
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ from .checks import cannot_branch, check_dimension
 from .gibbs import EnumeratedGibbs
 from .parts import Parts
 from .placement import placed
+from .selection import first_few
 
 
 class Explicit(Polytope):
@@ -60,13 +61,13 @@ class Explicit(Polytope):
         return placed(self._vertices, scores.device, scores.dtype)[self._totals(scores).argmax(-1)]
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best rows, by a stable sort of all."""
+        """The k best rows: see `first_few`."""
         count = min(k, len(self._vertices))
-        totals, order = self._totals(scores).sort(dim=-1, descending=True, stable=True)
+        totals, order = first_few(self._totals(scores), count, descending=True)
         valid = scores.new_zeros(*scores.shape[:-1], k, dtype=torch.bool)
-        valid[..., :count] = totals[..., :count] > -torch.inf
+        valid[..., :count] = totals > -torch.inf
         vertices = scores.new_zeros(*scores.shape[:-1], k, self.dim)
-        vertices[..., :count, :] = placed(self._vertices, scores.device, scores.dtype)[order[..., :count]]
+        vertices[..., :count, :] = placed(self._vertices, scores.device, scores.dtype)[order]
         return vertices * valid[..., None], valid
 
     def gibbs(self, scores: Tensor) -> EnumeratedGibbs:

@@ -167,13 +167,13 @@ def test_decompose_a_point_just_outside() -> None:
 
 
 @pytest.mark.parametrize("levels", [3, 100, 10**9])
-def test_the_cubes_topk_selects_as_it_sorts(levels: int) -> None:
-    """Where data cannot be seen all bits are sorted; else the few that may flip are selected, unless scores tie."""
-    cube = BernoulliCube(40)
+@pytest.mark.parametrize("polytope", [BernoulliCube(40), Simplex(40), Explicit(torch.eye(40).roll(1, 0) + 1)], ids=repr)
+def test_topk_selects_as_it_sorts(polytope: BernoulliCube | Simplex | Explicit, levels: int) -> None:
+    """Where data cannot be seen all are sorted; else the few that can be among the best are selected, unless they tie."""
     scores = torch.randint(-levels, levels + 1, (200, 40), generator=torch.Generator().manual_seed(0)).double()
     for k in (1, 2, 5, 10, 14, 15, 40):
-        vertices, valid = cube.topk(scores, k)
-        sorted_vertices, sorted_valid = torch.vmap(lambda row, k=k: cube.topk(row, k))(scores)
+        vertices, valid = polytope.topk(scores, k)
+        sorted_vertices, sorted_valid = torch.vmap(lambda row, k=k: polytope.topk(row, k))(scores)
         assert torch.equal(vertices, sorted_vertices)
         assert torch.equal(valid, sorted_valid)
 
