@@ -8,11 +8,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..oracles.checks import check_count, check_sample_shape
+from ..oracles.gibbs import COMPARED
 from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
-
-# Entries that `log_prob` compares at a time: a byte each.
-COMPARED = 2**24
 
 
 class SparseDistribution:

@@ -14,6 +14,9 @@ from torch.nn.functional import logsigmoid, one_hot, softplus
 from .base import GibbsDistribution
 from .checks import cannot_branch, check_finite, check_sample_shape
 
+# Entries that are compared at a time, of structures with listed ones: a byte each.
+COMPARED = 2**24
+
 
 class BernoulliGibbs:
     """Independent bits: p(z_i = 1) = sigmoid(t_i). Everything O(D)."""
@@ -97,10 +100,13 @@ class EnumeratedGibbs:
         return self.vertices[chosen].to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
-        """The listed structure's log-probability, nats; listed is what is equal in the scores' dtype."""
-        match = (structures.to(self.dtype)[..., None, :] == self.vertices.to(self.dtype)).all(-1)  # [..., V]
-        picked = torch.where(match, self.log_probs, -torch.inf)
-        return picked.amax(-1).to(self.dtype)
+        """The listed structure's log-probability, nats; listed is what is equal in the scores' dtype. O(V D) each."""
+        asked, table = structures.to(self.dtype)[..., None, :], self.vertices.to(self.dtype)
+        at_once = max(1, COMPARED // max(1, asked.numel()))
+        found = []
+        for part, logs in zip(table.split(at_once), self.log_probs.split(at_once, -1), strict=True):
+            found.append(torch.where((asked == part).all(-1), logs, -torch.inf).amax(-1))
+        return torch.stack(found).amax(0).to(self.dtype)
 
     def entropy(self) -> Tensor:
         """-sum p log p, nats."""
