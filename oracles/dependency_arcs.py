@@ -42,13 +42,13 @@ class DependencyArcs:
         chosen = self.matrix(structures)[..., 1:] > 0.5  # [*B, head, word]
         return torch.where(chosen.any(-2), chosen.to(torch.int64).argmax(-2), -1)
 
-    def structures(self, heads: Tensor) -> Tensor:
-        """[*B, n] heads, -1 (or no other word's number) for none -> [*B, D] float64, the inverse of `heads_of`."""
+    def structures(self, heads: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """[*B, n] heads, -1 (or no other word's number) for none -> [*B, D], the inverse of `heads_of`."""
         words = torch.arange(1, self.words + 1, device=heads.device)
         place = (words - 1) * self.words + heads - (heads > words).to(heads)
         there = (heads >= 0) & (heads <= self.words) & (heads != words)
         place = torch.where(there, place, self.words**2)
-        structures = torch.zeros(*heads.shape[:-1], self.words**2 + 1, dtype=torch.float64, device=heads.device)
+        structures = torch.zeros(*heads.shape[:-1], self.words**2 + 1, dtype=dtype, device=heads.device)
         return structures.scatter(-1, place, 1)[..., : self.words**2]
 
     def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:

@@ -33,8 +33,8 @@ class DependencyGibbs(MatrixTreeGibbs):
     def _surprise(self, scores: Tensor) -> Tensor:
         return scores.new_zeros(len(scores), self.arcs.words + 1, self.arcs.words)
 
-    def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.arcs.structures(heads)
+    def _structures(self, heads: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.arcs.structures(heads, self.dtype)
 
     def _are_trees(self, structures: Tensor, present: Tensor) -> Tensor:
         heads = self.arcs.heads_of(structures)

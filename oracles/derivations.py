@@ -98,7 +98,7 @@ class DerivationGibbs:
         return self.inside.entropy().reshape(self.batch_shape).to(self.dtype)
 
     def marginals(self) -> Tensor:
-        """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable."""
+        """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable. Not under `vmap`, in forward mode, or compiled."""
         with torch.inference_mode(False), torch.enable_grad():
             scores = self.scores if self.scores.requires_grad else self.scores.clone().requires_grad_()
             graph = self.polytope.graph.on(scores.device)

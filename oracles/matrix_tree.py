@@ -20,7 +20,8 @@ class MatrixTreeGibbs(ABC):
     Logarithms are accurate to some eps of the spread of the scores. A finite score counts as at most 6e35 / (n + 1) below the
     largest (in float64 3e305 / (n + 1)), so that sums over a tree are finite.
 
-    Cost: O(n^3) a row in n steps, for the normaliser and once for all samples; O(n^2 log n) a sample.
+    Cost: O(n^3) a row in n steps, for the normaliser and once for all samples; O(n^2 log n) a sample. Derivatives, and samples
+    meanwhile, take O(n^3) memory a row.
 
     Args:
         scores: [*B, D].
@@ -45,8 +46,8 @@ class MatrixTreeGibbs(ABC):
         with torch.no_grad():
             weights = self._weights(self.scores).double()
             heads = sample_heads(weights, self.present, count, generator, single_root=self.single_root)
-            drawn = self._structures(heads, self.scores.repeat(count, 1), generator)
-        return drawn.reshape(*sample_shape, *self.batch_shape, self.scores.shape[-1]).to(self.dtype)
+            drawn = self._structures(heads, generator)
+        return drawn.reshape(*sample_shape, *self.batch_shape, self.scores.shape[-1])
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
@@ -59,13 +60,13 @@ class MatrixTreeGibbs(ABC):
         return torch.where(member, inside, -torch.inf).to(self.dtype)
 
     def entropy(self) -> Tensor:
-        """log Z - <E[a_z], t>, nats: see `tree_entropy`."""
+        """log Z - <E[a_z], t>, nats, up to rounding: see `tree_entropy`."""
         weights, surprise = self._weights(self.scores), self._surprise(self.scores)
         found = tree_entropy(weights, surprise, self.present, single_root=self.single_root)
         return found.reshape(self.batch_shape).to(self.dtype)
 
     def marginals(self) -> Tensor:
-        """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable."""
+        """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable. Not under `vmap`, in forward mode, or compiled."""
         return self._mean().reshape(*self.batch_shape, self.scores.shape[-1]).to(self.dtype)
 
     def _mean(self) -> Tensor:
@@ -93,8 +94,8 @@ class MatrixTreeGibbs(ABC):
         """The entropy of what each arc stands for, nats: [R, D] -> [R, n + 1, n], or what broadcasts to it."""
 
     @abstractmethod
-    def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
-        """What has these heads, -1 for none: [R, n] and scores [R, D] -> [R, D]; drawn where it is several structures."""
+    def _structures(self, heads: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What has these heads, -1 for none, for some trees of each row: [c R, n] -> [c R, D]; drawn where it is several."""
 
     @abstractmethod
     def _are_trees(self, structures: Tensor, present: Tensor) -> Tensor:

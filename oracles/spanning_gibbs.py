@@ -76,19 +76,21 @@ class SpanningTreeGibbs(MatrixTreeGibbs):
         """What is given by pair, [R, P] -> [R, V, V]."""
         return pad(pairs, (0, 1), value=none)[:, placed(self.bonds.between, pairs.device)]
 
-    def _structures(self, heads: Tensor, scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _structures(self, heads: Tensor, generator: torch.Generator | None) -> Tensor:
         # The pair of each node and its head; P for the node at the root, and for those that are not present.
         between, edges = (placed(table, heads.device) for table in (self.bonds.between, self.bonds.edges))
         node = torch.arange(self.bonds.nodes, device=heads.device)
         pair = torch.where(heads > 0, between[node, (heads - 1).clamp(min=0)], len(edges))
-        taken = torch.zeros(len(heads), len(edges) + 1, device=heads.device).scatter(-1, pair, 1)[:, :-1]
-        edge = edges[:, 0].expand(len(heads), -1)
-        if edges.shape[1] > 1:  # which of those between the same two nodes
-            cumulative = self.bonds.scores(scores).double().softmax(-1).nan_to_num().cumsum(-1)
-            uniform = torch.rand(taken.shape, dtype=torch.float64, device=heads.device, generator=generator)[..., None]
+        which = torch.zeros_like(pair)
+        if edges.shape[1] > 1:  # of those between the same two nodes
+            row = torch.arange(len(self.scores), device=heads.device).repeat(len(heads) // max(1, len(self.scores)))
+            cumulative = pad(self._of_edges(self.scores).double().softmax(-1).cumsum(-1), (0, 0, 0, 1), value=1.0)
+            cumulative = cumulative[row[:, None], pair]  # [c R, V, m]
+            uniform = torch.rand(*pair.shape, 1, dtype=torch.float64, device=heads.device, generator=generator)
             which = (cumulative <= uniform * cumulative[..., -1:]).sum(-1).clamp(max=edges.shape[1] - 1)
-            edge = edges.expand(len(heads), -1, -1).gather(-1, which[..., None])[..., 0]
-        return torch.zeros(len(heads), scores.shape[-1] + 1, device=heads.device).scatter(-1, edge, taken)[:, :-1]
+        edge = pad(edges, (0, 0, 0, 1), value=self.scores.shape[-1])[pair, which]
+        drawn = torch.zeros(len(heads), self.scores.shape[-1] + 1, dtype=self.dtype, device=heads.device)
+        return drawn.scatter(-1, edge, 1)[:, :-1]
 
     def _are_trees(self, structures: Tensor, present: Tensor) -> Tensor:
         flat = structures.reshape(-1, structures.shape[-1])

@@ -69,7 +69,7 @@ def elimination(weights: Tensor, present: Tensor, *, single_root: bool) -> Itera
         below = weights.gather(1, place[:, None].expand(-1, 1, words) + 1)[:, 0]
         kept = word[:-1] + (word[:-1] >= place)
         direct = among(weights, kept)
-        through = (above.gather(1, heads_among(kept))[..., None] + below.gather(1, kept)[:, None]).clamp(min=floor)
+        through = above.gather(1, heads_among(kept))[..., None] + below.gather(1, kept)[:, None]
         yield Step(weights, place[:, 0], kept, (peak + rest)[:, 0], above, below, direct, through, left.any(-1), last)
         peak, rest = log_sum(torch.stack([direct, through]), 0)
         weights, left = peak + rest, left.gather(1, kept)

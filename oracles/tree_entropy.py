@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .tree_elimination import among, elimination, heads_among
+from .tree_elimination import among, elimination, heads_among, log_sum
 
 
 def tree_entropy(weights: Tensor, surprise: Tensor, present: Tensor, *, single_root: bool) -> Tensor:
@@ -31,14 +31,14 @@ def tree_entropy(weights: Tensor, surprise: Tensor, present: Tensor, *, single_r
         factor = expected_surprise(into, shares, 1)
         total = total + torch.where(step.some, factor, 0)
         through = (into - factor[:, None]).gather(1, heads_among(step.kept))[..., None] + out.gather(1, step.kept)[:, None]
-        either = torch.stack([step.direct, step.through]).log_softmax(0)
-        surprise = expected_surprise(torch.stack([among(surprise, step.kept), through]), either, 0)
+        either = torch.stack([step.direct, step.through])
+        peak, rest = log_sum(either, 0)  # not log_softmax, whose last bits depend on where in memory a row is
+        surprise = expected_surprise(torch.stack([among(surprise, step.kept), through]), either - peak - rest, 0)
     return total
 
 
 def expected_surprise(surprise: Tensor, log_shares: Tensor, dim: int) -> Tensor:
-    """sum_i p_i (surprise_i - log p_i) along a dimension, for log p; differentiable twice, however small p is."""
-    least = torch.finfo(log_shares.dtype).tiny ** 0.5  # below, 1 / p^2, of the second derivative, overflows
-    some = log_shares.exp() > least
+    """sum_i p_i (surprise_i - log p_i) along a dimension, for log p, which may be -inf."""
+    some = log_shares.exp() > 0
     logs = torch.where(some, log_shares, 0)
     return torch.where(some, logs.exp() * (surprise - logs), 0).sum(dim)

@@ -26,7 +26,7 @@ def sample_heads(
     Returns:
         [c R, n] int64, all rows' first trees first: 0 for the root, -1 for words that are not present.
 
-    Cost: O(n^3) a row, and O(n^2 log n) a tree; nothing is subtracted, and no digit is lost.
+    Cost: O(n^3) time and memory a row, and O(n^2 log n) time a tree; nothing is subtracted, and no digit is lost.
     """
     row = torch.arange(len(weights), device=weights.device).repeat(count)
     heads = torch.empty(len(row), 0, dtype=torch.int64, device=weights.device)  # of the words that are back

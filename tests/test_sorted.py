@@ -85,6 +85,18 @@ def test_the_compiled_decomposition_is_the_plain_one(polytope: Polytope, kind: s
     torch.testing.assert_close(stats.margin, wanted.margin, rtol=1e-6, atol=1e-12)
 
 
+def test_means_that_are_all_but_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on or off but for 1e-13 is on or off in every structure, by the kernel and without."""
+    scores = torch.tensor([[1 - 1e-13, 0.4, 1e-13, 0.7], [1e-13, 1 - 1e-13, 1e-13, 1 - 1e-14]], dtype=torch.float64)
+    compiled = sparsemap(scores, BernoulliCube(4), solver=SortedDecomposition())
+    monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
+    plain = sparsemap(scores, BernoulliCube(4), solver=SortedDecomposition())
+    atoms = torch.tensor([[1.0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1], [0, 1, 0, 1]], dtype=torch.float64)
+    for found in (compiled, plain):
+        assert torch.equal(found.atoms, atoms)
+        torch.testing.assert_close(found.probs, torch.tensor([0.3, 0.3, 0.4, 1], dtype=torch.float64), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("polytope", [chosen for chosen in SORTED if isinstance(chosen, Budget)], ids=repr)
 def test_a_systematic_sample_is_refit_without_a_solve(polytope: Polytope, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

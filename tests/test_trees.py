@@ -153,6 +153,9 @@ def test_gibbs_is_minus_infinity_off_the_set() -> None:
     tree = arcs.structures(torch.tensor([0, 1, 1]))
     for structure in (cycle, two_roots, torch.zeros(9), torch.ones(9), torch.full((9,), 0.5), 2 * tree):
         assert float(gibbs.log_prob(structure)) == -torch.inf
+    shorter = arcs.structures(torch.tensor([0, 1, -1]))
+    for structure in (cycle, shorter, torch.zeros(9)):
+        assert float(Arborescence(3).gibbs(torch.zeros(9)).log_prob(structure)) == -torch.inf
     assert float(gibbs.log_prob(tree)) > -torch.inf
 
 
@@ -171,6 +174,35 @@ def test_samples_follow_the_distribution(words: int, single_root: bool) -> None:
         assert bool((match.sum(1) == 1).all())
         error = (match.double().mean(0) - probs[row]).abs() / (probs[row] * (1 - probs[row]) / count + 1e-9).sqrt()
         assert float(error.max()) < 5
+
+
+@pytest.mark.parametrize("single_root", [False, True])
+def test_samples_of_longer_sentences(single_root: bool) -> None:
+    """Each arc's frequency within 5 standard errors, where chains as long as the sentence are common."""
+    polytope = Arborescence(9, single_root=single_root)
+    after = polytope.arcs.structures(torch.arange(9))  # each word hangs on the one before
+    scores = scores_of(polytope, 3, seed=7) + 3 * after
+    gibbs, count = polytope.gibbs(scores), 20_000
+    mean, wanted = gibbs.sample((count,), torch.Generator().manual_seed(0)).mean(0), gibbs.marginals()
+    error = (wanted * (1 - wanted) / count).sqrt()
+    assert bool(((mean - wanted).abs() < 5 * error + 4 / count).all())
+    assert bool((wanted[:, after > 0].mean(-1) > 0.5).all())
+
+
+@pytest.mark.parametrize("words", [3, 5, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_do_not_depend_on_the_batch(words: int, dtype: torch.dtype) -> None:
+    """To the bit: log-probabilities, entropies and marginals."""
+    polytope = Arborescence(words)
+    for seed in range(20):
+        scores = 2 * scores_of(polytope, 3, seed).to(dtype)
+        tree = polytope.maximize(scores)
+        together = polytope.gibbs(scores)
+        for row in range(3):
+            alone = polytope.gibbs(scores[row])
+            assert torch.equal(alone.log_prob(tree[row]), together.log_prob(tree)[row])
+            assert torch.equal(alone.entropy(), together.entropy()[row])
+            assert torch.equal(alone.marginals(), together.marginals()[row])
 
 
 @pytest.mark.parametrize("single_root", [False, True])

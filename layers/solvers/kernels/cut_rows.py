@@ -19,7 +19,7 @@ NEVER = np.int32(2**31 - 1)
 
 
 class Rows(NamedTuple):
-    """Where the structures of each row change, and what the change depends on; `cuts.Cuts` says more.
+    """Where the structures of each row change, and what the change depends on; see `cuts`.
 
     Attributes:
         coordinate: [B, D] int32, the fractional coordinates along the line, as many as `between` says.
@@ -250,8 +250,9 @@ def _chain(row: int, line: Line, between: int, rows: Rows) -> None:
     coordinate, slot, weights = rows.coordinate[row], rows.slot[row], rows.weights[row]
     end, cuts = 0.0, 0
     rows.number[row] = 0
+    if between > 0:
+        rows.on[row, coordinate[0]] = 0
     for place in range(between):
-        begin = end
         end += line.level[place]
         whole = round(end)
         if place == between - 1 and rows.binding[row] and abs(end - whole) < CLOSED:
@@ -260,8 +261,6 @@ def _chain(row: int, line: Line, between: int, rows: Rows) -> None:
         else:
             line.values[cuts], line.before[cuts] = end - math.floor(end), place
             cuts += 1
-        if math.ceil(begin) < end:
-            rows.on[row, coordinate[place]] = 0
     order(line.values, cuts, line.ranks, line.places)
     before, margin = 0.0, math.inf
     for cut in range(cuts + 1):
