@@ -1,6 +1,5 @@
 """Polytopes: what a set of structures is, and what can be done with it. Knows nothing of gradients or solvers."""
 
-from .arborescence import Arborescence
 from .base import (
     Flips,
     GibbsDistribution,
@@ -18,25 +17,26 @@ from .base import (
     supports,
 )
 from .budget import Budget
-from .chain import LinearChain
 from .cube import BernoulliCube
 from .explicit import Explicit
 from .factor_graph import Factor, FactorGraph
 from .kbest import KBest, KBestStructures, topk
-from .knapsack import Knapsack
 from .logic import AtLeastOne, AtMostOne, ExactlyOne, Implies
 from .matching import Matching
 from .matroid import Matroid
 from .parts import Parts
-from .path import ShortestPath
 from .permutahedron import Permutahedron
 from .placement import placed
 from .product import Blocks, Product
-from .projective_tree import ProjectiveTree
-from .segmentation import Segmentation
+from .programs.chain import LinearChain
+from .programs.knapsack import Knapsack
+from .programs.path import ShortestPath
+from .programs.segmentation import Segmentation
 from .simplex import Simplex
 from .solver_oracle import OracleFromSolver
-from .spanning_tree import SpanningTree
+from .trees.arborescence import Arborescence
+from .trees.projective_tree import ProjectiveTree
+from .trees.spanning_tree import SpanningTree
 
 __all__ = [
     "Arborescence",

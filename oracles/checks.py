@@ -77,6 +77,18 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
     return number
 
 
+def check_lengths(lengths: Tensor, largest: int, name: str) -> None:
+    """Raises ValueError if a length is not in [1, largest]."""
+    wrong = ((lengths < 1) | (lengths > largest)).nonzero()
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        shown = place[0] if len(place) == 1 else place
+        raise ValueError(
+            f"{name}: lengths must be between 1 and {largest}, but that of problem {shown} is {int(lengths[place])}: cut the "
+            "problem, or build the polytope for a larger size"
+        )
+
+
 def check_sample_shape(sample_shape: tuple[int, ...]) -> int:
     """How many samples a shape is for, or a ValueError unless it is one."""
     if isinstance(sample_shape, int):

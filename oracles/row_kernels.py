@@ -13,7 +13,7 @@ from .checks import check_rows
 def best_in_rows(
     module: str, polytope: Polytope, scores: Tensor, by_row: tuple[Tensor, ...], others: tuple[Any, ...], passes: int
 ) -> Tensor | None:
-    """The best structures [B, D] by `best(scores, *by_row, *others, structures)` of a module here that needs Numba.
+    """The best structures [B, D] by `best(scores, *by_row, *others, structures)` of a module of `kernels`.
 
     Args:
         scores: [B, D].
@@ -24,7 +24,7 @@ def best_in_rows(
     Returns:
         None where tensor operations have to do its work.
     """
-    kernel = compiled(f".{module}", __package__, "best", scores.device)
+    kernel = compiled(f".kernels.{module}", __package__, "best", scores.device)
     if kernel is None or scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
         return None
     check_rows(scores, polytope.dim)

@@ -58,10 +58,10 @@ def _kernel(scores: Tensor, function: str) -> Callable[..., None] | None:
     """The compiled kernel for such scores, which writes the last tensor that it is given; None: for tensor operations."""
     if scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
         return None
-    kernel = in_triton(".triton_simplex", __package__, function, scores.device)
+    kernel = in_triton(".kernels.triton_simplex", __package__, function, scores.device)
     if kernel is not None:
         return kernel
-    kernel = compiled(".simplex_rows", __package__, function, scores.device)
+    kernel = compiled(".kernels.simplex_rows", __package__, function, scores.device)
     return None if kernel is None else partial(_on_rows, kernel)
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from sparsemarg.kernels import compiled
 from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath, SpanningTree
-from sparsemarg.oracles.derivations import Derivations
-from sparsemarg.oracles.hyperedges import Edge
-from sparsemarg.oracles.hypergraph import Hypergraph
+from sparsemarg.oracles.programs.derivations import Derivations
+from sparsemarg.oracles.programs.hyperedges import Edge
+from sparsemarg.oracles.programs.hypergraph import Hypergraph
 from structures import scores_of
 
 LARGER = [
@@ -40,7 +40,7 @@ def test_the_compiled_recursion_is_the_plain_one(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
     for given in (scores, normal):
-        assert compiled(".derivation_rows", "sparsemarg.oracles", "best", given.device) is not None
+        assert compiled(".kernels.derivation_rows", "sparsemarg.oracles", "best", given.device) is not None
         fast, total = polytope.graph.best(given, polytope.gates(given))
         answer = polytope.maximize(given)
         with monkeypatch.context() as patch:
@@ -113,7 +113,7 @@ def test_the_compiled_k_best_are_the_plain_ones(polytope: Derivations, k: int, m
     scores = torch.cat([normal, (2 * normal).round(), few, torch.zeros_like(normal[:1])])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
-    assert compiled(".derivation_rows", "sparsemarg.oracles", "kbest", scores.device) is not None
+    assert compiled(".kernels.derivation_rows", "sparsemarg.oracles", "kbest", scores.device) is not None
     fast, totals = polytope.graph.kbest(scores, k, polytope.gates(scores))
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
     plain, wanted = polytope.graph.kbest(scores, k, polytope.gates(scores))

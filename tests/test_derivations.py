@@ -12,9 +12,9 @@ from cases import dependency_trees
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
-from sparsemarg.oracles.derivations import Derivations
-from sparsemarg.oracles.hyperedges import Edge
-from sparsemarg.oracles.hypergraph import Hypergraph
+from sparsemarg.oracles.programs.derivations import Derivations
+from sparsemarg.oracles.programs.hyperedges import Edge
+from sparsemarg.oracles.programs.hypergraph import Hypergraph
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_gibbs, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 from torch import Tensor

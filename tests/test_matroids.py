@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from sparsemarg.kernels import compiled
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, placed, topk
-from sparsemarg.oracles.heaviest_forest import heaviest_forest
+from sparsemarg.oracles.trees.heaviest_forest import heaviest_forest
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_gibbs, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 from torch import Tensor
@@ -334,7 +334,7 @@ def test_compiled_trees_are_the_plain_ones(nodes: int, dtype: torch.dtype, monke
     scores = torch.cat([normal, (2 * normal).round(), 0 * normal, sparse, few, broken, torch.full_like(normal[:1], -torch.inf)])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
-    assert compiled(".spanning_rows", "sparsemarg.oracles", "best", scores.device) is not None
+    assert compiled(".kernels.spanning_rows", "sparsemarg.oracles", "best", scores.device) is not None
     for given in (scores, normal):
         found = polytope.maximize(given)
         with monkeypatch.context() as patch:

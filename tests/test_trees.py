@@ -381,7 +381,7 @@ def test_compiled_contractions_are_the_plain_ones(
     scores = torch.cat([normal, tied, sparse, short, torch.zeros_like(normal), torch.full_like(normal[:1], -torch.inf), broken])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
-    assert compiled(".edmonds_rows", "sparsemarg.oracles", "best", scores.device) is not None
+    assert compiled(".kernels.edmonds_rows", "sparsemarg.oracles", "best", scores.device) is not None
     found = polytope.maximize(scores)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
     assert found.dtype == dtype

@@ -56,7 +56,7 @@ def machine_code(kernel: Any, types: dict[str, str], given: dict[str, Any]) -> b
 @pytest.mark.parametrize(("pointer", "wide"), [("*fp32", "float32"), ("*fp64", "float64")])
 def test_sparsemax_compiles(pointer: str, wide: str) -> None:
     import triton.language as tl
-    from sparsemarg.oracles import triton_simplex as simplex
+    from sparsemarg.oracles.kernels import triton_simplex as simplex
 
     forward = {"scores": pointer, "probs": pointer, "count": "i32"}
     backward = {"probs": pointer, "gradient": pointer, "result": pointer, "count": "i32"}
@@ -164,7 +164,7 @@ def test_triton_is_left_alone_where_it_cannot_run(monkeypatch: pytest.MonkeyPatc
     """No GPU, or no C compiler for what Triton compiles at its first launch."""
     from sparsemarg.kernels import dispatch
 
-    where = (".triton_simplex", "sparsemarg.oracles", "project_rows", torch.device("cuda"))
+    where = (".kernels.triton_simplex", "sparsemarg.oracles", "project_rows", torch.device("cuda"))
     monkeypatch.setattr(dispatch, "_triton_runs", lambda: False)
     assert dispatch.in_triton(*where) is None
     monkeypatch.setattr(dispatch, "_triton_runs", lambda: True)

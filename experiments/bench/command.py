@@ -125,21 +125,21 @@ def _milliseconds(outcome: Outcome) -> str:
 def _explanation(device: torch.device) -> str:
     """Which path runs, by operation."""
     kernels = {
-        "sparsemax": (".simplex_rows", "sparsemarg.oracles", "project_rows"),
+        "sparsemax": (".kernels.simplex_rows", "sparsemarg.oracles", "project_rows"),
         "ActiveSet's iteration": (".solvers.kernels.compiled_rows", "sparsemarg.layers", "solve"),
         "sorted decomposition on cube and budget": (".solvers.kernels.cut_rows", "sparsemarg.layers", "write"),
         "top-k sparsemax on the cube": (".solvers.kernels.flip_rows", "sparsemarg.layers", "find"),
-        "trees by Chu-Liu and Edmonds": (".edmonds_rows", "sparsemarg.oracles", "best"),
-        "spanning trees": (".spanning_rows", "sparsemarg.oracles", "best"),
-        "projective trees": (".projective_rows", "sparsemarg.oracles", "best"),
-        "chains": (".chain_rows", "sparsemarg.oracles", "best"),
-        "other best derivations, and all k best": (".derivation_rows", "sparsemarg.oracles", "best"),
+        "trees by Chu-Liu and Edmonds": (".kernels.edmonds_rows", "sparsemarg.oracles", "best"),
+        "spanning trees": (".kernels.spanning_rows", "sparsemarg.oracles", "best"),
+        "projective trees": (".kernels.projective_rows", "sparsemarg.oracles", "best"),
+        "chains": (".kernels.chain_rows", "sparsemarg.oracles", "best"),
+        "other best derivations, and all k best": (".kernels.derivation_rows", "sparsemarg.oracles", "best"),
         "means of packed atoms": (".kernels.packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),
         "the sender's filters": (".kernels.filters", "sparsemarg.models", "filter_values"),
     }
     for_devices = {
-        "sparsemax": (".triton_simplex", "sparsemarg.oracles", "project_rows"),
+        "sparsemax": (".kernels.triton_simplex", "sparsemarg.oracles", "project_rows"),
         "ActiveSet on cube, budget and simplex": (".solvers.kernels.triton_active_set", "sparsemarg.layers", "solve"),
         "ActiveSet's iteration": (".solvers.kernels.triton_rows", "sparsemarg.layers", "advance"),
         "sorted decomposition on cube and budget": (".solvers.kernels.triton_nested", "sparsemarg.layers", "solve_packed"),

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array, maximum
+from ...kernels.vectors import UNCOUNTED, Array, maximum
 
 # So few candidates take less time one after the other than in vectors.
 FEW = 32

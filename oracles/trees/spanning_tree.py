@@ -7,12 +7,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_dimension, check_pairs
+from ..base import MAX_ENUMERATED, Halfspaces, Polytope
+from ..checks import check_count, check_dimension, check_pairs
+from ..kbest import partition
+from ..placement import placed
+from ..row_kernels import best_in_rows
 from .heaviest_forest import heaviest_forest
-from .kbest import partition
-from .placement import placed
-from .row_kernels import best_in_rows
 from .spanning_gibbs import Bonds, SpanningTreeGibbs, present_nodes
 
 # Every set of nodes is a halfspace.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .tree_elimination import among, elimination, heads_among, log_sum
+from .elimination import among, elimination, heads_among, log_sum
 
 
 def tree_entropy(weights: Tensor, surprise: Tensor, present: Tensor, *, single_root: bool) -> Tensor:

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from .checks import check_count
+from ..checks import check_count
+from ..programs.derivations import Derivations
+from ..programs.hyperedges import Edge
+from ..programs.hypergraph import Hypergraph
+from ..row_kernels import best_in_rows
 from .dependency_arcs import DependencyArcs
-from .derivations import Derivations
-from .hyperedges import Edge
-from .hypergraph import Hypergraph
-from .row_kernels import best_in_rows
 
 
 class ProjectiveTree(Derivations):

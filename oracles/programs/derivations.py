@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .base import MAX_ENUMERATED, Polytope
-from .checks import check_dimension, check_finite, check_sample_shape
-from .gibbs import check_some_allowed
+from ..base import MAX_ENUMERATED, Polytope
+from ..checks import check_dimension, check_finite, check_sample_shape
+from ..gibbs import check_some_allowed
 from .hypergraph import Hypergraph
 from .inside import Inside
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernels.rounding import EACH_ROUNDED
+from ...kernels.rounding import EACH_ROUNDED
 
 # Rows up to this length stay in registers; longer ones are read again for every step of the search, from the cache.
 ON_CHIP = 2**15

@@ -1,10 +1,10 @@
-"""Samples of trees: the elimination of `tree_elimination`, and back."""
+"""Samples of trees: the elimination of `elimination`, and back."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .tree_elimination import elimination
+from .elimination import elimination
 
 
 def sample_heads(

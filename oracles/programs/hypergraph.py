@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, readable
-from .checks import check_rows
+from ...kernels import compiled, in_threads, readable
+from ..checks import check_rows
+from ..placement import placed
 from .hyperedges import Edge, needed_for
-from .placement import placed
 
 if TYPE_CHECKING:
-    from .derivation_rows import Edges
+    from ..kernels.derivation_rows import Edges
 
 TAILS = 2
 # The kernel takes as long for an edge as to pass over so many numbers.
@@ -130,7 +130,7 @@ class Hypergraph:
         O(E) time a row, by a kernel on the CPU with Numba installed, or two steps a level for the whole batch.
         """
         check_rows(scores, self.dim)
-        kernel = compiled(".derivation_rows", __package__, "best", scores.device)
+        kernel = compiled("..kernels.derivation_rows", __package__, "best", scores.device)
         if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
             return self._in_rows(kernel, scores.detach(), gates, ())
         weights = self.weights(scores, gates)
@@ -161,7 +161,7 @@ class Hypergraph:
     @cached_property
     def _edges(self) -> "Edges":
         """What the kernel reads, made when it is first asked for."""
-        from .derivation_rows import Edges
+        from ..kernels.derivation_rows import Edges
 
         kept = [level.edges < len(self.coordinates) - 1 for level in self.levels]
         edges = torch.cat([level.edges[used] for level, used in zip(self.levels, kept, strict=True)])
@@ -177,7 +177,7 @@ class Hypergraph:
         with Numba installed O(E k + N k^2).
         """
         check_rows(scores, self.dim)
-        kernel = compiled(".derivation_rows", __package__, "kbest", scores.device)
+        kernel = compiled("..kernels.derivation_rows", __package__, "kbest", scores.device)
         if kernel is not None and scores.dtype == torch.float64 and readable(scores):
             return self._in_rows(kernel, scores.detach(), gates, (k,))
         weights = self.weights(scores, gates)

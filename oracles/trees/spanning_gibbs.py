@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..placement import placed
+from .elimination import floor_of, log_sum
+from .entropy import expected_surprise
 from .heaviest_forest import heaviest_forest
 from .matrix_tree import MatrixTreeGibbs, lowered
-from .placement import placed
-from .tree_elimination import floor_of, log_sum
-from .tree_entropy import expected_surprise
 
 
 class Bonds:

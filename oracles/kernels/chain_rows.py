@@ -7,7 +7,7 @@ find the same sequences. Importing this module needs Numba.
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array, Scalar
+from ...kernels.vectors import UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden, positions_before_end
 
 

@@ -5,8 +5,8 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from .chain import check_lengths
-from .placement import placed
+from ..checks import check_lengths
+from ..placement import placed
 
 
 class DependencyArcs:

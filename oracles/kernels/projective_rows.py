@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+from ...kernels.vectors import UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden, positions_before_end
 
 # Spans of nodes i .. i + w, whose head is one end: all of its words have theirs, or only the arc between the ends was made.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+from ...kernels.vectors import UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden
 
 # The order of comparisons does not matter; there is `-inf`, but no NaN.

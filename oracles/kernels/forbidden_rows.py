@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array
+from ...kernels.vectors import UNCOUNTED, Array
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from .base import Halfspaces
-from .chain import check_lengths
-from .checks import check_count
+from ..base import Halfspaces
+from ..checks import check_count, check_lengths
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .dependency_arcs import DependencyArcs
+from .elimination import floor_of
 from .matrix_tree import MatrixTreeGibbs, lowered
-from .tree_elimination import floor_of
 
 
 class DependencyGibbs(MatrixTreeGibbs):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array, Scalar
+from ...kernels.vectors import UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden
 
 

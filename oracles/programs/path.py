@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Halfspaces
-from .checks import check_count, check_pairs
+from ..base import Halfspaces
+from ..checks import check_count, check_pairs
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from .base import Halfspaces
-from .checks import check_count
+from ..base import Halfspaces
+from ..checks import check_count, check_lengths
+from ..row_kernels import best_in_rows
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
-from .row_kernels import best_in_rows
 
 
 class LinearChain(Derivations):
@@ -103,15 +103,3 @@ class LinearChain(Derivations):
         b_eq[0] = 1
         bounded = identity[count:] if self.length > 1 else identity
         return Halfspaces(-bounded, torch.zeros(len(bounded), dtype=torch.float64), a_eq, b_eq)
-
-
-def check_lengths(lengths: Tensor, largest: int, name: str) -> None:
-    """Raises ValueError if a length is not in [1, largest]."""
-    wrong = ((lengths < 1) | (lengths > largest)).nonzero()
-    if len(wrong):
-        place = tuple(wrong[0].tolist())
-        shown = place[0] if len(place) == 1 else place
-        raise ValueError(
-            f"{name}: lengths must be between 1 and {largest}, but that of problem {shown} is {int(lengths[place])}: cut the "
-            "problem, or build the polytope for a larger size"
-        )

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import check_count, check_dimension
+from ..base import MAX_ENUMERATED, Halfspaces, Polytope
+from ..checks import check_count, check_dimension
+from ..kbest import partition
+from ..row_kernels import best_in_rows
 from .dependency_arcs import DependencyArcs
 from .dependency_gibbs import DependencyGibbs
 from .edmonds import best_arborescence
-from .kbest import partition
-from .row_kernels import best_in_rows
 
 # Subsets of words each give a halfspace: 2^10 of them in 100 dimensions are 1 MB.
 _MOST_WORDS = 10

@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .checks import check_finite, check_sample_shape
-from .gibbs import check_some_allowed
-from .tree_elimination import least_of, log_trees
-from .tree_entropy import tree_entropy
-from .tree_samples import sample_heads
+from ..checks import check_finite, check_sample_shape
+from ..gibbs import check_some_allowed
+from .elimination import least_of, log_trees
+from .entropy import tree_entropy
+from .samples import sample_heads
 
 
 class MatrixTreeGibbs(ABC):

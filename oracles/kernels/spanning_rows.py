@@ -6,7 +6,7 @@ The trees are those of `heaviest_forest`. Importing this module needs Numba.
 import numba
 import numpy as np
 
-from ..kernels.vectors import UNCOUNTED, Array
+from ...kernels.vectors import UNCOUNTED, Array
 from .forbidden_rows import answer_forbidden
 
 

@@ -1,0 +1,1 @@
+"""Dynamic programs: hypergraphs, and the polytopes of their derivations."""
