@@ -64,7 +64,7 @@ def test_kernels_of_their_own_for_any_length(
     module: str, polytope: LinearChain | ProjectiveTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Positions that are forbidden at the end, in between, or from the first on."""
-    assert compiled(f".{module}", "sparsemarg.oracles", "best", torch.device("cpu")) is not None
+    assert compiled(f".kernels.{module}", "sparsemarg.oracles", "best", torch.device("cpu")) is not None
     normal = torch.randn(21, polytope.dim, generator=torch.Generator().manual_seed(0))
     ended = polytope.mask(normal, torch.arange(21) % 7 + 1)
     zero = polytope.mask(torch.zeros_like(normal), torch.arange(21) % 7 + 1)
