@@ -177,6 +177,21 @@ def test_bits_are_counted_in_more_than_half_precision() -> None:
     assert Budget(400, 256).gibbs(torch.zeros(400, dtype=torch.bfloat16)).log_prob(structure) == -torch.inf
 
 
+@pytest.mark.parametrize("polytope", [one for one in EVERY if not isinstance(one, Budget | Product)], ids=str)
+def test_marginals_without_gradient(polytope: Any) -> None:
+    """Of a distribution that is made without one, and asked for without one."""
+    scores = torch.randn(2, polytope.dim, requires_grad=True)
+    wanted = polytope.gibbs(scores).marginals()
+    assert wanted.requires_grad
+    with torch.no_grad():
+        gibbs = polytope.gibbs(scores)
+        found = [gibbs.marginals(), polytope.gibbs(scores[0]).marginals()]
+    for mean in (*found, gibbs.marginals()):
+        assert not mean.requires_grad
+        torch.testing.assert_close(mean, wanted if mean.dim() == 2 else wanted[0])
+    assert not gibbs.entropy().requires_grad
+
+
 @pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
 def test_a_number_is_no_shape_of_samples(polytope: Any) -> None:
     gibbs = polytope.gibbs(torch.zeros(2, polytope.dim))

@@ -70,7 +70,9 @@ class DerivationGibbs:
         check_finite(scores)
         self.polytope, self.dtype, self.batch_shape = polytope, scores.dtype, scores.shape[:-1]
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        self.scores = precise.reshape(self.batch_shape.numel(), polytope.dim)
+        # A view made without gradient of a tensor that has one has neither.
+        kept = precise if torch.is_grad_enabled() else precise.detach()
+        self.scores = kept.reshape(self.batch_shape.numel(), polytope.dim)
         graph = polytope.graph.on(scores.device)
         self.inside = Inside.of(graph, graph.weights(self.scores, polytope.gates(self.scores)))
         check_some_allowed(self.inside.log_total.detach().reshape(self.batch_shape))
@@ -99,9 +101,10 @@ class DerivationGibbs:
 
     def marginals(self) -> Tensor:
         """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable. Not under `vmap`, in forward mode, or compiled."""
+        follow = torch.is_grad_enabled() and self.scores.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
-            scores = self.scores if self.scores.requires_grad else self.scores.clone().requires_grad_()
+            scores = self.scores if follow else self.scores.detach().clone().requires_grad_()
             graph = self.polytope.graph.on(scores.device)
             total = Inside.of(graph, graph.weights(scores, self.polytope.gates(scores.detach()))).log_total
-            (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=self.scores.requires_grad)
+            (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)
         return mean.reshape(*self.batch_shape, self.polytope.dim).to(self.dtype)
