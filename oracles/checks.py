@@ -55,6 +55,12 @@ def check_dimension(scores: Tensor, polytope: Polytope) -> None:
         raise ValueError(f"scores has {columns} but {polytope!r} needs {polytope.dim} in the last dimension")
 
 
+def check_width(structures: Tensor, dim: int) -> None:
+    """Raises ValueError unless structures are [..., dim]."""
+    if structures.dim() == 0 or structures.shape[-1] != dim:
+        raise ValueError(f"log_prob needs structures [..., {dim}], not {list(structures.shape)}")
+
+
 def check_rows(scores: Tensor, dim: int) -> None:
     """Raises ValueError unless scores are [B, dim]: what is compiled reads and writes without looking."""
     if scores.dim() != 2 or scores.shape[1] != dim:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from .base import GibbsDistribution
-from .checks import cannot_branch, check_finite, check_sample_shape
+from .checks import cannot_branch, check_finite, check_sample_shape, check_width
 
 # Entries that are compared at a time, of structures with listed ones: a byte each.
 COMPARED = 2**24
@@ -31,6 +31,7 @@ class BernoulliGibbs:
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """sum_i log sigmoid(+-t_i), nats."""
+        check_width(structures, self.scores.shape[-1])
         forbidden = self.scores.isneginf()
         scores = torch.where(forbidden, 0, self.scores)
         # A forbidden bit contributes log 1 when off.
@@ -64,6 +65,7 @@ class CategoricalGibbs:
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """The category's log-probability, nats."""
+        check_width(structures, self.log_probs.shape[-1])
         on = structures == 1
         vertex = (on | (structures == 0)).all(-1) & (on.sum(-1) == 1)
         # Not structures * log_probs: 0 * -inf is NaN.
@@ -101,6 +103,7 @@ class EnumeratedGibbs:
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """The listed structure's log-probability, nats; listed is what is equal in the scores' dtype. O(V D) each."""
+        check_width(structures, self.vertices.shape[-1])
         asked, table = structures.to(self.dtype)[..., None, :], self.vertices.to(self.dtype)
         at_once = max(1, COMPARED // max(1, asked.numel()))
         found = []
@@ -163,6 +166,7 @@ class CardinalityGibbs:
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """<z, t> - log Z, nats."""
+        check_width(structures, self.scores.shape[-1])
         scores = torch.where(self.scores.isneginf(), 0, self.scores)
         inside = (structures.to(scores) * scores).sum(-1) - self.suffixes[0][..., self.budget]
         size = structures.to(scores).sum(-1)  # half precision would round it
@@ -186,17 +190,19 @@ class ProductGibbs:
     """Independent Gibbs distributions on groups of blocks of coordinates.
 
     Args:
+        dim: D.
         groups: distributions of batch shape [*B, g], each for g blocks.
         split, join: from [..., D] to each group's blocks [..., g, d], and back.
     """
 
     def __init__(
         self,
+        dim: int,
         groups: Sequence[GibbsDistribution],
         split: Callable[[Tensor], Sequence[Tensor]],
         join: Callable[[Sequence[Tensor]], Tensor],
     ) -> None:
-        self.groups, self.split, self.join = tuple(groups), split, join
+        self.dim, self.groups, self.split, self.join = dim, tuple(groups), split, join
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """Each block's own sample, [*sample_shape, *B, D]."""
@@ -204,6 +210,7 @@ class ProductGibbs:
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """The sum over blocks, nats."""
+        check_width(structures, self.dim)
         blocks = self.split(structures)
         each = [group.log_prob(block).sum(-1) for group, block in zip(self.groups, blocks, strict=True)]
         return torch.stack(each).sum(0)
@@ -234,9 +241,10 @@ def _precise(scores: Tensor) -> Tensor:
 def check_some_allowed(log_normalizer: Tensor) -> None:
     if not cannot_branch(log_normalizer) and (log_normalizer == -torch.inf).any():
         row = tuple((log_normalizer == -torch.inf).nonzero()[0].tolist())
+        where = f"scores row {row[0] if len(row) == 1 else row} allows" if row else "scores allow"
         raise ValueError(
-            f"gibbs: scores row {row[0] if len(row) == 1 else row} allows no structure: every one needs a coordinate whose "
-            f"score is -inf; leave at least one structure allowed"
+            f"gibbs: {where} no structure: every one needs a coordinate whose score is -inf; leave at least one structure "
+            "allowed"
         )
 
 

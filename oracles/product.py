@@ -142,7 +142,7 @@ class Product(Polytope):
         def gibbs(scores: Tensor) -> ProductGibbs:
             check_dimension(scores, self)
             blocks = zip(parts, self._split(scores), strict=True)
-            return ProductGibbs([part.gibbs(block) for part, block in blocks], self._split, self._join)
+            return ProductGibbs(self.dim, [part.gibbs(block) for part, block in blocks], self._split, self._join)
 
         return gibbs
 

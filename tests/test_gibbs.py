@@ -193,6 +193,20 @@ def test_marginals_without_gradient(polytope: Any) -> None:
 
 
 @pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
+def test_structures_of_another_width_are_refused(polytope: Any) -> None:
+    dim = polytope.dim
+    gibbs = polytope.gibbs(torch.zeros(2, dim))
+    for structures in (torch.zeros(2, dim + 1), torch.zeros(dim - 1) if dim > 2 else torch.zeros(1), torch.tensor(0.0)):
+        with pytest.raises(ValueError, match=rf"log_prob needs structures \[\.\.\., {dim}\], not \["):
+            gibbs.log_prob(structures)
+
+
+def test_scores_of_one_problem_are_refused_without_a_row() -> None:
+    with pytest.raises(ValueError, match="gibbs: scores allow no structure"):
+        TRIANGLE.gibbs(torch.full((3,), -torch.inf))
+
+
+@pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
 def test_a_number_is_no_shape_of_samples(polytope: Any) -> None:
     gibbs = polytope.gibbs(torch.zeros(2, polytope.dim))
     assert gibbs.sample((3,)).shape == (3, 2, polytope.dim)

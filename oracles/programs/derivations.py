@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import MAX_ENUMERATED, Polytope
-from ..checks import check_dimension, check_finite, check_sample_shape
+from ..checks import check_dimension, check_finite, check_sample_shape, check_width
 from ..gibbs import check_some_allowed
 from .hypergraph import Hypergraph
 from .inside import Inside
@@ -85,6 +85,7 @@ class DerivationGibbs:
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
+        check_width(structures, self.polytope.dim)
         shape = torch.broadcast_shapes(structures.shape[:-1], self.batch_shape)
         allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, self.polytope.dim)
         logs = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ..checks import check_finite, check_sample_shape
+from ..checks import check_finite, check_sample_shape, check_width
 from ..gibbs import check_some_allowed
 from .elimination import least_of, log_trees
 from .entropy import tree_entropy
@@ -51,6 +51,7 @@ class MatrixTreeGibbs(ABC):
 
     def log_prob(self, structures: Tensor) -> Tensor:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
+        check_width(structures, self.scores.shape[-1])
         scores = self.scores.reshape(*self.batch_shape, self.scores.shape[-1])
         forbidden = scores.isneginf()
         allowed = torch.where(forbidden, 0, scores)
