@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ..base import MAX_ENUMERATED, Halfspaces, Polytope
-from ..checks import check_count, check_dimension
+from ..checks import check_dimension
 from ..kbest import partition
 from ..row_kernels import best_in_rows
-from .dependency_arcs import DependencyArcs
+from .dependency_arcs import OverArcs
 from .dependency_gibbs import DependencyGibbs
 from .edmonds import best_arborescence
 
@@ -15,7 +15,7 @@ from .edmonds import best_arborescence
 _MOST_WORDS = 10
 
 
-class Arborescence(Polytope):
+class Arborescence(OverArcs, Polytope):
     """Dependency trees over n words whose arcs may cross: arborescences from the root (McDonald et al. 2005).
 
     The same coordinates as `ProjectiveTree`, so that one can stand in for the other: `arcs`, a `DependencyArcs`; `scores` makes
@@ -37,13 +37,8 @@ class Arborescence(Polytope):
     takes_forbidden = True
 
     def __init__(self, words: int, *, single_root: bool = False) -> None:
-        self.words = check_count("Arborescence: words", words, 1)
-        self.single_root = single_root
-        self.arcs = DependencyArcs(self.words)
+        super().__init__(words, single_root=single_root)
         self.dim = self.words * self.words
-
-    def __repr__(self) -> str:
-        return f"Arborescence(words={self.words}{', single_root=True' if self.single_root else ''})"
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best tree; O(n^2) a round of contractions, at most n rounds, usually far fewer. Ties: see `edmonds`."""
@@ -64,22 +59,6 @@ class Arborescence(Polytope):
         """p(z) proportional to exp <a_z, t>, by the matrix-tree theorem; O(n^3) a row."""
         check_dimension(scores, self)
         return DependencyGibbs(self.arcs, scores, single_root=self.single_root)
-
-    def scores(self, matrix: Tensor) -> Tensor:
-        """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""
-        return self.arcs.of(matrix)
-
-    def heads(self, structures: Tensor) -> Tensor:
-        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence."""
-        return self.arcs.heads_of(structures)
-
-    def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """The scores [*B, D] of sentences of these lengths [*B] int64.
-
-        Raises:
-            ValueError: a length below 1 or above n.
-        """
-        return self.arcs.mask(scores, lengths, repr(self))
 
     def halfspaces(self) -> Halfspaces:
         """One arc into each word, and at least one into each set of words (Edmonds 1967): 2^n rows, for n up to 10.

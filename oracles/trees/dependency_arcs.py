@@ -5,7 +5,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from ..checks import check_lengths
+from ..checks import check_count, check_lengths
 from ..placement import placed
 
 
@@ -66,3 +66,36 @@ class DependencyArcs:
     def _places(self, device: torch.device) -> tuple[EllipsisType, Tensor, Tensor]:
         """Of each coordinate, as an index into matrices by (head, word)."""
         return ..., placed(self.heads, device), placed(self.modifiers, device)
+
+
+class OverArcs:
+    """What polytopes of dependency trees share: their coordinates are the arcs of a sentence of n words.
+
+    Args:
+        words: n.
+        single_root: whether exactly one word hangs on the root; any number otherwise.
+    """
+
+    def __init__(self, words: int, *, single_root: bool) -> None:
+        self.words = check_count(f"{type(self).__name__}: words", words, 1)
+        self.single_root = single_root
+        self.arcs = DependencyArcs(self.words)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(words={self.words}{', single_root=True' if self.single_root else ''})"
+
+    def scores(self, matrix: Tensor) -> Tensor:
+        """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""
+        return self.arcs.of(matrix)
+
+    def heads(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence."""
+        return self.arcs.heads_of(structures)
+
+    def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """The scores [*B, D] of sentences of these lengths [*B] int64.
+
+        Raises:
+            ValueError: a length below 1 or above n.
+        """
+        return self.arcs.mask(scores, lengths, repr(self))

@@ -68,15 +68,12 @@ class MatrixTreeGibbs(ABC):
 
     def marginals(self) -> Tensor:
         """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable. Not under `vmap`, in forward mode, or compiled."""
-        return self._mean().reshape(*self.batch_shape, self.scores.shape[-1]).to(self.dtype)
-
-    def _mean(self) -> Tensor:
         follow = torch.is_grad_enabled() and self.scores.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             scores = self.scores if follow else self.scores.detach().clone().requires_grad_()
             total, _ = log_trees(self._weights(scores), self.present.clone(), single_root=self.single_root)
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)
-        return mean
+        return mean.reshape(*self.batch_shape, self.scores.shape[-1]).to(self.dtype)
 
     @abstractmethod
     def _present(self, scores: Tensor) -> Tensor:
@@ -92,7 +89,7 @@ class MatrixTreeGibbs(ABC):
 
     @abstractmethod
     def _surprise(self, scores: Tensor) -> Tensor:
-        """The entropy of what each arc stands for, nats: [R, D] -> [R, n + 1, n], or what broadcasts to it."""
+        """The entropy of what each arc stands for, nats: [R, D] -> [R, n + 1, n] by (head, word)."""
 
     @abstractmethod
     def _structures(self, heads: Tensor, generator: torch.Generator | None) -> Tensor:

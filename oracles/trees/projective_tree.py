@@ -3,15 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_count
 from ..programs.derivations import Derivations
 from ..programs.hyperedges import Edge
 from ..programs.hypergraph import Hypergraph
 from ..row_kernels import best_in_rows
-from .dependency_arcs import DependencyArcs
+from .dependency_arcs import OverArcs
 
 
-class ProjectiveTree(Derivations):
+class ProjectiveTree(OverArcs, Derivations):
     """Projective dependency trees over n words: no two arcs cross (Eisner 1996).
 
     Coordinates: `arcs`, a `DependencyArcs`. `scores` makes them from a matrix, `heads` reads a structure.
@@ -27,9 +26,7 @@ class ProjectiveTree(Derivations):
     """
 
     def __init__(self, words: int, *, single_root: bool = False) -> None:
-        self.words = check_count("ProjectiveTree: words", words, 1)
-        self.single_root = single_root
-        self.arcs = DependencyArcs(words)
+        OverArcs.__init__(self, words, single_root=single_root)
         number = self.arcs.number
         size = words + 1
 
@@ -58,31 +55,12 @@ class ProjectiveTree(Derivations):
                 continue
             for child in range(1, last + 1):
                 edges.append(Edge(goal, (node(right, 1, child), node(left, child, last)), (number[0, child],), last - 1))
-        super().__init__(Hypergraph(words * words, edges, goal))
-
-    def __repr__(self) -> str:
-        return f"ProjectiveTree(words={self.words}{', single_root=True' if self.single_root else ''})"
+        Derivations.__init__(self, Hypergraph(words * words, edges, goal))
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best tree; O(n^3) a row. Ties: as in the graph."""
         found = best_in_rows("projective_rows", self, scores, (), (self.words, self.single_root), passes=self.words)
         return super().maximize(scores) if found is None else found
-
-    def scores(self, matrix: Tensor) -> Tensor:
-        """[*B, n + 1, n + 1] by (head, word) -> [*B, D]."""
-        return self.arcs.of(matrix)
-
-    def heads(self, structures: Tensor) -> Tensor:
-        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence."""
-        return self.arcs.heads_of(structures)
-
-    def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """The scores [*B, D] of sentences of these lengths [*B] int64.
-
-        Raises:
-            ValueError: a length below 1 or above n.
-        """
-        return self.arcs.mask(scores, lengths, repr(self))
 
     def gates(self, scores: Tensor) -> Tensor:
         """The sentence ends before its first word that no arc may reach."""

@@ -1,43 +1,15 @@
 """Gibbs distributions over the spanning trees of a graph."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..placement import placed
+from .bonds import Bonds
 from .elimination import floor_of, log_sum
 from .entropy import expected_surprise
 from .heaviest_forest import heaviest_forest
 from .matrix_tree import MatrixTreeGibbs, lowered
-
-
-class Bonds:
-    """The pairs of nodes that edges join: of P pairs, the m edges at most of each.
-
-    Args:
-        edges: the nodes that each joins.
-        nodes: V.
-    """
-
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
-    def __init__(self, edges: Sequence[tuple[int, int]], nodes: int) -> None:
-        self.ends, self.nodes = torch.tensor(edges), nodes  # [D, 2]
-        low, high = self.ends.amin(-1), self.ends.amax(-1)
-        pairs, of_edge = torch.unique(low * nodes + high, return_inverse=True)
-        members: list[list[int]] = [[] for _ in range(len(pairs))]
-        for edge, pair in enumerate(of_edge.tolist()):
-            members[pair].append(edge)
-        width = max(map(len, members))
-        self.edges = torch.tensor([own + [len(edges)] * (width - len(own)) for own in members])  # [P, m], D for none
-        self.between = torch.full((nodes, nodes), len(pairs))  # [V, V] the pair, P for none
-        one, other = pairs // nodes, pairs % nodes
-        self.between[one, other] = self.between[other, one] = torch.arange(len(pairs))
-
-    def scores(self, scores: Tensor) -> Tensor:
-        """[R, D] -> those of the edges of each pair, [R, P, m], `-inf` for none."""
-        return pad(scores, (0, 1), value=-torch.inf)[:, placed(self.edges, scores.device)]
 
 
 class SpanningTreeGibbs(MatrixTreeGibbs):
@@ -52,7 +24,7 @@ class SpanningTreeGibbs(MatrixTreeGibbs):
         super().__init__(scores, single_root=False)
 
     def _present(self, scores: Tensor) -> Tensor:
-        return present_nodes(scores, self.bonds.ends, self.bonds.nodes)
+        return self.bonds.present(scores)
 
     def _relative(self, scores: Tensor) -> Tensor:
         return lowered(scores)  # all trees have as many edges
@@ -99,13 +71,3 @@ class SpanningTreeGibbs(MatrixTreeGibbs):
         forest = heaviest_forest(torch.where(flat == 1, 0, -torch.inf), order, ends, self.bonds.nodes)
         number = forest.sum(-1).reshape(structures.shape[:-1])
         return (forest == flat).all(-1).reshape(structures.shape[:-1]) & (number == present.sum(-1) - 1)
-
-
-def present_nodes(scores: Tensor, ends: Tensor, nodes: int) -> Tensor:
-    """Nodes that have an edge which is there, [B, D] -> [B, V] bool."""
-    allowed = scores.detach() > -torch.inf
-    ends = placed(ends, scores.device)
-    count = torch.zeros(len(scores), nodes, dtype=torch.int64, device=scores.device)
-    for side in range(2):
-        count = count.index_add(1, ends[:, side], allowed.to(torch.int64))
-    return count > 0

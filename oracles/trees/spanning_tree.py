@@ -12,8 +12,9 @@ from ..checks import check_count, check_dimension, check_pairs
 from ..kbest import partition
 from ..placement import placed
 from ..row_kernels import best_in_rows
+from .bonds import Bonds
 from .heaviest_forest import heaviest_forest
-from .spanning_gibbs import Bonds, SpanningTreeGibbs, present_nodes
+from .spanning_gibbs import SpanningTreeGibbs
 
 # Every set of nodes is a halfspace.
 _MOST_NODES = 12
@@ -69,7 +70,7 @@ class SpanningTree(Polytope):
         in_rows = best_in_rows("spanning_rows", self, scores, (order,), (ends, self.nodes), passes=32)
         if in_rows is not None:
             return in_rows
-        present = present_nodes(scores, self._ends, self.nodes)
+        present = self._bonds.present(scores)
         chosen = heaviest_forest(scores, order, ends, self.nodes)
         found = (chosen.sum(-1) == present.sum(-1) - 1)[:, None]
         # A row without a structure answers with what is forbidden, by which solvers know it.
@@ -77,7 +78,7 @@ class SpanningTree(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of V - 1 maximisations a row."""
-        present = present_nodes(scores, self._ends, self.nodes)
+        present = self._bonds.present(scores)
         ends = placed(self._ends, scores.device)
         absent = ~present[:, ends].all(-1)  # [B, D]
 
