@@ -28,7 +28,7 @@ from .checkpoints import (
 )
 from .errors import UsageError
 from .folders import alone_in, check_writable_folder
-from .metrics_csv import MetricsCSV
+from .metrics_csv import STEP_ROW, MetricsCSV, StepRow
 from .named_configs import resolve_configs
 from .parsing_errors import explain
 from .random_state import RandomState
@@ -79,6 +79,7 @@ class ExperimentCLI(LightningCLI):
         self._command_line = command_line
         self._run_name = run_name
         self._resume_step: int | None = None
+        self._step_row: dict[str, float] | None = None
         parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -132,6 +133,7 @@ class ExperimentCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         self.trainer_defaults["callbacks"] = [
             RandomState(),
+            StepRow(),
             RunRecord(self._resolved_config(), self._command_line, options.ckpt_path),
             StepLimit(options.trainer.max_steps),
         ]
@@ -165,6 +167,7 @@ class ExperimentCLI(LightningCLI):
         check_same_config(path, saved, wanted)
         options.ckpt_path = str(path)
         self._resume_step = checkpoint["global_step"]
+        self._step_row = checkpoint.get(STEP_ROW)
 
     def _resolved_config(self) -> dict[str, Any]:
         """Dump the configuration of the subcommand, such that `--config` takes it again."""
@@ -176,7 +179,7 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand == "test":
             return [MetricsCSV(folder / "test.csv", fixed_step=self._resume_step)]
         return [
-            MetricsCSV(folder / "metrics.csv", self._resume_step),
+            MetricsCSV(folder / "metrics.csv", self._resume_step, self._step_row),
             TensorBoardLogger(folder, name="tensorboard", version="", purge_step=self._resume_step),
         ]
 

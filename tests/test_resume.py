@@ -121,6 +121,21 @@ def test_metrics_csv_drops_what_comes_after_the_checkpoint(tmp_path: Path) -> No
     ]
 
 
+def test_metrics_csv_makes_up_for_the_row_of_the_last_step_once(tmp_path: Path) -> None:
+    """Whether it is missing, was cut off, or is there; a validation of the same step is another row."""
+    path, step_row = tmp_path / "metrics.csv", {"step": 2, "a": 0.25, "epoch": 1}
+    first = MetricsCSV(path)
+    first.log_metrics({"a": 0.5, "epoch": 1}, 1)
+    first.log_metrics({"b": 1.0}, 2)
+    for cut_off in ("", "2,0.", ""):
+        with path.open("a") as file:
+            file.write(cut_off)
+        resumed = MetricsCSV(path, resume_step=3, step_row=step_row)
+        resumed.log_metrics({"a": 7.0, "epoch": 1}, 3)
+        rows = [(row["step"], row["a"], row["b"]) for row in rows_of(path)]
+        assert rows == [("1", "0.5", ""), ("2", "", "1.0"), ("2", "0.25", ""), ("3", "7.0", "")]
+
+
 # Exact resume
 
 
@@ -278,6 +293,34 @@ def test_a_run_that_dies_in_a_validation_makes_it_up(epochs: str, interval: str,
     monkeypatch.setattr(BitVectorVAETask, "validation_step", step)
     in_short_epochs("parts", -1, *options, "--ckpt_path", "last")
     assert_same_run(Path("parts"), Path("whole"))
+
+
+@pytest.mark.parametrize("log_every", ["1", "3"])
+def test_a_run_that_dies_after_any_of_its_checkpoints_loses_nothing(log_every: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning logs a step only after the moment in which its checkpoint is saved; the last is in mid-epoch."""
+    options = ["--checkpoint.every_n_steps", "2", "--trainer.log_every_n_steps", log_every]
+    in_short_epochs("whole", 10, *options)
+    save, saves, deadly = AtomicCheckpointIO.save_checkpoint, 0, 1
+
+    def die(self: AtomicCheckpointIO, *arguments: Any, **more: Any) -> None:
+        nonlocal saves
+        save(self, *arguments, **more)
+        saves += 1
+        if saves == deadly:
+            raise RuntimeError("the power is gone")
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", die)
+    for deadly in range(1, 100):
+        folder, saves = f"after{deadly}", 0
+        try:
+            in_short_epochs(folder, 10, *options)
+        except RuntimeError:
+            resume = ["--ckpt_path", "last"] if Path(folder, "checkpoints/last.ckpt").exists() else []
+            in_short_epochs(folder, 10, *options, *resume)
+        assert_same_run(Path(folder), Path("whole"))
+        if saves < deadly:
+            break
+    assert deadly > 8
 
 
 def test_a_metric_that_is_not_logged_decides_on_nothing(capsys: pytest.CaptureFixture[str]) -> None:
