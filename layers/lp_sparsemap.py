@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ..oracles.checks import cannot_branch, check_finite
+from ..oracles.checks import cannot_branch, check_finite, check_float
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
 from .refit import refit
@@ -217,9 +217,7 @@ def _first_order(scores: Tensor, local: _Local) -> Tensor:
 def _check_scores(scores: Tensor, graph: FactorGraph, check: bool) -> None:
     if not isinstance(graph, FactorGraph):
         raise ValueError(f"lp_sparsemap needs a FactorGraph, not {graph!r}")
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"scores must be a float tensor, not {got}; convert them, e.g. scores.float()")
+    check_float(scores)
     if scores.dim() == 0 or scores.shape[-1] != graph.variables:
         columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
         raise ValueError(f"scores has {columns} but {graph} needs {graph.variables} in the last dimension")

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from ..oracles.checks import cannot_branch, check_finite
+from ..oracles.checks import cannot_branch, check_finite, check_float
 from ..oracles.simplex_projection import project_simplex
 
 
@@ -33,9 +33,7 @@ def sparsemax(scores: Tensor, dim: int = -1, *, check: bool = True) -> Tensor:
     >>> sparsemax(torch.tensor([1.0, 0.8, -1.0]))
     tensor([0.6000, 0.4000, 0.0000])
     """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"sparsemax needs a float tensor of scores, not {got}; convert them, e.g. scores.float()")
+    check_float(scores)
     if not -scores.dim() <= dim < scores.dim() or scores.shape[dim] == 0:
         raise ValueError(f"sparsemax needs at least one category along dim={dim}; scores has shape {list(scores.shape)}")
     last = dim in (-1, scores.dim() - 1)  # a view is cheap, but for small scores its derivative is not

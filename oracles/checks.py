@@ -42,14 +42,21 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
     )
 
 
+def check_float(scores: Tensor) -> None:
+    """Raises ValueError unless `scores` is a tensor of floating point numbers."""
+    if not isinstance(scores, Tensor):
+        got = type(scores).__name__
+        raise ValueError(f"scores must be a float tensor, not {got}; convert them, e.g. torch.tensor(scores)")
+    if not scores.is_floating_point():
+        raise ValueError(f"scores must be a float tensor, not {scores.dtype}; convert them, e.g. scores.float()")
+
+
 def check_dimension(scores: Tensor, polytope: Polytope) -> None:
     """Raises ValueError unless `polytope` is one, with a `dim`, and `scores` a float tensor [*B, dim]."""
     if isinstance(polytope, type) or not hasattr(polytope, "dim") or not hasattr(polytope, "maximize"):
         got = f"the class {polytope.__name__}" if isinstance(polytope, type) else repr(polytope)
         raise ValueError(f"polytope must be an object with `dim` and `maximize`, e.g. BernoulliCube(8), not {got}")
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"scores must be a float tensor, not {got}; convert them, e.g. scores.float()")
+    check_float(scores)
     if scores.dim() == 0 or scores.shape[-1] != polytope.dim:
         columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
         raise ValueError(f"scores has {columns} but {polytope!r} needs {polytope.dim} in the last dimension")

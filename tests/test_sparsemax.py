@@ -46,9 +46,9 @@ def test_sparsemax_bad_input() -> None:
     scores[1, 2] = -torch.inf
     with pytest.raises(ValueError, match=re.escape("scores row (1, 2) has -inf in every entry")):
         sparsemax(scores)
-    with pytest.raises(ValueError, match=r"sparsemax needs a float tensor of scores, not torch\.int64"):
+    with pytest.raises(ValueError, match=r"scores must be a float tensor, not torch\.int64"):
         sparsemax(torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"sparsemax needs a float tensor of scores, not list"):
+    with pytest.raises(ValueError, match=r"scores must be a float tensor, not list; convert them, e\.g\. torch\.tensor"):
         sparsemax([0.0, 1.0])  # pyright: ignore
     with pytest.raises(ValueError, match=r"along dim=2; scores has shape \[2, 3\]"):
         sparsemax(torch.zeros(2, 3), dim=2)
