@@ -98,79 +98,73 @@ def k_best(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) ->
 
 def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best 0/1 structures from `maximize` alone, for scores [B, D]: `partition` of what the polytope's oracle finds."""
-
-    def maximize(forced: Tensor) -> Tensor:
-        return _binary(polytope, checked_maximize(polytope, forced.flatten(0, 1))).reshape(forced.shape)
-
-    return partition(maximize, scores, k)
+    return partition(lambda forced, _: _binary(polytope, checked_maximize(polytope, forced)), scores, k)
 
 
 def partition(
-    maximize: Callable[[Tensor], Tensor], scores: Tensor, k: int, *, antichain: bool = False
+    maximize: Callable[[Tensor, Tensor], Tensor], scores: Tensor, k: int, *, antichain: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The k best 0/1 structures by partitioning the set (Lawler 1972; Murty 1968).
 
     An open part of the set is described by bits that are fixed, and known by its best structure. Each round takes the best
-    open part and splits what remains of it by the first free bit that differs from its best structure: D new parts, whose
-    best structures are found by one `maximize` of scores in which a fixed bit scores +-P, P above any total. Only the best
-    k open parts are kept.
+    open part of each problem and splits what remains of it by the first free bit that differs from its best structure: a new
+    part for each free bit, whose best structures are found by one `maximize` of scores in which a fixed bit scores +-P, P
+    above any total. Only as many open parts are kept as there are structures left to take.
 
     Args:
-        maximize: best structures for scores [B, n, D] float64, n for each problem, in the same shape.
+        maximize: best structures [n, D] for scores [n, D] float64 and the problem [n] int64, of 0..B - 1, that each is of.
         scores: [B, D] float; `-inf` forbids the structures with a_i != 0.
         k: how many, at least 1.
         antichain: that no structure contains another (all have equally many bits, say). Another one then lacks a bit that
             the best has, so only those are split by: as many parts as a structure has bits.
 
-    Cost: k calls of `maximize` with n <= D. Ties: deterministic.
+    Cost: k calls of `maximize` with n <= B D. Ties: deterministic.
     """
     precise = scores.double()
     batch, dim = precise.shape
-    rows = torch.arange(batch, device=scores.device)
+    problems = torch.arange(batch, device=scores.device)
     bit = torch.arange(dim, device=scores.device)
     forbidden = precise.isneginf()
     finite = torch.where(forbidden, 0, precise)
     penalty = 1 + 2 * finite.abs().sum(-1, keepdim=True)
 
-    def best_of(fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-        """The best structure with z = bits where fixed, and its score, -inf if there is none: [B, n, D], [B, n]."""
-        found = maximize(torch.where(fixed, (2 * bits - 1) * penalty[:, None], finite[:, None]))
+    def best_of(problem: Tensor, fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """The best structures with z = bits where fixed, and their scores, -inf where there is none: [n, D], [n]."""
+        values, limit = finite[problem], penalty[problem]
+        forced = torch.where(fixed, torch.where(bits, limit, -limit), values)
+        found = maximize(forced, problem) if len(problem) else forced
         agrees = ((found == bits) | ~fixed).all(-1)
-        return found, torch.where(agrees, (found * finite[:, None]).sum(-1), -torch.inf)
+        return found, torch.where(agrees, (found * values).sum(-1), -torch.inf)
 
-    open_fixed = forbidden[:, None].clone()
-    open_best, open_total = best_of(open_fixed, torch.zeros_like(precise)[:, None])
+    best, total = best_of(problems, forbidden, torch.zeros_like(forbidden))
+    open_best, open_fixed, open_total = best[:, None], forbidden[:, None], total[:, None]  # [B, m, D], [B, m, D], [B, m]
     vertices = torch.zeros(batch, k, dim, dtype=torch.float64, device=scores.device)
     valid = torch.zeros(batch, k, dtype=torch.bool, device=scores.device)
     for step in range(k):
         chosen = open_total.argmax(-1)
-        best, fixed, total = open_best[rows, chosen], open_fixed[rows, chosen], open_total[rows, chosen]
-        valid[:, step] = total > -torch.inf
+        best, fixed = open_best[problems, chosen], open_fixed[problems, chosen]
+        valid[:, step] = open_total[problems, chosen] > -torch.inf
         vertices[:, step] = best * valid[:, step, None]
         if step + 1 == k:
             break
-        open_total.scatter_(1, chosen[:, None], -torch.inf)
-        # Part i agrees with the structure taken on the bits split by before, and differs at the i-th of them.
+        # A part agrees with the structure taken on the free bits before one, and differs at that one.
         on = best > 0
-        if antichain:
-            most = int(on.sum(-1).amax()) if batch else 0
-            splits = on.sort(dim=-1, descending=True, stable=True).indices[:, :most]
-            agreed = on[:, None]
-        else:
-            splits = bit.expand(batch, -1)
-            agreed = torch.ones_like(on)[:, None]
-        flip = bit == splits[..., None]  # [B, n, D]
-        part_fixed = fixed[:, None] | (agreed & (bit < splits[..., None])) | flip
-        part_bits = torch.where(flip, 1 - best[:, None], best[:, None])
-        part_best, part_total = best_of(part_fixed, part_bits)
-        # A bit that was already fixed has no other side, and one that is off is not split by in an antichain.
-        closed = fixed.gather(-1, splits) | ~valid[:, step, None] | (antichain & ~on.gather(-1, splits))
-        part_total = part_total.masked_fill(closed, -torch.inf)
-        open_total, kept = torch.cat([open_total, part_total], -1).sort(dim=-1, descending=True, stable=True)
-        open_total, kept = open_total[:, :k].clone(), kept[:, :k]
-        index = kept[..., None].expand(-1, -1, dim)
-        open_best = torch.cat([open_best, part_best], 1).gather(1, index)
-        open_fixed = torch.cat([open_fixed, part_fixed], 1).gather(1, index)
+        free = ~fixed & valid[:, step, None] & (on if antichain else True)
+        problem, split = free.nonzero(as_tuple=True)
+        flip = bit == split[:, None]
+        part_fixed = fixed[problem] | free[problem] & (bit < split[:, None]) | flip
+        part_best, part_total = best_of(problem, part_fixed, on[problem] ^ flip)
+        # The best of the parts that were open before and of those that are new.
+        open_total[problems, chosen] = -torch.inf
+        place = (problem, free.cumsum(-1)[problem, split] - 1)
+        new_total = total.new_full((batch, int(free.sum(-1).amax()) if batch else 0), -torch.inf).index_put(place, part_total)
+        number = torch.zeros_like(new_total, dtype=torch.int64).index_put(place, torch.arange(len(split), device=split.device))
+        open_total, kept = torch.cat([open_total, new_total], -1).sort(dim=-1, descending=True, stable=True)
+        before = torch.arange(open_fixed.shape[:2].numel(), device=split.device).reshape(open_fixed.shape[:2])
+        kept = torch.cat([before, before.numel() + number], -1).gather(1, kept[:, : k - step - 1])
+        open_total = open_total[:, : k - step - 1].clone()
+        open_best = torch.cat([open_best.flatten(0, 1), part_best])[kept]
+        open_fixed = torch.cat([open_fixed.flatten(0, 1), part_fixed])[kept]
     return vertices.to(scores.dtype), valid
 
 

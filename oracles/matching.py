@@ -65,11 +65,7 @@ class Matching(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best assignments (Murty 1968): k rounds of n assignment problems a row."""
-
-        def maximize(forced: Tensor) -> Tensor:
-            return self.maximize(forced.flatten(0, 1)).reshape(forced.shape)
-
-        return partition(maximize, scores, k, antichain=True)
+        return partition(lambda forced, _: self.maximize(forced), scores, k, antichain=True)
 
     def project(self, scores: Tensor) -> Tensor:
         """The nearest table with these sums of rows and columns, [*B, D], by Newton's method; see `birkhoff`.

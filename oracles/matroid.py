@@ -58,11 +58,7 @@ class Matroid(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best: k rounds of `rank` greedy runs a row (D of them for independent sets)."""
-
-        def maximize(forced: Tensor) -> Tensor:
-            return self.maximize(forced.flatten(0, 1)).reshape(forced.shape)
-
-        return partition(maximize, scores, k, antichain=self.bases)
+        return partition(lambda forced, _: self.maximize(forced), scores, k, antichain=self.bases)
 
     def halfspaces(self) -> Halfspaces:
         """x >= 0, and of every set of items at most its rank: 2^D rows, for D up to 12.

@@ -48,9 +48,8 @@ class Arborescence(OverArcs, Polytope):
         """The k best trees: k rounds of at most n maximisations a row."""
         present = self.arcs.present(scores)
 
-        def maximize(forced: Tensor) -> Tensor:
-            each = present[:, None].expand(*forced.shape[:-1], self.words)
-            return self._best(forced.flatten(0, 1), each.flatten(0, 1)).reshape(forced.shape)
+        def maximize(forced: Tensor, sentence: Tensor) -> Tensor:
+            return self._best(forced, present[sentence])
 
         vertices, valid = partition(maximize, scores, k, antichain=True)
         return vertices, valid & present[:, :1]

@@ -82,8 +82,8 @@ class SpanningTree(Polytope):
         ends = placed(self._ends, scores.device)
         absent = ~present[:, ends].all(-1)  # [B, D]
 
-        def maximize(forced: Tensor) -> Tensor:
-            return self.maximize(forced.masked_fill(absent[:, None], -torch.inf).flatten(0, 1)).reshape(forced.shape)
+        def maximize(forced: Tensor, graph: Tensor) -> Tensor:
+            return self.maximize(forced.masked_fill(absent[graph], -torch.inf))
 
         vertices, valid = partition(maximize, scores, k, antichain=True)
         some = present.any(-1, keepdim=True)
