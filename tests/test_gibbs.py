@@ -193,6 +193,23 @@ def test_marginals_without_gradient(polytope: Any) -> None:
 
 
 @pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
+def test_gradients_of_each_example_under_vmap_are_those_of_one_by_one(polytope: Any) -> None:
+    scores = torch.randn(4, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    structures = polytope.gibbs(scores).sample((), torch.Generator().manual_seed(3))
+
+    def total(scores: Tensor, structure: Tensor) -> Tensor:
+        gibbs = polytope.gibbs(scores[None])
+        return (gibbs.log_prob(structure[None]) + gibbs.entropy()).sum()
+
+    found = torch.func.vmap(torch.func.grad(total))(scores, structures)
+    for row, gradient in enumerate(found):
+        (expected,) = torch.autograd.grad(total(leaf := scores[row].clone().requires_grad_(), structures[row]), leaf)
+        torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
+    drawn = torch.func.vmap(lambda one: polytope.gibbs(one).sample((5,)), randomness="different")(scores)  # [4, 5, D]
+    assert bool((polytope.gibbs(scores).log_prob(drawn.transpose(0, 1)) > -torch.inf).all())
+
+
+@pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
 def test_structures_of_another_width_are_refused(polytope: Any) -> None:
     dim = polytope.dim
     gibbs = polytope.gibbs(torch.zeros(2, dim))

@@ -231,9 +231,9 @@ class Hypergraph:
 
     def structures(self, choices: list[Tensor], weights: Tensor) -> Tensor:
         """The structures [B, S, D] of derivations given by the column [B, S, n] taken at each node, level by level."""
-        batch, count = choices[0].shape[:2]
-        structures = weights.new_zeros(batch, count, self.dim + 1)
-        active = torch.zeros(batch, count, self.count + 1, dtype=torch.bool, device=weights.device)
+        blank = torch.zeros_like(choices[0][..., :1])  # of choices, so that under `vmap` it takes batched values
+        structures = blank.to(weights.dtype).repeat(1, 1, self.dim + 1)
+        active = blank.bool().repeat(1, 1, self.count + 1)
         active[..., self.goal] = True
         for level, column in zip(reversed(self.levels), reversed(choices), strict=True):
             used = active[..., level.nodes]
