@@ -5,6 +5,9 @@ is imported when the command is chosen, so that `sparsemarg --help` answers at o
 packages of another.
 """
 
+import os
+import select
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -47,8 +50,23 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 2 after a message on how to correct the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run the command line and return its exit code: 0, or 2 after a message on how to correct the command.
+
+    It ends without a word, with the code of a broken pipe, when whoever reads what it prints has gone, such as `head`.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -68,6 +86,13 @@ def list_configs(arguments: list[str]) -> None:
     from .named_configs import config_names
 
     print("\n".join(config_names()))
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _usage() -> str:

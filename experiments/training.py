@@ -113,6 +113,9 @@ class ExperimentCLI(LightningCLI):
             cause = explain(str(error)).rstrip(".")
             raise UsageError(f"{cause}. `sparsemarg {self._command} --help` lists what can be given.") from error
         options = self.config[self.config.subcommand]
+        limit = {"fit": "limit_train_batches", "test": "limit_test_batches"}[self.config.subcommand]
+        if options.trainer[limit] == 0:
+            raise UsageError(f"--trainer.{limit} 0 leaves nothing to do: give a number of batches, or leave it out for all.")
         options.folder = options.folder or str(Path("runs") / self._run_name)
         check_writable_folder("--folder", Path(options.folder))
         options.trainer.default_root_dir = options.folder

@@ -209,6 +209,19 @@ def test_help_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert DIGITS in capsys.readouterr().out.split()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["configs"], ["bench", "--help"]], ids=" ".join)
+def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "sparsemarg.experiments.cli", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0: argparse says nothing of output that it could not write
+
+
 def test_a_demo_that_fails_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +255,11 @@ def test_a_demo_that_fails_leaves_the_last_one(
             "model.init_args.dim: Expected a <class 'int'>. Got value: x",
         ),
         (["fit"], "arguments are required: fit.data, fit.model"),
+        (["fit", "--config", DIGITS, "--trainer.limit_train_batches", "0"], "limit_train_batches 0 leaves nothing to do"),
+        (
+            ["test", "--config", DIGITS, "--trainer.limit_test_batches", "0.0"],
+            "limit_test_batches 0 leaves nothing to do",
+        ),
         (
             ["fit", "--config", "bit_vector_vae/topk", "--model.init_args.estimator.init_args.layer.init_args.k", "0"],
             "cannot be built: .*k",
