@@ -1,10 +1,19 @@
 """The operators as functions."""
 
-from .losses import sparsemap_loss as sparsemap_loss
-from .losses import sparsemax_loss as sparsemax_loss
-from .lp_sparsemap import lp_sparsemap as lp_sparsemap
-from .refit import refit as refit
-from .sparsemap import sparsemap as sparsemap
-from .sparsemap import sparsemap_marginals as sparsemap_marginals
-from .sparsemax import sparsemax as sparsemax
-from .topk_sparsemax import topk_sparsemax as topk_sparsemax
+from .losses import sparsemap_loss, sparsemax_loss
+from .lp_sparsemap import lp_sparsemap
+from .refit import refit
+from .sparsemap import sparsemap, sparsemap_marginals
+from .sparsemax import sparsemax
+from .topk_sparsemax import topk_sparsemax
+
+__all__ = [
+    "lp_sparsemap",
+    "refit",
+    "sparsemap",
+    "sparsemap_loss",
+    "sparsemap_marginals",
+    "sparsemax",
+    "sparsemax_loss",
+    "topk_sparsemax",
+]
