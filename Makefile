@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # The stamp is newer than pyproject.toml once everything that it names is installed.
 .venv/installed: pyproject.toml
@@ -21,6 +21,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+API := layers layers.functional layers.solvers oracles models models.estimators models.likelihood verification
+
+docs: .venv/installed
+	$(BIN)/pdoc --template-directory docs --output-directory build/docs $(addprefix sparsemarg.,$(API))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

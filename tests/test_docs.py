@@ -1,7 +1,9 @@
 """The examples in the documentation run."""
 
 import doctest
+import html
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -28,6 +30,21 @@ def test_some_docstrings_have_examples() -> None:
     finder = doctest.DocTestFinder()
     examples = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
     assert len(examples) >= 5
+
+
+def test_the_reference_has_docstrings_as_they_are_written(tmp_path: Path) -> None:
+    """Formulas have signs that Markdown and HTML read otherwise."""
+    pdoc = pytest.importorskip("pdoc")
+    pdoc.render.configure(template_directory=ROOT / "docs")
+    pdoc.pdoc("sparsemarg.layers.functional", "sparsemarg.oracles", output_directory=tmp_path)
+    for name in ("layers/functional", "oracles"):
+        module = importlib.import_module("sparsemarg." + name.replace("/", "."))
+        page = re.sub(r"</?a\b[^>]*>", "", (tmp_path / f"sparsemarg/{name}.html").read_text())
+        written = re.findall(r'<pre class="docstring">(.*?)</pre>', page, re.S)
+        assert not [block for block in written if "<" in block]
+        blocks = {html.unescape(block).strip() for block in written}
+        missing = [public for public in module.__all__ if inspect.getdoc(getattr(module, public)) not in blocks]
+        assert not missing
 
 
 def test_readme_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
