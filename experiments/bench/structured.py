@@ -1,4 +1,6 @@
-"""Structured polytopes at typical sizes: one oracle call, SparseMAP forward and backward, and what Monte Carlo takes."""
+"""Structured polytopes at typical sizes: one oracle call, the ten best structures, SparseMAP forward and backward, and what
+Monte Carlo takes.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from ...oracles import (
     ShortestPath,
     SpanningTree,
     SupportsGibbs,
+    SupportsTopk,
     supports,
+    topk,
 )
 from .case import Candidates, Case
 from .operators import gradient_of, statistics_of
@@ -30,6 +34,7 @@ from .peers import cvxpylayers_projection
 BATCH = 64
 # cvxpylayers solves its problems one by one: it is timed on so many, and its time scaled up to the batch.
 FEW = 4
+MANY = 10  # structures of `topk`
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ POLYTOPES = (
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Cases for the oracle, for SparseMAP and for the Gibbs distribution, if it has one, of each polytope."""
+    """Cases for the oracle, its k best, SparseMAP and the Gibbs distribution, as far as it has them, of each polytope."""
     for typical in POLYTOPES:
         polytope = (typical.small if quick else typical.make)()
         scores = torch.randn(BATCH, polytope.dim, generator=torch.Generator().manual_seed(0)).to(device)
@@ -73,6 +78,9 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         def oracle(polytope: Polytope = polytope, scores: Tensor = scores) -> Candidates:
             return {"ours": lambda: polytope.maximize(scores.double())}
 
+        def listed(polytope: Polytope = polytope, scores: Tensor = scores) -> Candidates:
+            return {"ours": lambda: topk(polytope, scores, MANY)}
+
         def projection(polytope: Polytope = polytope, scores: Tensor = scores, layer=layer) -> Candidates:
             return {"ours": gradient_of(scores, layer)}
 
@@ -80,6 +88,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             return {"ours": gradient_of(scores[:FEW], layer), **cvxpylayers_projection(polytope, scores[:FEW])}
 
         yield Case("structured", f"maximize: {_short(polytope)}", sizes, oracle, quick=True)
+        if supports(polytope, SupportsTopk):
+            yield Case("structured", f"{MANY} best: {_short(polytope)}", sizes, listed, quick=True)
         described = statistics_of(scores, layer)
         yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes, projection, quick=True, describe=described)
         if supports(polytope, SupportsGibbs):
