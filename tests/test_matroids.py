@@ -3,98 +3,19 @@
 import itertools
 import math
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 import torch
 from cases import projection
+from matroid_cases import CASES, GRAPHS, at_most_two, case, one_of_each, present
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from sparsemarg.kernels import compiled
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.oracles import Budget, Matroid, Polytope, Product, Simplex, SpanningTree, placed, topk
+from sparsemarg.oracles import Budget, Matroid, Product, Simplex, SpanningTree, topk
 from sparsemarg.oracles.trees.heaviest_forest import heaviest_forest
 from sparsemarg.verification import parametrize_with_checks
-from structures import as_set, assert_gibbs, assert_k_best, assert_random_problems, assert_same_bits, scores_of
-from torch import Tensor
-
-GRAPHS: dict[str, list[tuple[int, int]]] = {
-    "one edge": [(0, 1)],
-    "triangle": [(0, 1), (1, 2), (0, 2)],
-    "parallel": [(0, 1), (1, 0), (1, 2)],
-    "path": [(0, 1), (1, 2), (2, 3)],
-    "complete": list(itertools.combinations(range(4), 2)),
-    "wheel": [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)],
-    "several between all": [*itertools.combinations(range(4), 2), (0, 2), (3, 0), (1, 2), (1, 0), (1, 0)],
-}
-
-# Vectors in a plane and a space: independent sets are linearly independent ones. The fourth is zero, the sixth is the first.
-VECTORS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]], dtype=torch.float64)
-
-
-def linear(sets: Tensor) -> Tensor:
-    ranks = torch.linalg.matrix_rank(placed(VECTORS, sets.device) * sets[..., None])
-    return ranks == sets.sum(-1)
-
-
-def at_most_two(sets: Tensor) -> Tensor:
-    return sets.sum(-1) <= 2
-
-
-def one_of_each(sets: Tensor) -> Tensor:
-    return (sets[:, :2].sum(-1) <= 1) & (sets[:, 2:].sum(-1) <= 1)
-
-
-def nothing(sets: Tensor) -> Tensor:
-    return ~sets.any(-1)
-
-
-CASES: dict[str, Callable[[], Polytope]] = {
-    **{name: (lambda edges=edges: SpanningTree(edges)) for name, edges in GRAPHS.items()},
-    "linear": lambda: Matroid(6, linear),
-    "linear, independent": lambda: Matroid(6, linear, bases=False),
-    "uniform": lambda: Matroid(5, at_most_two),
-    "uniform, independent": lambda: Matroid(5, at_most_two, bases=False),
-    "partition": lambda: Matroid(5, one_of_each),
-    "only the empty set": lambda: Matroid(3, nothing),
-}
-
-
-def connects(edges: list[tuple[int, int]], chosen: list[int], nodes: set[int]) -> bool:
-    reached = {min(nodes)}
-    for _ in nodes:
-        for place in chosen:
-            if reached & set(edges[place]):
-                reached |= set(edges[place])
-    return reached == nodes
-
-
-@cache
-def case(name: str) -> tuple[Polytope, Tensor]:
-    polytope = CASES[name]()
-    if isinstance(polytope, SpanningTree):
-        edges, nodes = list(polytope.edges), set(range(polytope.nodes))
-        kept = [
-            chosen
-            for chosen in itertools.combinations(range(len(edges)), len(nodes) - 1)
-            if connects(edges, list(chosen), nodes)
-        ]
-    else:
-        holds = {"linear": linear, "uniform": at_most_two, "partition": one_of_each, "only the empty set": nothing}
-        rule = holds[name.split(",")[0]]
-        kept = []
-        for size in range(polytope.dim + 1):
-            for chosen in itertools.combinations(range(polytope.dim), size):
-                bits = torch.zeros(1, polytope.dim, dtype=torch.bool)
-                bits[0, list(chosen)] = True
-                if bool(rule(bits)):
-                    kept.append(chosen)
-        if "independent" not in name:
-            kept = [chosen for chosen in kept if len(chosen) == max(map(len, kept))]
-    structures = torch.zeros(len(kept), polytope.dim, dtype=torch.float64)
-    for row, chosen in enumerate(kept):
-        structures[row, list(chosen)] = 1
-    return polytope, structures
+from structures import as_set, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,10 +66,6 @@ def test_forbidden_items(name: str) -> None:
         torch.testing.assert_close(sparsemap(one, polytope).mean(), projection(allowed, finite[None]), rtol=0, atol=1e-8)
 
 
-def present(polytope: SpanningTree, blocked: Tensor) -> set[int]:
-    return {node for edge, shut in zip(polytope.edges, blocked.tolist(), strict=True) if not shut for node in edge}
-
-
 def test_everything_forbidden_is_refused() -> None:
     for name in ("triangle", "uniform"):
         polytope = CASES[name]()
@@ -185,98 +102,6 @@ def test_mixed_graphs_give_what_each_gives_alone() -> None:
         assert torch.equal(exists[0], valid[row])
         assert torch.equal(listed[0], kbest[row][:, inside])
         torch.testing.assert_close(sparsemap(own, small).mean()[0], together.mean()[row, inside], rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_gibbs(name: str) -> None:
-    polytope = SpanningTree(GRAPHS[name])
-    assert_gibbs(polytope, polytope.vertices())
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_gibbs_of_very_unequal_scores(name: str) -> None:
-    """Scores of size 100: determinants of the Laplacian have no correct digit there."""
-    polytope = SpanningTree(GRAPHS[name])
-    structures, scores = polytope.vertices(), 100 * scores_of(polytope, 20)
-    scores[10:] += 1e4
-    assert_probabilities(polytope, scores, (scores @ structures.T).log_softmax(-1), structures)
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_gibbs_of_forbidden_edges(name: str) -> None:
-    """Rows of random `-inf` give what the allowed trees alone give; graphs in pieces are refused by number."""
-    polytope = SpanningTree(GRAPHS[name])
-    structures = polytope.vertices()
-    blocked = torch.rand(40, polytope.dim, generator=torch.Generator().manual_seed(2)) < 0.3
-    whole = [len(present(polytope, row)) == polytope.nodes for row in blocked]  # smaller graphs: see below
-    blocked = blocked[torch.tensor(whole)]
-    allowed = ~((structures[None] != 0) & blocked[:, None]).any(-1)
-    scores = scores_of(polytope, len(blocked)).masked_fill(blocked, -torch.inf)
-    some = allowed.any(-1)
-    logits = (scores.masked_fill(blocked, 0) @ structures.T).masked_fill(~allowed, -torch.inf)
-    assert_probabilities(polytope, scores[some], logits[some].log_softmax(-1), structures)
-    for row in (~some).nonzero()[:, 0].tolist():
-        with pytest.raises(ValueError, match="gibbs: scores row 0 allows no structure"):
-            polytope.gibbs(scores[row : row + 1])
-
-
-def test_gibbs_of_mixed_graphs() -> None:
-    """As each alone, whichever nodes there are."""
-    edges = GRAPHS["wheel"]
-    large, kept = SpanningTree(edges), [{0, 1, 2, 3, 4}, {0, 1}, {1, 2, 3, 4}, {0, 2, 3, 4}, {1, 4}]
-    nodes = torch.tensor([[node in some for node in range(5)] for some in kept])
-    scores = large.mask(scores_of(large, 5), nodes)
-    gibbs = large.gibbs(scores)
-    drawn = gibbs.sample((50,), torch.Generator().manual_seed(0))
-    assert bool((gibbs.log_prob(drawn) > -torch.inf).all())
-    for row, some in enumerate(kept):
-        inside = [place for place, edge in enumerate(edges) if set(edge) <= some]
-        number = {node: place for place, node in enumerate(sorted(some))}
-        small = SpanningTree([(number[edges[place][0]], number[edges[place][1]]) for place in inside])
-        own = small.gibbs(scores[row, inside])
-        torch.testing.assert_close(own.entropy(), gibbs.entropy()[row], rtol=0, atol=1e-12)
-        torch.testing.assert_close(own.marginals(), gibbs.marginals()[row, inside], rtol=0, atol=1e-12)
-        torch.testing.assert_close(own.log_prob(drawn[:, row, inside]), gibbs.log_prob(drawn)[:, row], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["complete", "parallel", "several between all"])
-def test_samples_follow_the_distribution(name: str) -> None:
-    """Each tree's frequency within 5 standard errors, and no other structure."""
-    polytope = SpanningTree(GRAPHS[name])
-    structures, scores, count = polytope.vertices(), scores_of(polytope, 2, seed=3), 20_000
-    probs = (scores @ structures.T).softmax(-1)
-    drawn = polytope.gibbs(scores).sample((count,), torch.Generator().manual_seed(0))
-    for row in range(2):
-        match = (drawn[:, row, None] == structures).all(-1)
-        assert bool((match.sum(-1) == 1).all())
-        error = (probs[row] * (1 - probs[row]) / count).sqrt()
-        assert bool(((match.double().mean(0) - probs[row]).abs() < 5 * error + 1e-9).all())
-
-
-def test_complete_graphs_have_as_many_trees_as_cayley_says() -> None:
-    for nodes in (2, 5, 10, 30):
-        polytope = SpanningTree(list(itertools.combinations(range(nodes), 2)))
-        entropy = polytope.gibbs(torch.zeros(polytope.dim, dtype=torch.float64)).entropy()
-        torch.testing.assert_close(float(entropy), (nodes - 2) * math.log(nodes), rtol=1e-13, atol=1e-13)
-
-
-def test_gibbs_is_minus_infinity_off_the_set() -> None:
-    gibbs = SpanningTree(GRAPHS["wheel"]).gibbs(torch.zeros(8))
-    cycle, forest, tree = (torch.zeros(8).index_fill(0, torch.tensor(on), 1) for on in ([0, 1, 4, 3], [0, 1, 2], [0, 1, 2, 3]))
-    for structure in (cycle, forest, torch.zeros(8), torch.ones(8), torch.full((8,), 0.5), 2 * tree, tree - cycle):
-        assert float(gibbs.log_prob(structure)) == -torch.inf
-    torch.testing.assert_close(float(gibbs.log_prob(tree)), -math.log(45))  # the wheel's trees: a Lucas number less 2
-
-
-def assert_probabilities(polytope: SpanningTree, scores: Tensor, logs: Tensor, structures: Tensor) -> None:
-    """log p, entropy and mean against log-probabilities [B, V] of all structures; samples are allowed."""
-    gibbs, probs = polytope.gibbs(scores), logs.exp()
-    found = gibbs.log_prob(structures[:, None].expand(-1, len(scores), -1)).T
-    torch.testing.assert_close(found, logs, rtol=1e-13, atol=1e-10)
-    torch.testing.assert_close(gibbs.entropy(), torch.special.entr(probs).sum(-1), rtol=0, atol=1e-10)
-    torch.testing.assert_close(gibbs.marginals(), probs @ structures, rtol=0, atol=1e-10)
-    drawn = gibbs.sample((5,), torch.Generator().manual_seed(0))
-    assert bool((gibbs.log_prob(drawn) > -60).all())
 
 
 def test_a_larger_graph_by_scipy() -> None:
