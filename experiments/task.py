@@ -31,10 +31,11 @@ class Outcome:
 class Task(LightningModule, ABC):
     """Trains a model with Adam and logs its loss, its terms, its support and its structures.
 
-    Every step that is logged, and each validation and test over its whole split, logs the mean of every value of `Outcome`,
-    the support size (mean, quartiles, 10th and 90th percentile), decoder calls per example, and the number of distinct most
-    probable structures. Steps also log the norm of the encoder's gradient: where every support of a batch is a single
-    atom that norm is exactly 0.
+    Every step that is logged, and each validation and test over its whole split, logs the mean of every value of `Outcome`, the
+    support size (mean, quartiles, 10th and 90th percentile), decoder calls per example, and the number of distinct most
+    probable structures. Where there is a progress bar it shows the loss, the support and the decoder calls of every step. Steps
+    that are logged also have the norm of the encoder's gradient: where every support of a batch is a single atom that norm is
+    exactly 0.
 
     Trained by several processes, each on its part of a batch, the gradient and what is logged are those of the whole batch,
     batch normalisation apart (--trainer.sync_batchnorm).
@@ -84,16 +85,14 @@ class Task(LightningModule, ABC):
             self.log_dict({f"train/{name}": value for name, value in whole.summarize().items()})
         # Processes' gradients are averaged: weighing by their number of examples makes that the whole batch's mean.
         loss = outcome.loss * (len(records) * self.trainer.world_size / len(whole))
-        shown = {
-            "loss": loss.detach(),
-            "support": whole.support.float().mean(),
-            "decoder_calls": whole.evaluations / len(whole),
-        }
-        self.log_dict(shown, prog_bar=True, logger=False)
+        if self.trainer.progress_bar_callback is not None:  # what nobody sees costs as much as a small model's step
+            calls = whole.evaluations / len(whole)
+            shown = {"loss": loss.detach(), "support": whole.support.float().mean(), "decoder_calls": calls}
+            self.log_dict(shown, prog_bar=True, logger=False)
         return loss
 
     def _logs_step(self) -> bool:
-        """Whether the loggers take this step: summaries that none would see cost as much as a small model's step."""
+        """Whether the loggers take this step: summaries that none would see cost as much, too."""
         every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 

@@ -202,6 +202,13 @@ def test_command_line_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("bar", [True, False])
+def test_the_progress_bar_shows_every_step(bar: bool) -> None:
+    trainer = fit("--folder", "here", "--trainer.enable_progress_bar", str(bar).lower()).trainer
+    assert trainer.progress_bar_metrics.keys() == ({"loss", "support", "decoder_calls"} if bar else set())
+    assert "loss" not in Path("here/metrics.csv").read_text().splitlines()[0].split(",")
+
+
 def test_help_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "demo" in capsys.readouterr().out
