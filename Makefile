@@ -22,7 +22,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-API := layers layers.functional layers.solvers oracles models models.estimators models.likelihood verification
+API := layers layers.functional layers.solvers oracles oracles.base models models.estimators models.likelihood verification
 
 docs: .venv/installed
 	$(BIN)/pdoc --template-directory docs --output-directory build/docs $(addprefix sparsemarg.,$(API))

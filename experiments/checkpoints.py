@@ -20,8 +20,13 @@ CONFIG_KEY = "sparsemarg_config"
 class Checkpoints(Checkpoint):
     """Writes `last.ckpt` every few steps, after each validation and epoch, and `best.ckpt` when validation improves.
 
-    Any of them can be resumed bit for bit. Where a validation is about to run, the step checkpoint waits,
-    because a run resumed from a checkpoint written just before a validation leaves that validation out.
+    Any of them can be resumed bit for bit, but for a `best.ckpt` of a validation in the middle of a step. Where a validation is
+    about to run, the step checkpoint waits, because a run resumed from a checkpoint written just before a validation leaves
+    that validation out. Where gradients are accumulated, `last.ckpt` waits for the end of the step, because a checkpoint has
+    none.
+
+    What a `Task` logs is as complete as that. Of another module's, what Lightning logs just after a checkpoint is written is
+    lost if the process dies in between; and what it averages over an epoch of training, it averages from the last start on.
 
     Args:
         every_n_steps: at most so many optimizer steps are lost when the process is killed.
@@ -56,7 +61,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         due = trainer.global_step - self._saved_step >= self.every_n_steps
         stopping = trainer.global_step == trainer.max_steps
-        if (due or stopping) and not _validation_follows(trainer, batch_idx):
+        if (due or stopping) and not _in_mid_step(trainer) and not _validation_follows(trainer, batch_idx):
             self._save(trainer, "last")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +77,8 @@ class Checkpoints(Checkpoint):
         if isinstance(value, Tensor) and self._improves(value.item()):
             self.best = value.item()
             self._save(trainer, "best")
-        self._save(trainer, "last")
+        if not _in_mid_step(trainer):
+            self._save(trainer, "last")
         logged = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
         if logged and self.monitor and value is None:
             raise UsageError(
@@ -87,7 +93,8 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         trainer.save_checkpoint(checkpoint_path(Path(trainer.default_root_dir), name), weights_only=False)
-        self._saved_step = trainer.global_step
+        if name == "last":
+            self._saved_step = trainer.global_step
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -181,6 +188,11 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def _in_mid_step(trainer: Trainer) -> bool:
+    """Whether gradients are accumulated that no optimizer step has taken yet."""
+    return (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0 and _in_mid_epoch(trainer)
 
 
 def _in_mid_epoch(trainer: Trainer) -> bool:

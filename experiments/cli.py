@@ -52,17 +52,21 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 2 after a message on how to correct the command.
 
-    It ends without a word, with the code of a broken pipe, when whoever reads what it prints has gone, such as `head`.
+    When whoever reads what it prints has gone, such as `head`, it ends with the code of a broken pipe.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            return _run(arguments)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # there is none if it was closed from the start
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        if arguments[:1] not in (["-h"], ["--help"], ["configs"]):
+            print("sparsemarg: stopped, because nobody reads what it prints any more", file=sys.stderr)
         return 128 + signal.SIGPIPE
 
 

@@ -6,24 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-
-STEP_ROW = "sparsemarg_step_row"
-
-
-class StepRow(Callback):
-    """Keeps the row of a step in the step's checkpoint: Lightning logs it later, and the process may die in between."""
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if not trainer.should_stop and (every < 1 or trainer.global_step % every):
-            return
-        logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
-        row = {name: value for name, value in logged.items() if not name.startswith("val/")}  # the last validation's
-        if row:
-            checkpoint[STEP_ROW] = {"step": trainer.global_step - 1, **row, "epoch": trainer.current_epoch}
 
 
 class MetricsCSV(Logger):
@@ -75,8 +59,9 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring the file of a resumed run in order. Called before the first step: there may be no step left to take."""
-        self._start()
+        """Add the checkpoint's row if it alone is missing: called before the first step, because there may be none left."""
+        if self._step_row is not None and not self._started and self._lacks_step_row(self._whole_rows()):
+            self._start()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -103,14 +88,28 @@ class MetricsCSV(Logger):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._resume_step is None:
             self.path.unlink(missing_ok=True)
-        elif self.path.exists():
-            rows = [row for row in self._read() if None not in row.values()]  # else cut off by the kill
-            kept = [row for row in rows if int(row["step"]) < self._resume_step]
+            return
+        rows = self._whole_rows()
+        if self.path.exists():
             with self.path.open(newline="") as file:
                 self._columns = next(csv.reader(file), [])
-            self._rewrite(kept)
-            if self._step_row and not any(_of_same_split(row, self._step_row) for row in kept):
-                self._append(self._step_row)
+            self._rewrite([row for row in rows if int(row["step"]) < self._resume_step])
+        if self._step_row is not None and self._lacks_step_row(rows):
+            self._append(self._step_row)
+
+    def _lacks_step_row(self, rows: list[dict[str, str]]) -> bool:
+        """Whether the last step's row is missing, as after a process that died between its checkpoint and its row."""
+        assert self._step_row is not None
+        step, columns = self._step_row["step"], self._step_row.keys() - {"step", "epoch"}
+        same = (row for row in rows if int(row["step"]) == step and any(map(row.get, columns)))
+        return not any(same) and all(int(row["step"]) <= step for row in rows)
+
+    def _whole_rows(self) -> list[dict[str, str]]:
+        """The rows of the file, but for one that was cut off by the kill; none where there is no file."""
+        if not self.path.exists():
+            return []
+        rows, whole = self._read(), self.path.read_bytes().endswith(b"\n")
+        return rows if whole else rows[:-1]
 
     def _read(self) -> list[dict[str, str]]:
         with self.path.open(newline="") as file:
@@ -123,9 +122,3 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.path)
-
-
-def _of_same_split(row: dict[str, str], step_row: dict[str, float]) -> bool:
-    """Whether a row of the file is that of the same step and split: both have a number in a column."""
-    columns = step_row.keys() - {"step", "epoch"}
-    return row["step"] == str(step_row["step"]) and any(row.get(name) for name in columns)

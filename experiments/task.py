@@ -12,6 +12,8 @@ from ..models.estimators import Estimate
 from .errors import UsageError
 from .records import Records, gather
 
+STEP_ROW = "sparsemarg_step_row"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -54,6 +56,8 @@ class Task(LightningModule, ABC):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self._records: list[Records] = []
+        self._row: dict[str, Tensor] = {}  # what was logged last of a step,
+        self._row_of = (-1, -1)  # and of which step and epoch
 
     @property
     @abstractmethod
@@ -82,7 +86,9 @@ class Task(LightningModule, ABC):
         records = Records.of(outcome.values, outcome.estimate)
         whole = gather(records, self.trainer.world_size)
         if self._logs_step():
-            self.log_dict({f"train/{name}": value for name, value in whole.summarize().items()})
+            self._row = {f"train/{name}": value for name, value in whole.summarize().items()}
+            self._row_of = (self.global_step, self.current_epoch)
+            self.log_dict(self._row)
         # Processes' gradients are averaged: weighing by their number of examples makes that the whole batch's mean.
         loss = outcome.loss * (len(records) * self.trainer.world_size / len(whole))
         if self.trainer.progress_bar_callback is not None:  # what nobody sees costs as much as a small model's step
@@ -100,7 +106,15 @@ class Task(LightningModule, ABC):
         if not self._logs_step():
             return
         grads = [p.grad for p in self.encoder.parameters() if p.grad is not None]
-        self.log("train/encoder_grad_norm", torch.nn.utils.get_total_norm(grads))
+        self._row["train/encoder_grad_norm"] = torch.nn.utils.get_total_norm(grads)
+        self.log("train/encoder_grad_norm", self._row["train/encoder_grad_norm"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the row of a step in its checkpoint: Lightning hands it to loggers later, and the process may die in between."""
+        step, epoch = self._row_of
+        if step == self.global_step - 1:
+            values = {name: value.item() for name, value in self._row.items()}
+            checkpoint[STEP_ROW] = {"step": step, **values, "epoch": epoch}
 
     def validation_step(self, batch: Any) -> None:
         self._record(batch)

@@ -28,12 +28,13 @@ from .checkpoints import (
 )
 from .errors import UsageError
 from .folders import alone_in, check_writable_folder
-from .metrics_csv import STEP_ROW, MetricsCSV, StepRow
+from .metrics_csv import MetricsCSV
 from .named_configs import resolve_configs
 from .parsing_errors import explain
 from .random_state import RandomState
 from .run_record import RunRecord
 from .step_limit import StepLimit
+from .task import STEP_ROW
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -51,6 +52,8 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     try:
         with ExitStack() as held:
             return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
+    except MisconfigurationException as error:
+        raise UsageError(f"the trainer cannot do this: {explain(str(error))}") from error
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
@@ -136,7 +139,6 @@ class ExperimentCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         self.trainer_defaults["callbacks"] = [
             RandomState(),
-            StepRow(),
             RunRecord(self._resolved_config(), self._command_line, options.ckpt_path),
             StepLimit(options.trainer.max_steps),
         ]

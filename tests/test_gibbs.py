@@ -207,6 +207,9 @@ def test_gradients_of_each_example_under_vmap_are_those_of_one_by_one(polytope: 
         torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
     drawn = torch.func.vmap(lambda one: polytope.gibbs(one).sample((5,)), randomness="different")(scores)  # [4, 5, D]
     assert bool((polytope.gibbs(scores).log_prob(drawn.transpose(0, 1)) > -torch.inf).all())
+    gibbs = polytope.gibbs(scores)
+    drawn = torch.func.vmap(lambda _: gibbs.sample(), randomness="different")(torch.zeros(5))  # [5, 4, D]
+    assert bool((gibbs.log_prob(drawn) > -torch.inf).all())
 
 
 @pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)

@@ -127,13 +127,28 @@ def test_metrics_csv_makes_up_for_the_row_of_the_last_step_once(tmp_path: Path) 
     first = MetricsCSV(path)
     first.log_metrics({"a": 0.5, "epoch": 1}, 1)
     first.log_metrics({"b": 1.0}, 2)
-    for cut_off in ("", "2,0.", ""):
+    for cut_off in ("", "2,0.", "2,0.2,,1", ""):
         with path.open("a") as file:
             file.write(cut_off)
         resumed = MetricsCSV(path, resume_step=3, step_row=step_row)
         resumed.log_metrics({"a": 7.0, "epoch": 1}, 3)
         rows = [(row["step"], row["a"], row["b"]) for row in rows_of(path)]
         assert rows == [("1", "0.5", ""), ("2", "", "1.0"), ("2", "0.25", ""), ("3", "7.0", "")]
+
+
+def test_metrics_csv_stays_as_it_is_until_there_is_something_to_write(tmp_path: Path) -> None:
+    """Lightning calls `save` before it does anything: of a test, of a run that goes on from its best checkpoint."""
+    path = tmp_path / "metrics.csv"
+    first = MetricsCSV(path)
+    for step in range(5):
+        first.log_metrics({"a": step / 3}, step)
+    before = path.read_text()
+    for idle in (MetricsCSV(path, fixed_step=5), MetricsCSV(path, 3, {"step": 2, "a": 2 / 3, "epoch": 0})):
+        idle.save()
+        assert path.read_text() == before
+    MetricsCSV(path, 6, {"step": 5, "a": 5 / 3, "epoch": 0}).save()  # as after a run that died before its last step's row
+    assert rows_of(path)[-1] == {"step": "5", "a": repr(5 / 3), "epoch": "0"}
+    assert len(rows_of(path)) == 6
 
 
 # Exact resume
@@ -295,11 +310,22 @@ def test_a_run_that_dies_in_a_validation_makes_it_up(epochs: str, interval: str,
     assert_same_run(Path("parts"), Path("whole"))
 
 
-@pytest.mark.parametrize("log_every", ["1", "3"])
-def test_a_run_that_dies_after_any_of_its_checkpoints_loses_nothing(log_every: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.log_every_n_steps", "1"],
+        ["--trainer.log_every_n_steps", "2"],  # as often as there are checkpoints: the first comes before the first row
+        ["--trainer.log_every_n_steps", "3"],
+        ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1"],  # validations in the middle of a step
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_dies_after_any_of_its_checkpoints_loses_nothing(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lightning logs a step only after the moment in which its checkpoint is saved; the last is in mid-epoch."""
-    options = ["--checkpoint.every_n_steps", "2", "--trainer.log_every_n_steps", log_every]
-    in_short_epochs("whole", 10, *options)
+    options = ["--checkpoint.every_n_steps", "2", "--trainer.limit_val_batches", "1", *options]
+    in_short_epochs("whole", 7, *options)
     save, saves, deadly = AtomicCheckpointIO.save_checkpoint, 0, 1
 
     def die(self: AtomicCheckpointIO, *arguments: Any, **more: Any) -> None:
@@ -313,14 +339,14 @@ def test_a_run_that_dies_after_any_of_its_checkpoints_loses_nothing(log_every: s
     for deadly in range(1, 100):
         folder, saves = f"after{deadly}", 0
         try:
-            in_short_epochs(folder, 10, *options)
+            in_short_epochs(folder, 7, *options)
         except RuntimeError:
             resume = ["--ckpt_path", "last"] if Path(folder, "checkpoints/last.ckpt").exists() else []
-            in_short_epochs(folder, 10, *options, *resume)
+            in_short_epochs(folder, 7, *options, *resume)
         assert_same_run(Path(folder), Path("whole"))
         if saves < deadly:
             break
-    assert deadly > 8
+    assert deadly > 5
 
 
 def test_a_metric_that_is_not_logged_decides_on_nothing(capsys: pytest.CaptureFixture[str]) -> None:
