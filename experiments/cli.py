@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             if sys.stdout is not None:  # there is none if it was closed from the start
                 sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_gone():
+        if sys.stdout is None or not _reader_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         if arguments[:1] not in (["-h"], ["--help"], ["configs"]):
