@@ -172,16 +172,17 @@ def _look(group: Group) -> dict[str, Any]:
 
 
 def _close(axis: Axes, groups: list[Group], column: str, scale: float = 1, *, top: bool = False) -> None:
-    """Show where the curves end: from the worst end a little beyond the best."""
-    ends = [means[-1].value * scale for group in groups if (means := group.curve(column)[1])]
-    starts = [means[0].value * scale for group in groups if (means := group.curve(column)[1])]
-    if len(ends) < 2:
+    """Show the second half of every curve, and of the first as much again."""
+    curves = [[m.value * scale for m in means] for group in groups if (means := group.curve(column)[1])]
+    if not curves:
         return
-    span = max(ends) - min(ends) or 1
+    settled, every = [value for curve in curves for value in curve[len(curve) // 2 :]], [v for curve in curves for v in curve]
+    low, high = min(settled), max(settled)
+    span = high - low or 1
     if top:
-        axis.set_ylim(max(min(starts + ends), min(ends) - span), max(ends) + 0.2 * span)
+        axis.set_ylim(max(min(every), low - span) - 0.05 * span, high + 0.1 * span)
     else:
-        axis.set_ylim(min(ends) - 0.2 * span, min(max(starts + ends), max(ends) + span))
+        axis.set_ylim(low - 0.1 * span, min(max(every), high + span) + 0.05 * span)
 
 
 def _dots(axis: Axes, groups: list[Group], metrics: dict[str, str], scale: float = 1) -> None:
