@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if sys.stdout is None or not _reader_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        if arguments[:1] not in (["-h"], ["--help"], ["configs"]):
+        if arguments[:1] not in ([], ["-h"], ["--help"], ["configs"]):
             print("sparsemarg: stopped, because nobody reads what it prints any more", file=sys.stderr)
         return 128 + signal.SIGPIPE
 
