@@ -25,7 +25,7 @@ class Checkpoints(Checkpoint):
     that validation out. Where gradients are accumulated, `last.ckpt` waits for the end of the step, because a checkpoint has
     none.
 
-    What a `Task` logs is as complete as that. Of another module's, what Lightning logs just after a checkpoint is written is
+    What `Task` itself logs is as complete as that. Of other metrics, what Lightning logs just after a checkpoint is written is
     lost if the process dies in between; and what it averages over an epoch of training, it averages from the last start on.
 
     Args:
@@ -46,6 +46,7 @@ class Checkpoints(Checkpoint):
         self.maximize = maximize
         self.best: float | None = None
         self._saved_step = 0
+        self._owed = False  # whether a validation in the middle of a step waits for its `last.ckpt`
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -59,7 +60,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        due = trainer.global_step - self._saved_step >= self.every_n_steps
+        due = self._owed or trainer.global_step - self._saved_step >= self.every_n_steps
         stopping = trainer.global_step == trainer.max_steps
         if (due or stopping) and not _in_mid_step(trainer) and not _validation_follows(trainer, batch_idx):
             self._save(trainer, "last")
@@ -77,7 +78,8 @@ class Checkpoints(Checkpoint):
         if isinstance(value, Tensor) and self._improves(value.item()):
             self.best = value.item()
             self._save(trainer, "best")
-        if not _in_mid_step(trainer):
+        self._owed = _in_mid_step(trainer) and not trainer.should_stop
+        if not self._owed:
             self._save(trainer, "last")
         logged = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
         if logged and self.monitor and value is None:
@@ -94,7 +96,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         trainer.save_checkpoint(checkpoint_path(Path(trainer.default_root_dir), name), weights_only=False)
         if name == "last":
-            self._saved_step = trainer.global_step
+            self._saved_step, self._owed = trainer.global_step, False
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -112,7 +112,7 @@ class Task(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the row of a step in its checkpoint: Lightning hands it to loggers later, and the process may die in between."""
         step, epoch = self._row_of
-        if step == self.global_step - 1:
+        if 0 <= step == self.global_step - 1:
             values = {name: value.item() for name, value in self._row.items()}
             checkpoint[STEP_ROW] = {"step": step, **values, "epoch": epoch}
 

@@ -54,6 +54,10 @@ def run(arguments: list[str]) -> "ExperimentCLI":
             return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
     except MisconfigurationException as error:
         raise UsageError(f"the trainer cannot do this: {explain(str(error))}") from error
+    except ValueError as error:
+        if "val_check_interval" not in str(error):  # which Lightning finds out late
+            raise
+        raise UsageError(f"the trainer cannot do this: {error}") from error
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise

@@ -280,6 +280,10 @@ def test_a_demo_that_fails_leaves_the_last_one(
         ),
         (["fit"], "arguments are required: fit.data, fit.model"),
         (["fit", "--config", DIGITS, "--trainer.limit_train_batches", "0.001"], "the trainer cannot do this: You requested to"),
+        (
+            ["fit", "--config", DIGITS, "--trainer.val_check_interval", "1000"],
+            "cannot do this: `val_check_interval` .1000. must",
+        ),
         (["fit", "--config", DIGITS, "--trainer.limit_train_batches", "0"], "limit_train_batches 0 leaves nothing to do"),
         (
             ["test", "--config", DIGITS, "--trainer.limit_test_batches", "0.0"],

@@ -3,14 +3,17 @@
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from sparsemarg.experiments import cli, training
 from sparsemarg.experiments.errors import UsageError
 from sparsemarg.experiments.named_configs import config_names
 from sparsemarg.experiments.report import runs
-from sparsemarg.experiments.report.figures import FIGURES
+from sparsemarg.experiments.report.figures import FIGURES, _close
 from sparsemarg.experiments.report.groups import Mean, constants, group, style
 from sparsemarg.experiments.report.runs import KEPT_ROWS, find_runs, keep
 from sparsemarg.experiments.report.tables import results
@@ -293,3 +296,20 @@ def test_commands_name_packaged_configurations_and_other_files() -> None:
     assert names == ["signal_game/digits/topk", "tuning/best.yaml"]
     assert options == {"config": "tuning/best.yaml", "trainer.max_steps": "10"}
     assert runs._parsed("sparsemarg fit --config /a/configs/signal_game/nvil.yaml")[0] == ["signal_game/nvil"]
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "limits"),
+    [
+        ([0.0, 80, 94, 92, 91, 93], True, (87.85, 94.3)),  # the second half begins with 92; a value of the first is better
+        ([300.0, 103, 101, 102], False, (100.9, 103.05)),
+        ([math.inf, 5.0, math.inf, 4.0], False, (3.9, 5.05)),
+        ([7.0], False, (6.9, 7.05)),
+        ([math.inf], True, (0.0, 1.0)),
+    ],
+)
+def test_axes_leave_out_how_bad_a_curve_began(values: list[float], top: bool, limits: tuple[float, float]) -> None:
+    axis = Figure().subplots()
+    group: Any = SimpleNamespace(curve=lambda column: (range(len(values)), [SimpleNamespace(value=v) for v in values]))
+    _close(axis, [group], "val/accuracy", top=top)
+    assert axis.get_ylim() == pytest.approx(limits)

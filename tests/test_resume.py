@@ -349,6 +349,22 @@ def test_a_run_that_dies_after_any_of_its_checkpoints_loses_nothing(
     assert deadly > 5
 
 
+def test_the_step_that_a_validation_fell_into_ends_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten batches in an epoch, three in a step, a validation after four of them: the next step's end is two batches later."""
+    written: list[tuple[str, int]] = []
+
+    def save(self: Checkpoints, trainer: Trainer, name: str) -> None:
+        plain(self, trainer, name)
+        written.append((name, trainer.global_step))
+
+    plain = Checkpoints._save
+    monkeypatch.setattr(Checkpoints, "_save", save)
+    often = ["--trainer.accumulate_grad_batches", "3", "--trainer.val_check_interval", "4"]
+    fit("--folder", "here", "--data.init_args.batch_size", "128", *often, config="bit_vector_vae/digits/topk", steps=4)
+    assert written[:2] == [("best", 1), ("last", 2)]
+    assert written[-1] == ("last", 4)
+
+
 def test_a_metric_that_is_not_logged_decides_on_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     once = ["fit", "--config", DIGITS, "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--folder"]
     message = complaint(capsys, *once, "here", "--checkpoint.monitor", "val/succes")

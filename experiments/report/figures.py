@@ -1,5 +1,6 @@
 """The paper's figures, and the game's learning curves, from runs."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -172,12 +173,13 @@ def _look(group: Group) -> dict[str, Any]:
 
 
 def _close(axis: Axes, groups: list[Group], column: str, scale: float = 1, *, top: bool = False) -> None:
-    """Show the second half of every curve, and of the first as much again."""
-    curves = [[m.value * scale for m in means] for group in groups if (means := group.curve(column)[1])]
-    if not curves:
+    """Show the second half of every curve and all that is better; of what is worse, as much again."""
+    curves = [[m.value * scale for m in group.curve(column)[1] if math.isfinite(m.value)] for group in groups]
+    every = [value for curve in curves for value in curve]
+    settled = [value for curve in curves for value in curve[len(curve) // 2 :]]
+    if not every:
         return
-    settled, every = [value for curve in curves for value in curve[len(curve) // 2 :]], [v for curve in curves for v in curve]
-    low, high = min(settled), max(settled)
+    low, high = (min(settled), max(every)) if top else (min(every), max(settled))
     span = high - low or 1
     if top:
         axis.set_ylim(max(min(every), low - span) - 0.05 * span, high + 0.1 * span)
