@@ -52,12 +52,10 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     try:
         with ExitStack() as held:
             return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
-    except MisconfigurationException as error:
-        raise UsageError(f"the trainer cannot do this: {explain(str(error))}") from error
-    except ValueError as error:
-        if "val_check_interval" not in str(error):  # which Lightning finds out late
+    except (MisconfigurationException, ValueError) as error:
+        if isinstance(error, ValueError) and "val_check_interval" not in str(error):  # the one that Lightning tells so
             raise
-        raise UsageError(f"the trainer cannot do this: {error}") from error
+        raise UsageError(f"the trainer cannot do this: {explain(str(error))}") from error
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise

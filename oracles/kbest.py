@@ -137,13 +137,13 @@ def partition(
         return found, torch.where(agrees, (found * values).sum(-1), -torch.inf)
 
     best, total = best_of(problems, forbidden, torch.zeros_like(forbidden))
-    open_best, open_fixed, open_total = best[:, None], forbidden[:, None], total[:, None]  # [B, m, D], [B, m, D], [B, m]
+    parts = _OpenParts(best[:, None], forbidden[:, None], total[:, None])
     vertices = torch.zeros(batch, k, dim, dtype=torch.float64, device=scores.device)
     valid = torch.zeros(batch, k, dtype=torch.bool, device=scores.device)
     for step in range(k):
-        chosen = open_total.argmax(-1)
-        best, fixed = open_best[problems, chosen], open_fixed[problems, chosen]
-        valid[:, step] = open_total[problems, chosen] > -torch.inf
+        chosen = parts.total.argmax(-1)
+        best, fixed = parts.best[problems, chosen], parts.fixed[problems, chosen]
+        valid[:, step] = parts.total[problems, chosen] > -torch.inf
         vertices[:, step] = best * valid[:, step, None]
         if step + 1 == k:
             break
@@ -154,18 +154,39 @@ def partition(
         flip = bit == split[:, None]
         part_fixed = fixed[problem] | free[problem] & (bit < split[:, None]) | flip
         part_best, part_total = best_of(problem, part_fixed, on[problem] ^ flip)
-        # The best of the parts that were open before and of those that are new.
-        open_total[problems, chosen] = -torch.inf
-        place = (problem, free.cumsum(-1)[problem, split] - 1)
-        new_total = total.new_full((batch, int(free.sum(-1).amax()) if batch else 0), -torch.inf).index_put(place, part_total)
-        number = torch.zeros_like(new_total, dtype=torch.int64).index_put(place, torch.arange(len(split), device=split.device))
-        open_total, kept = torch.cat([open_total, new_total], -1).sort(dim=-1, descending=True, stable=True)
-        before = torch.arange(open_fixed.shape[:2].numel(), device=split.device).reshape(open_fixed.shape[:2])
-        kept = torch.cat([before, before.numel() + number], -1).gather(1, kept[:, : k - step - 1])
-        open_total = open_total[:, : k - step - 1].clone()
-        open_best = torch.cat([open_best.flatten(0, 1), part_best])[kept]
-        open_fixed = torch.cat([open_fixed.flatten(0, 1), part_fixed])[kept]
+        parts.total[problems, chosen] = -torch.inf
+        place = free.cumsum(-1)[problem, split] - 1
+        parts = parts.joined(_OpenParts(part_best, part_fixed, part_total), problem, place, k - step - 1)
     return vertices.to(scores.dtype), valid
+
+
+class _OpenParts(NamedTuple):
+    """Parts of the sets of structures, m of each problem.
+
+    Attributes:
+        best: [B, m, D] the best structure of each.
+        fixed: [B, m, D] bool, the bits that all structures of a part have in common with its best.
+        total: [B, m] the score of the best, -inf for a part that is empty or closed.
+    """
+
+    best: Tensor
+    fixed: Tensor
+    total: Tensor
+
+    def joined(self, new: "_OpenParts", problem: Tensor, place: Tensor, keep: int) -> "_OpenParts":
+        """The `keep` best of these and of new ones ([n, D], [n, D], [n]), each the place-th new one of a problem [n].
+
+        Ties: these first, then the new ones by place.
+        """
+        batch, held = self.total.shape
+        shape = (batch, int(place.amax()) + 1 if len(place) else 0)
+        total = self.total.new_full(shape, -torch.inf).index_put((problem, place), new.total)
+        number = torch.arange(batch * held + len(place), device=place.device)  # of all parts, these first
+        added = number.new_zeros(shape).index_put((problem, place), number[batch * held :])
+        total, order = torch.cat([self.total, total], -1).sort(dim=-1, descending=True, stable=True)
+        kept = torch.cat([number[: batch * held].reshape(batch, held), added], -1).gather(1, order[:, :keep])
+        best, fixed = torch.cat([self.best.flatten(0, 1), new.best]), torch.cat([self.fixed.flatten(0, 1), new.fixed])
+        return _OpenParts(best[kept], fixed[kept], total[:, :keep].clone())
 
 
 def _binary(polytope: Polytope, vertices: Tensor) -> Tensor:
