@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -44,6 +44,23 @@ def in_triton(module: str, package: str | None, function: str, device: torch.dev
     if not (_interpreted() if device.type == "cpu" else device.type == "cuda" and _triton_runs()) or _off():
         return None
     return _loaded(module, package, function)
+
+
+def either(
+    triton: str, numba: str, package: str | None, function: str, device: torch.device, on_arrays: Callable[..., None]
+) -> Callable[..., None] | None:
+    """A function of contiguous tensors that is written twice, in Triton and with Numba, or None: `in_triton`, else `compiled`.
+
+    Args:
+        triton, numba: the modules.
+        package, function, device: as of `compiled`.
+        on_arrays: what runs the compiled function, which it is given first, on the tensors' arrays.
+    """
+    kernel = in_triton(triton, package, function, device)
+    if kernel is not None:
+        return kernel
+    kernel = compiled(numba, package, function, device)
+    return None if kernel is None else partial(on_arrays, kernel)
 
 
 def readable(tensor: Tensor) -> bool:

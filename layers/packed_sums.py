@@ -1,13 +1,12 @@
 """Means and entropies of packed atoms: by kernels that read each atom, or its probability, once; or in tensor operations."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, in_triton, readable
+from ..kernels import either, in_threads, readable
 
 Kernel = Callable[..., None]
 # To take a logarithm takes as long as to pass over so many numbers.
@@ -82,11 +81,8 @@ def _kernel(values: Tensor, function: str) -> Kernel | None:
     """What computes a function of `kernels.packed` on contiguous tensors; None: tensor operations."""
     if values.dtype not in (torch.float32, torch.float64) or not readable(values):
         return None
-    kernel = in_triton(".kernels.triton_packed", __package__, function, values.device)
-    if kernel is not None:
-        return kernel
-    kernel = compiled(".kernels.packed", __package__, function, values.device)
-    return None if kernel is None else partial(_IN_THREADS[function], kernel)
+    run = _IN_THREADS[function]
+    return either(".kernels.triton_packed", ".kernels.packed", __package__, function, values.device, run)
 
 
 def _combine(kernel: Kernel, probs: Tensor, atoms: Tensor, first: Tensor, means: Tensor) -> None:

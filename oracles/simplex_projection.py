@@ -1,13 +1,12 @@
 """The projection on the simplex, for whoever needs it: by kernels that sort nothing, or in tensor operations."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads, in_triton, readable
+from ..kernels import either, in_threads, readable
 
 
 def project_simplex(scores: Tensor) -> Tensor:
@@ -58,11 +57,7 @@ def _kernel(scores: Tensor, function: str) -> Callable[..., None] | None:
     """The compiled kernel for such scores, which writes the last tensor that it is given; None: for tensor operations."""
     if scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
         return None
-    kernel = in_triton(".kernels.triton_simplex", __package__, function, scores.device)
-    if kernel is not None:
-        return kernel
-    kernel = compiled(".kernels.simplex_rows", __package__, function, scores.device)
-    return None if kernel is None else partial(_on_rows, kernel)
+    return either(".kernels.triton_simplex", ".kernels.simplex_rows", __package__, function, scores.device, _on_rows)
 
 
 class _ProjectRows(torch.autograd.Function):

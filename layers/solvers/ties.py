@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...kernels import compiled, in_triton
+from ...kernels import compiled, either
 from ...oracles import placed
 from ...oracles.checks import cannot_branch
 from ...oracles.placement import traced
@@ -77,11 +77,11 @@ class Ties:
 
 def _broken_by(device: torch.device) -> Callable[..., None] | None:
     """The kernel `broken`, of contiguous tensors; None: tensor operations."""
-    kernel = in_triton("..kernels.triton_ties", __package__, "broken", device)
-    if kernel is not None:
-        return kernel
-    kernel = compiled("..kernels.ties", __package__, "broken", device)
-    return None if kernel is None else lambda *tensors: kernel(*(tensor.numpy() for tensor in tensors))
+    return either("..kernels.triton_ties", "..kernels.ties", __package__, "broken", device, _on_arrays)
+
+
+def _on_arrays(kernel: Callable[..., None], *tensors: Tensor) -> None:
+    kernel(*(tensor.numpy() for tensor in tensors))
 
 
 def _tie_break(dim: int, device: torch.device | None = None) -> Tensor:
