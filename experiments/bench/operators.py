@@ -66,20 +66,20 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def gradient_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], object]:
-    """A forward and backward pass: the gradient of the mean's product with fixed weights, plus the entropy."""
+    """The distribution, its mean and its entropy, forward and backward, from fixed gradients of the mean and the entropy."""
     leaf = scores.clone().requires_grad_()
-    weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores)
+    upstream = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores)
+    ones = scores.new_ones(scores.shape[:-1])
 
     def step() -> Tensor:
         distribution = layer(leaf)
-        loss = (distribution.mean() * weights).sum() + distribution.entropy().sum()
-        return torch.autograd.grad(loss, leaf)[0]
+        return torch.autograd.grad((distribution.mean(), distribution.entropy()), leaf, (upstream, ones))[0]
 
     return step
 
 
 def weights_of(scores: Tensor, layer: Callable[[Tensor], SparseDistribution]) -> Callable[[], object]:
-    """The operator alone, forward and backward: the gradient of the weights' product with fixed numbers."""
+    """The operator alone, forward and backward, from a fixed gradient of the weights."""
     leaf = scores.clone().requires_grad_()
     upstream = torch.randn(len(layer(scores).probs), generator=torch.Generator().manual_seed(1)).to(scores)
     return lambda: torch.autograd.grad(layer(leaf).probs, leaf, upstream)

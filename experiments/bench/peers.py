@@ -42,8 +42,8 @@ def cvxpylayers_projection(polytope: Polytope, scores: Tensor) -> dict[str, Call
     problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(mean - target)), constraints)
     layer = CvxpyLayer(problem, parameters=[target], variables=[mean])
     leaf = scores.detach().double().cpu().requires_grad_()
-    weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
-    return {"cvxpylayers": lambda: torch.autograd.grad((layer(leaf)[0] * weights).sum(), leaf)}
+    upstream = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
+    return {"cvxpylayers": lambda: torch.autograd.grad(layer(leaf)[0], leaf, upstream)}
 
 
 def pyepo_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[], object]]:
@@ -71,5 +71,5 @@ def pyepo_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[
 
     layer = regularizedFrankWolfeOpt(Asked())
     leaf = scores.detach().cpu().requires_grad_()
-    weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
-    return {"PyEPO": lambda: torch.autograd.grad((layer(leaf) * weights).sum(), leaf)}
+    upstream = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
+    return {"PyEPO": lambda: torch.autograd.grad(layer(leaf), leaf, upstream)}
