@@ -74,17 +74,20 @@ def sparsemap(
     >>> sparsemap(torch.tensor([[0.5, 2.0, -1.0]]), BernoulliCube(3)).mean()
     tensor([[0.5000, 1.0000, 0.0000]])
     """
-    _check(scores, polytope, coding, check)
+    check_dimension(scores, polytope)
+    _check_coding(coding)
     if isinstance(solver, type) or not hasattr(solver, "solve"):
         raise ValueError(f"solver must be an instance of a solver, e.g. ActiveSet() or SortedDecomposition(), not {solver!r}")
     shape, support = scores.shape[:-1], None
     if supports(solver, FindsPacked) and readable(scores):
         given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
-        support = solver.solve_packed(given, polytope, scores.dtype)
+        support = solver.solve_packed(given, polytope, scores.dtype, check)
         if isinstance(support, PackedSupport):
-            if check:
+            if check and not support.all_converged:
                 warn_unconverged(support.stats, solver)
             return _indexed(packed_distribution(scores, support, 1 if coding == "bits" else 1 / 2), polytope)
+    if check and support is None:
+        check_finite(scores)
     flat = coded(scores.double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
     if support is None and supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
@@ -124,7 +127,10 @@ def sparsemap_marginals(
     `sparsemap(...).mean()`. Arguments and errors are those of `sparsemap`.
     """
     if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
-        _check(scores, polytope, coding, check)
+        check_dimension(scores, polytope)
+        _check_coding(coding)
+        if check:
+            check_finite(scores)
         target = coded(scores.double(), polytope, coding)
         if check:
             with torch.no_grad():
@@ -188,13 +194,6 @@ def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistributio
     if isinstance(polytope, Simplex):
         found.index = found.atoms.argmax(-1)
     return found
-
-
-def _check(scores: Tensor, polytope: Polytope, coding: Coding, check: bool) -> None:
-    check_dimension(scores, polytope)
-    _check_coding(coding)
-    if check:
-        check_finite(scores)
 
 
 def _check_coding(coding: str) -> None:

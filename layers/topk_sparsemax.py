@@ -84,13 +84,13 @@ def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> S
 
     The scores s_z count from the best one's, which changes neither the projection nor its derivative.
     """
-    if check:
-        check_finite(scores)
     flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1])
     if readable(flat):
-        support = in_one_pass(flat.detach().double(), polytope, k, scores.dtype)
+        support = in_one_pass(flat.detach().double(), polytope, k, scores.dtype)  # None if there is NaN or +inf
         if support is not None:
             return packed_distribution(scores, support)
+    if check:
+        check_finite(scores)
     found = polytope.flips(flat.detach(), k)
     if check:
         _check_allowed(found.valid, polytope)

@@ -23,7 +23,7 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
     """
     if cannot_branch(scores) or scores.numel() == 0:
         return
-    if not some_allowed and scores.detach().max().item() < torch.inf:  # NaN spreads
+    if not some_allowed and all_below_infinity(scores):
         return
     peak = scores.detach().amax(dim)
     sound = peak < torch.inf
@@ -40,6 +40,11 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
         f"{where} holds {'NaN' if value != value else '+inf'}; scores must be finite, or -inf to forbid an entry "
         f"(look for a division by zero or an overflow upstream)"
     )
+
+
+def all_below_infinity(scores: Tensor) -> bool:
+    """Whether none of the scores, of which there are some, is NaN or +inf. One reduction and one host synchronisation."""
+    return scores.detach().max().item() < torch.inf  # NaN spreads
 
 
 def check_float(scores: Tensor) -> None:

@@ -19,7 +19,7 @@ from sparsemarg.layers.functional import (
     sparsemax_loss,
     topk_sparsemax,
 )
-from sparsemarg.layers.solvers import ActiveSet, recorded
+from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition, recorded
 from sparsemarg.oracles import (
     BernoulliCube,
     Budget,
@@ -161,6 +161,15 @@ def test_the_host_does_not_wait_for_iterations() -> None:
         return host_waits(lambda: sparsemap(scores, BernoulliCube(dim)))
 
     assert counted(8) == counted(100)
+
+
+@on_gpu
+@pytest.mark.parametrize("polytope", [BernoulliCube(100), Budget(100, 40)], ids=repr)
+def test_sorted_kernels_check_the_scores_by_the_way(polytope: Polytope) -> None:
+    """The host waits once, for the number of structures, and is told with it that scores are finite and rows have converged."""
+    scores = scores_for(polytope, "normal", batch=16).cuda()
+    for check in (True, False):
+        assert host_waits(lambda check=check: sparsemap(scores, polytope, solver=SortedDecomposition(), check=check)) == 1
 
 
 @on_gpu

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from cases import scores_for
-from sparsemarg.layers import SparseDistribution
+from sparsemarg.layers import ConvergenceWarning, SparseDistribution
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition
 from sparsemarg.layers.solvers.base import Solver
@@ -16,6 +16,7 @@ from sparsemarg.layers.solvers.kernels import triton_active_set, triton_chained,
 from sparsemarg.layers.solvers.supports import PackedSupport
 from sparsemarg.layers.sparsemap import Coding
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from sparsemarg.oracles.checks import NotFinite
 from torch import Tensor
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -109,7 +110,7 @@ def test_a_jacobian_is_one_matrix(solver: ActiveSet | SortedDecomposition, polyt
     every = torch.eye(len(probs), dtype=torch.float64)
     jacobian = torch.stack([torch.autograd.grad(probs, scores, each, retain_graph=True)[0] for each in every])
     torch.testing.assert_close(torch.autograd.grad(probs, scores, every, is_grads_batched=True)[0], jacobian)
-    support = solver.solve_packed(scores.detach(), polytope, torch.float64)
+    support = solver.solve_packed(scores.detach(), polytope, torch.float64, check=True)
     assert isinstance(support, PackedSupport)
     change = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(support.jacobian.push(change), (jacobian * change).sum((1, 2)))
@@ -150,6 +151,33 @@ def test_where_there_is_no_chained_kernel(monkeypatch: pytest.MonkeyPatch) -> No
         distribution(scores, polytope=Budget(20, 4, exactly=True))
     monkeypatch.setattr(triton_chained, "MOST_DIMENSIONS", 19)
     assert triton_chained.solve_packed(scores, budget, torch.float64) is None
+
+
+@pytest.mark.parametrize("polytope", [BernoulliCube(20), Budget(20, 4)], ids=repr)
+def test_sorted_kernels_look_at_the_scores_by_the_way(polytope: Polytope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the host would wait for each of these: for scores, and for whether rows have converged."""
+
+    def look(*_: object) -> None:
+        raise AssertionError("the host waits")
+
+    scores = torch.rand(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with monkeypatch.context() as patched:
+        for name in ("check_finite", "warn_unconverged"):
+            patched.setattr(f"sparsemarg.layers.sparsemap.{name}", look)
+        assert distribution(scores, polytope=polytope).stats is not None
+    scores[1, 3] = torch.nan
+    with pytest.raises(NotFinite, match="row 1 holds NaN"):
+        distribution(scores, polytope=polytope)
+
+
+def test_rows_that_have_not_converged_are_told_of_by_the_kernels() -> None:
+    scores = torch.rand(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for solver, converged in ((ACTIVE, True), (ActiveSet(max_iter=2), False)):
+        support = solver.solve_packed(scores, BernoulliCube(20), torch.float64, check=True)
+        assert isinstance(support, PackedSupport)
+        assert support.all_converged == bool(support.stats.converged.all()) == converged
+    with pytest.warns(ConvergenceWarning, match="3 of 3 rows"):
+        distribution(scores, ActiveSet(max_iter=2))
 
 
 def test_one_row_that_needs_more_atoms_sends_all_another_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import compiled, in_triton
 from ...oracles import Polytope
-from ...oracles.checks import cannot_branch, check_count
+from ...oracles.checks import all_below_infinity, cannot_branch, check_count
 from ..stats import SolverStats
 from . import recorded
 from .base import Solver
@@ -112,12 +112,14 @@ class ActiveSet(Solver):
 
     @torch.no_grad()
     def solve_packed(
-        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
+        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype, check: bool
     ) -> PackedSupport[SolverStats] | Support | None:
         """See `FindsPacked`: on structures that are 0/1; a `Support` of real-valued ones, and of what a kernel gave up."""
         on_gpu = in_triton(".kernels.triton_supports", __package__, "solve_packed", scores.device)
         whole = on_gpu or compiled(".kernels.compiled_rows", __package__, "solve_packed", scores.device)
         if whole is None or len(scores) == 0 or (on_gpu is not None and kind_of(polytope) is None):
+            return None
+        if check and not all_below_infinity(scores):
             return None
         oracle, limit = Oracle.of(polytope, scores), self._limit(scores)
         found = whole(oracle, limit, self.tol, dtype)

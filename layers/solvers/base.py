@@ -49,7 +49,10 @@ class FindsPacked(Protocol):
     """Solvers that may leave the support packed."""
 
     def solve_packed(
-        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype
+        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype, check: bool
     ) -> PackedSupport[SolverStats] | Support | None:
-        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. Data are looked at."""
+        """As `Solver.solve`, with atoms in `dtype` if packed; None where only `solve` can. Data are looked at.
+
+        With `check` scores may be NaN or +inf, and then the answer is None; a kernel may see that by the way.
+        """
         ...

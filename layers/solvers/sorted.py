@@ -54,8 +54,10 @@ class SortedDecomposition(Solver):
             same = (own - mean).abs() <= DECOMPOSED * mean.abs().amax(-1, keepdim=True).clamp(min=1)
             return Support(atoms, probs, _certify(problem, torch.where(same, mean, own), margin))
 
-    def solve_packed(self, scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> PackedSupport[SolverStats] | None:
-        """See `FindsPacked`."""
+    def solve_packed(
+        self, scores: Tensor, polytope: Polytope, dtype: torch.dtype, check: bool
+    ) -> PackedSupport[SolverStats] | None:
+        """See `FindsPacked`: kernels find no structures of what is NaN or +inf."""
         return in_one_pass(scores, polytope, dtype)
 
     def solve_nested(self, scores: Tensor, polytope: Polytope) -> NestedSupport:

@@ -95,6 +95,7 @@ class PackedSupport(Generic[FoundBy]):
         first: [B + 1] int64: where those of each row begin.
         stats: rows [B].
         jacobian: of the weights, that of the KKT system (paper eq. 17).
+        all_converged: that every row has, where the solver has looked already; False otherwise.
     """
 
     atoms: Tensor
@@ -103,6 +104,7 @@ class PackedSupport(Generic[FoundBy]):
     first: Tensor
     stats: FoundBy
     jacobian: Jacobian
+    all_converged: bool = False
 
 
 def used_first(atoms: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,13 +96,15 @@ def solve_packed(scores: Tensor, polytope: Budget, dtype: torch.dtype) -> Packed
             CHUNK=chunk_of_row(dim),
             **shape,
         )
-    room = room_for(number, dim, dtype)
-    if room is None:
+    found = room_for(number, converged, dim, dtype)
+    if found is None:
         return None
+    room, all_converged = found
     with torch.cuda.device_of(scores):
         _write[(batch,)](slot, enters, is_first, cuts, *room, dim, **shape)
     stats = SolverStats(torch.zeros_like(number), gap, converged, margin)
-    return PackedSupport(*room, stats, ChainedRows(place, slot, binding, room.first, len(room.row)))
+    jacobian = ChainedRows(place, slot, binding, room.first, len(room.row))
+    return PackedSupport(*room, stats, jacobian, all_converged)
 
 
 @triton.jit

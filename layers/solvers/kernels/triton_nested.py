@@ -88,13 +88,14 @@ def solve_packed(scores: Tensor, polytope: BernoulliCube, dtype: torch.dtype) ->
             CHUNK=chunk_of_row(dim),
             **shape,
         )
-    room = room_for(number, dim, dtype)
-    if room is None:
+    found = room_for(number, converged, dim, dtype)
+    if found is None:
         return None
+    room, all_converged = found
     with torch.cuda.device_of(scores):
         _write[(batch,)](slot, level, *room, dim, **shape)
     stats = SolverStats(torch.zeros_like(number), gap, converged, margin)
-    return PackedSupport(*room, stats, NestedRows(slot, size, room.first, room.row))
+    return PackedSupport(*room, stats, NestedRows(slot, size, room.first, room.row), all_converged)
 
 
 @triton.jit

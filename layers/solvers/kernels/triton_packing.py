@@ -29,14 +29,17 @@ def first_of(number: Tensor) -> Tensor:
     return torch.nn.functional.pad(number.cumsum(0), (1, 0))
 
 
-def room_for(number: Tensor, dim: int, dtype: torch.dtype) -> Room | None:
-    """Room for so many structures a row, number [B] int64; None if some row has no answer. A host synchronisation."""
+def room_for(number: Tensor, converged: Tensor, dim: int, dtype: torch.dtype) -> tuple[Room, bool] | None:
+    """Room for so many structures a row, number [B] int64, and whether all rows have `converged` [B] bool.
+
+    None if some row has no answer. A host synchronisation, one for both.
+    """
     first = first_of(number)
-    count = int(first[-1])
+    count, all_converged = torch.stack([first[-1], converged.all()]).tolist()
     if count < 0:
         return None
     atoms, row = first.new_empty(count, dim, dtype=dtype), first.new_empty(count)
-    return Room(atoms, first.new_empty(count, dtype=torch.float64), row, first)
+    return Room(atoms, first.new_empty(count, dtype=torch.float64), row, first), bool(all_converged)
 
 
 def shape_of_row(dim: int) -> dict[str, int]:

@@ -65,7 +65,7 @@ def solve_packed(oracle: Oracle, max_iter: int, tol: float, dtype: torch.dtype) 
     if found is None:
         return None
     first, block = first_of(found.number), first_of(found.number.square())
-    count, entries = torch.stack([first[-1], block[-1]]).tolist()
+    count, entries, all_converged = torch.stack([first[-1], block[-1], found.converged.all()]).tolist()
     if count < 0:
         return found
     batch, slots, dim = found.atoms.shape
@@ -78,9 +78,8 @@ def solve_packed(oracle: Oracle, max_iter: int, tol: float, dtype: torch.dtype) 
             **shape_of(dim, slots),
         )
     stats = SolverStats(found.iterations, found.gap, found.converged, found.margin)
-    return PackedSupport(
-        atoms, probs, row, first, stats, PackedJacobian(atoms.to(torch.int8), first, block, sensitivity, slots)
-    )
+    jacobian = PackedJacobian(atoms.to(torch.int8), first, block, sensitivity, slots)
+    return PackedSupport(atoms, probs, row, first, stats, jacobian, bool(all_converged))
 
 
 @triton.jit
