@@ -194,8 +194,9 @@ def _page(machine: dict[str, str], outcomes: list[Outcome], memory: dict[str, fl
     lines = ["# Benchmarks", "", "Written by `sparsemarg bench`. " + ", ".join(f"{k} {v}" for k, v in machine.items()) + "."]
     lines += [
         "",
-        f"Forward and backward unless it says otherwise; milliseconds, median of at least {rounds} rounds (quartiles), the "
-        "candidates of a line in turn. A ratio says how many times as long as ours the other took. Recorded figures are those "
+        f"Forward and backward unless it says otherwise, from given gradients (of a distribution: those of its mean and of its "
+        f"entropy, which are in the time); milliseconds, median of at least {rounds} rounds (quartiles), the candidates of a "
+        "line in turn. A ratio says how many times as long as ours the other took. Recorded figures are those "
         "of the published code on another machine (a 2-core Xeon VM, one thread): such a ratio compares the machines too. "
         "The process keeps the memory that it frees, as in `fit`, for all candidates.",
         "",
