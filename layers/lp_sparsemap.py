@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ..oracles.checks import cannot_branch, check_finite, check_float
+from ..oracles.checks import all_finite, cannot_branch, check_finite, check_float, checked_project
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
 from .refit import refit
@@ -95,6 +95,7 @@ def lp_sparsemap(
         _check_allowed(precise.detach(), graph, extra)
     found = solver.solve(precise.detach(), graph, [each.detach() for each in extra])
     if check:
+        _check_projections(found.mean, precise.detach(), graph)
         warn_no_consensus(found.stats, solver)
     local = _Local(graph, solver, found, precise.detach().isneginf(), extra, shape, scores.dtype, check)
     mean = found.mean
@@ -119,6 +120,7 @@ class LPSparseMAP(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
+        _check_graph(graph)
         self.graph, self.solver, self.check = graph, solver, check
 
     def forward(self, scores: Tensor, additional: Sequence[Tensor | None] | None = None) -> LPSparseMAPResult:
@@ -166,7 +168,7 @@ class _Local:
         allowed = torch.where(self.forbidden[:, self.index(place)], -torch.inf, point).flatten(0, 1)
         parts = Parts.of(group.polytope, point.device)
         if parts is None and supports(group.polytope, SupportsProjection):
-            return group.polytope.project(allowed).reshape(point.shape)
+            return checked_project(group.polytope, allowed, self.check).reshape(point.shape)
         full = group.scores(allowed, self.prices(place).flatten(0, 1), parts)
         support = self.solver.solver.solve(full.detach(), group.polytope)
         probs = refit(full, support.atoms, support.probs, self.check, parts, support.sensitivity)
@@ -215,14 +217,18 @@ def _first_order(scores: Tensor, local: _Local) -> Tensor:
 
 
 def _check_scores(scores: Tensor, graph: FactorGraph, check: bool) -> None:
-    if not isinstance(graph, FactorGraph):
-        raise ValueError(f"lp_sparsemap needs a FactorGraph, not {graph!r}")
+    _check_graph(graph)
     check_float(scores)
     if scores.dim() == 0 or scores.shape[-1] != graph.variables:
         columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
         raise ValueError(f"scores has {columns} but {graph} needs {graph.variables} in the last dimension")
     if check:
         check_finite(scores)
+
+
+def _check_graph(graph: object) -> None:
+    if not isinstance(graph, FactorGraph):
+        raise ValueError(f"lp_sparsemap needs a FactorGraph, not {graph!r}")
 
 
 def _check_allowed(scores: Tensor, graph: FactorGraph, additional: list[Tensor]) -> None:
@@ -242,6 +248,15 @@ def _check_allowed(scores: Tensor, graph: FactorGraph, additional: list[Tensor])
                 f"scores row {row} allows no structure of factor {place}, {graph.factors[place]}: every one needs a variable "
                 f"whose score is -inf; leave at least one structure allowed"
             )
+
+
+def _check_projections(mean: Tensor, scores: Tensor, graph: FactorGraph) -> None:
+    """Raises ValueError if the mean is not finite because a polytope's own projection is not; free where it is."""
+    if cannot_branch(mean) or all_finite(mean):
+        return
+    for group in graph.groups:
+        if Parts.of(group.polytope) is None and supports(group.polytope, SupportsProjection):
+            checked_project(group.polytope, scores[:, placed(group.index, scores.device)].flatten(0, 1))
 
 
 def _grouped(additional: Sequence[Tensor | None] | None, scores: Tensor, graph: FactorGraph, check: bool) -> list[Tensor]:

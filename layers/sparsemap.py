@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..kernels import readable
 from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, SupportsProjection, supports
-from ..oracles.checks import cannot_branch, check_dimension, check_finite
+from ..oracles.checks import cannot_branch, check_dimension, check_finite, check_polytope, checked_project
 from .chained import chained_distribution
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
@@ -76,8 +76,7 @@ def sparsemap(
     """
     check_dimension(scores, polytope)
     _check_coding(coding)
-    if isinstance(solver, type) or not hasattr(solver, "solve"):
-        raise ValueError(f"solver must be an instance of a solver, e.g. ActiveSet() or SortedDecomposition(), not {solver!r}")
+    _check_solver(solver)
     shape, support = scores.shape[:-1], None
     if supports(solver, FindsPacked) and readable(scores):
         given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
@@ -131,18 +130,12 @@ def sparsemap_marginals(
         _check_coding(coding)
         if check:
             check_finite(scores)
-        target = coded(scores.double(), polytope, coding)
+        target = coded(scores.double(), polytope, coding).reshape(scores.shape[:-1].numel(), scores.shape[-1])
         if check:
             with torch.no_grad():
-                given = target.reshape(scores.shape[:-1].numel(), target.shape[-1])
-                if allowed(given)[1] is not None:
-                    Oracle.of(polytope, given).start()  # says which row allows nothing
-        mean = polytope.project(target)
-        if not isinstance(mean, Tensor) or mean.shape != target.shape:
-            got = list(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
-            name = type(polytope).__name__
-            raise ValueError(f"{name}.project must return a tensor of shape {list(target.shape)}; it returned {got}")
-        return mean.to(scores.dtype)
+                if allowed(target)[1] is not None:
+                    Oracle.of(polytope, target).start()  # says which row allows nothing
+        return checked_project(polytope, target, check).reshape(scores.shape).to(scores.dtype)
     return sparsemap(scores, polytope, coding=coding, solver=solver or ActiveSet(), check=check).mean()
 
 
@@ -162,7 +155,9 @@ class SparseMAP(nn.Module):
         check: bool = True,
     ) -> None:
         super().__init__()
+        check_polytope(polytope)
         _check_coding(coding)
+        _check_solver(solver)
         self.polytope, self.solver, self.check = polytope, solver, check
         self.coding: Coding = coding
 
@@ -194,6 +189,11 @@ def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistributio
     if isinstance(polytope, Simplex):
         found.index = found.atoms.argmax(-1)
     return found
+
+
+def _check_solver(solver: object) -> None:
+    if isinstance(solver, type) or not hasattr(solver, "solve"):
+        raise ValueError(f"solver must be an instance of a solver, e.g. ActiveSet() or SortedDecomposition(), not {solver!r}")
 
 
 def _check_coding(coding: str) -> None:

@@ -101,7 +101,11 @@ class SupportsProjection(Protocol):
     """The Euclidean projection in closed form."""
 
     def project(self, scores: Tensor) -> Tensor:
-        """mu = argmin_{mu in conv} ||mu - scores||^2 in all coordinates, differentiable: [B, D] -> [B, D]."""
+        """mu = argmin_{mu in conv} ||mu - scores||^2 in all coordinates, differentiable: [B, D] -> [B, D].
+
+        `-inf` forbids the structures with a_i != 0: mu is then the projection on the hull of the others, in the other
+        coordinates, and 0 there.
+        """
         ...
 
 

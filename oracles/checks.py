@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .base import Polytope
+from .base import Polytope, SupportsDecomposition, SupportsProjection
 
 
 class NotFinite(ValueError):
@@ -56,11 +56,16 @@ def check_float(scores: Tensor) -> None:
         raise ValueError(f"scores must be a float tensor, not {scores.dtype}; convert them, e.g. scores.float()")
 
 
-def check_dimension(scores: Tensor, polytope: Polytope) -> None:
-    """Raises ValueError unless `polytope` is one, with a `dim`, and `scores` a float tensor [*B, dim]."""
+def check_polytope(polytope: object) -> None:
+    """Raises ValueError unless it is one: an object with `dim` and `maximize`."""
     if isinstance(polytope, type) or not hasattr(polytope, "dim") or not hasattr(polytope, "maximize"):
         got = f"the class {polytope.__name__}" if isinstance(polytope, type) else repr(polytope)
         raise ValueError(f"polytope must be an object with `dim` and `maximize`, e.g. BernoulliCube(8), not {got}")
+
+
+def check_dimension(scores: Tensor, polytope: Polytope) -> None:
+    """Raises ValueError unless `polytope` is one, with a `dim`, and `scores` a float tensor [*B, dim]."""
+    check_polytope(polytope)
     check_float(scores)
     if scores.dim() == 0 or scores.shape[-1] != polytope.dim:
         columns = "no dimension" if scores.dim() == 0 else f"{scores.shape[-1]} columns"
@@ -150,6 +155,46 @@ def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:
             f"{scores.device}; return `vertices.to(scores)`"
         )
     return vertices
+
+
+def checked_project(polytope: SupportsProjection, scores: Tensor, finite: bool = True) -> Tensor:
+    """`polytope.project(scores)` for scores [B, D], or a ValueError that says how its result breaks the contract.
+
+    With `finite` that it has no NaN and no infinity, too, where data can be seen: a host synchronisation.
+    """
+    name = type(polytope).__name__
+    mean = polytope.project(scores)
+    if not isinstance(mean, Tensor) or mean.shape != scores.shape:
+        got = list(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+        raise ValueError(f"{name}.project must return a tensor of shape {list(scores.shape)}; it returned {got}")
+    if mean.dtype != scores.dtype or mean.device != scores.device:
+        raise ValueError(
+            f"{name}.project returned {mean.dtype} on {mean.device} for scores of {scores.dtype} on {scores.device}; return "
+            f"`mean.to(scores)`"
+        )
+    if finite and not cannot_branch(mean) and not all_finite(mean):
+        row = int((~mean.isfinite()).any(-1).nonzero()[0])
+        masked = " (which has -inf: forbidden coordinates, whose mean is 0)" if scores[row].isneginf().any() else ""
+        raise ValueError(
+            f"{name}.project returned NaN or infinity for scores row {row}{masked}; it must return a point of the polytope"
+        )
+    return mean
+
+
+def checked_decompose(polytope: SupportsDecomposition, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """`polytope.decompose(mean)` for means [B, D], or a ValueError that says how its result breaks the contract."""
+    found, name = polytope.decompose(mean), f"{type(polytope).__name__}.decompose"
+    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(each, Tensor) for each in found):
+        raise ValueError(f"{name} must return (vertices, probs), two tensors, not {type(found).__name__}")
+    vertices, probs = found
+    batch, dim = mean.shape
+    expected = (batch, probs.shape[-1] if probs.dim() else 1, dim)
+    if vertices.shape != expected or probs.shape != expected[:2] or not vertices.dtype == probs.dtype == mean.dtype:
+        raise ValueError(
+            f"{name} must return vertices [{batch}, S, {dim}] and probs [{batch}, S] in {mean.dtype}; it returned "
+            f"{list(vertices.shape)} in {vertices.dtype} and {list(probs.shape)} in {probs.dtype}"
+        )
+    return vertices, probs
 
 
 def check_structures(polytope: Polytope, vertices: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ...oracles.checks import check_count
+from ...oracles.checks import check_count, checked_project
 from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet
@@ -109,7 +109,7 @@ def factor_mean(
     """The mean of the variables of each factor alone, and whether it converged: [N, n], [N, A] -> [N, n], [N]; no gradient."""
     polytope = group.polytope
     if parts is None and supports(polytope, SupportsProjection):
-        return polytope.project(variables), torch.ones_like(variables[:, 0], dtype=torch.bool)
+        return checked_project(polytope, variables, finite=False), torch.ones_like(variables[:, 0], dtype=torch.bool)
     support = solver.solve(group.scores(variables, additional, parts), polytope)
     mean = (support.probs[:, None] @ support.atoms)[:, 0]
     return mean if parts is None else mean[:, parts.regularized], support.stats.converged

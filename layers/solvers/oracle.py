@@ -78,12 +78,12 @@ class Oracle:
         return Oracle(self.polytope, self.target[kept], forbidden, self.ties.rows(kept), self.parts)
 
     def start(self) -> Tensor:
-        """The MAP structure of each row, [B, D].
+        """The MAP structure of each row, [B, D], in memory of its own: an oracle may use its output's again.
 
         Raises:
             ValueError: a row where even that has a forbidden coordinate on.
         """
-        first = self.best()
+        first = self.best().clone()
         check_structures(self.polytope, first)
         if self.forbidden is not None and not cannot_branch(first):
             blocked = ((first != 0) & self.forbidden).any(-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...oracles import Parts, Polytope, SupportsChained, SupportsDecomposition, SupportsNested, SupportsProjection, supports
 from ...oracles.base import missing
-from ...oracles.checks import cannot_branch
+from ...oracles.checks import cannot_branch, checked_decompose, checked_project
 from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
 from .base import Solver
@@ -45,7 +45,7 @@ class SortedDecomposition(Solver):
             problem, mean = _projected(scores, polytope)
             if not supports(polytope, SupportsDecomposition):
                 raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
-            atoms, probs = polytope.decompose(mean)
+            atoms, probs = checked_decompose(polytope, mean)
             probs, margin = _pruned(probs)
             if not cannot_branch(probs):  # the refit's cost is cubic in the number of slots
                 atoms, probs = used_first(atoms, probs)
@@ -121,7 +121,7 @@ def _projected(scores: Tensor, polytope: Polytope) -> tuple[_Problem, Tensor]:
     problem = _Problem(polytope, *allowed(scores))
     if problem.forbidden is not None and not cannot_branch(scores):
         Oracle.of(polytope, scores).start()  # says which row allows nothing
-    return problem, polytope.project(scores)
+    return problem, checked_project(polytope, scores)
 
 
 def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
