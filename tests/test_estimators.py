@@ -1,19 +1,23 @@
 """Dense marginalisation against enumeration, and what all estimators have in common."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from estimator_cases import ENUMERABLE, Bare, cost_of, enumerated, scores_of, structures_of, theta_of
+from sparsemarg.layers import SparseMAP
 from sparsemarg.models.estimators import (
     IMLE,
     AnnealedTemperature,
     DenseMarginalize,
     DisARM,
+    DrawnCost,
     Estimator,
     GumbelSoftmax,
     Learned,
     LeaveOneOut,
+    Marginalize,
     ReinMax,
     RunningMean,
     ScoreFunction,
@@ -129,6 +133,72 @@ def test_missing_capabilities_are_named() -> None:
         IMLE(Simplex(3), 0)
     with pytest.raises(ValueError, match="too many to enumerate"):
         DenseMarginalize(BernoulliCube(32))
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 3)])
+def test_estimators_take_one_row_an_example(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"estimators take scores \[B, 3\], one row an example, not \["):
+        EVERY[name]()(torch.zeros(shape), lambda atoms, row: atoms.sum(-1), context=torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("name", [*EVERY, "sparse"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda costs: costs[:, None], r"a float tensor \[\d+\], not \[\d+, 1\] torch.float32"),
+        (lambda costs: costs.sum(), r"not \[\] torch.float32"),
+        (lambda costs: costs.detach().long(), r"not \[\d+\] torch.int64"),
+        (lambda costs: None, "not NoneType"),
+    ],
+)
+def test_a_cost_is_one_number_a_pair(name: str, spoil: Callable[[Tensor], Tensor], message: str) -> None:
+    estimator = Marginalize(SparseMAP(BernoulliCube(3))) if name == "sparse" else EVERY[name]()
+    scores = torch.randn(5, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=message):
+        estimator(scores, lambda atoms, row: spoil(atoms.sum(-1)), context=torch.zeros(5, 2))
+
+
+def test_random_costs_are_for_those_who_take_them() -> None:
+    def drawn(atoms: Tensor, row: Tensor) -> Any:
+        costs = atoms.sum(-1)
+        return DrawnCost(costs, costs, costs)
+
+    for name, make in EVERY.items():
+        estimator, scores = make(), torch.zeros(5, 3, requires_grad=True)
+        if estimator.takes_drawn_costs:
+            estimator(scores, drawn, context=torch.zeros(5, 2))
+        else:
+            with pytest.raises(ValueError, match="not DrawnCost; a random cost is for estimators with"):
+                EVERY[name]()(scores, drawn)
+
+
+def test_what_estimators_are_built_of() -> None:
+    with pytest.raises(ValueError, match=r"GumbelSoftmax needs a Temperature, e\.g\. ConstantTemperature\(0\.5\), not 0\.5"):
+        GumbelSoftmax(Simplex(3), 0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"ReinMax needs a Temperature, .* not 1\.2"):
+        ReinMax(Simplex(3), 1.2)  # pyright: ignore[reportArgumentType]
+    for baseline in (None, RunningMean, "mean"):
+        with pytest.raises(ValueError, match="ScoreFunction needs a Baseline"):
+            ScoreFunction(Simplex(3), baseline)  # pyright: ignore[reportArgumentType]
+    for build in (DenseMarginalize, SumAndSample, SparseMAP):
+        with pytest.raises(ValueError, match=r"with `dim` and `maximize`, .* not the class BernoulliCube"):
+            build(BernoulliCube)  # pyright: ignore[reportArgumentType]
+    for layer in (BernoulliCube(3), SparseMAP):
+        with pytest.raises(ValueError, match="Marginalize needs a layer"):
+            Marginalize(layer)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="step must be above 0 and finite, not 'a'"):
+        IMLE(Simplex(3), "a")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="IMLE takes the cost's derivative in the structure, and this cost has none"):
+        IMLE(Simplex(3), 1)(torch.zeros(2, 3, requires_grad=True), lambda atoms, row: (atoms > 0).sum(-1).float())
+
+
+def test_a_polytope_need_not_be_of_our_class() -> None:
+    class Alike:
+        dim, maximize, vertices, gibbs = 3, Simplex(3).maximize, Simplex(3).vertices, Simplex(3).gibbs
+
+    for estimator in (ScoreFunction(Alike(), RunningMean()), SumAndSample(Alike()), DenseMarginalize(Alike())):  # pyright: ignore
+        assert estimator(torch.eye(3), lambda atoms, row: atoms.sum(-1)).mode.equal(torch.eye(3))
 
 
 def test_bad_baselines_and_scores_are_refused() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...layers import SparseDistribution
 from ...oracles import GibbsDistribution, Polytope
+from .checks import check_costs
 
 Cost = Callable[[Tensor, Tensor], Tensor]
 """cost(atoms [n, D], row [n]) -> [n]: the cost of structure `atoms[i]` for the example number `row[i]` of the batch."""
@@ -73,11 +74,20 @@ def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + (surrogate - surrogate.detach())
 
 
+def checked_cost(cost: Cost) -> Cost:
+    """The cost, with a ValueError where it returns something else than a float a pair."""
+
+    def evaluate(atoms: Tensor, row: Tensor) -> Tensor:
+        return check_costs(cost(atoms, row), len(row))
+
+    return evaluate
+
+
 def cost_of_samples(cost: Cost, samples: Tensor) -> Tensor:
     """The costs [S, B] of S structures of each example, samples [S, B, D], in one call of the cost."""
     count, batch, dim = samples.shape
     row = torch.arange(batch, device=samples.device).repeat(count)
-    return cost(samples.reshape(-1, dim), row).reshape(count, batch)
+    return checked_cost(cost)(samples.reshape(-1, dim), row).reshape(count, batch)
 
 
 def estimate_of_one_sample(costs: Tensor, surrogate: Tensor, entropy: Tensor, mode: Tensor) -> Estimate:
@@ -89,7 +99,7 @@ def estimate_of_one_sample(costs: Tensor, surrogate: Tensor, entropy: Tensor, mo
 def most_probable(polytope: Polytope, scores: Tensor) -> Tensor:
     """The structure of highest score, which is the mode of exp <a_z, t>: [B, D] -> [B, D], without gradient."""
     precise = scores.detach().double()
-    if not polytope.takes_forbidden:
+    if not getattr(polytope, "takes_forbidden", False):
         # Below any total that avoids the coordinate, for structures whose coordinates are at least 1 where not 0.
         finite = torch.where(precise.isneginf(), 0, precise)
         precise = torch.where(precise.isneginf(), -1 - 2 * finite.abs().sum(-1, keepdim=True), precise)

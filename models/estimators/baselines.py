@@ -41,6 +41,13 @@ class Baseline(nn.Module, ABC):
         """Values for costs [S, B] and critics' costs [critics, B], both without gradient, in the units of the cost."""
 
 
+def check_baseline(baseline: object, owner: str) -> Baseline:
+    """A baseline, or a ValueError unless it is one."""
+    if not isinstance(baseline, Baseline):
+        raise ValueError(f"{owner} needs a Baseline, e.g. RunningMean(), not {baseline!r}")
+    return baseline
+
+
 class RunningMean(Baseline):
     """The cumulative mean of the training batches' mean costs before this one; 0 at the first.
 

@@ -5,9 +5,10 @@ from torch import Tensor
 from ...layers import SparseDistribution
 from ...oracles import GibbsDistribution, Polytope, SupportsVertices, supports
 from ...oracles.base import missing
-from ...oracles.checks import check_dimension
+from ...oracles.checks import check_polytope
 from ...oracles.gibbs import EnumeratedGibbs
-from .base import Cost, Estimate, Estimator
+from .base import Cost, Estimate, Estimator, checked_cost
+from .checks import check_batch
 
 
 class DenseMarginalize(Estimator):
@@ -27,6 +28,7 @@ class DenseMarginalize(Estimator):
 
     def __init__(self, polytope: Polytope, max_atoms: int | None = None) -> None:
         super().__init__()
+        check_polytope(polytope)
         if not supports(polytope, SupportsVertices):
             raise missing(polytope, SupportsVertices, "DenseMarginalize")
         self.polytope = polytope
@@ -37,12 +39,12 @@ class DenseMarginalize(Estimator):
         self._vertices: Tensor
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         gibbs = EnumeratedGibbs(scores, self._vertices)
         probs = gibbs.log_probs.exp().to(scores.dtype)  # [B, V]
         atoms = gibbs.vertices.to(scores.dtype).expand(len(scores), -1, -1)
         distribution = SparseDistribution.from_padded(atoms, probs)
-        expected = distribution.expectation(cost, max_atoms=self.max_atoms)
+        expected = distribution.expectation(checked_cost(cost), max_atoms=self.max_atoms)
         return Estimate(
             value=expected.detach(),
             surrogate=expected,

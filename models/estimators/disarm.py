@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ...oracles import BernoulliCube, GibbsDistribution
-from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, most_probable, with_gradient_of
+from .checks import check_batch
 
 
 class DisARM(Estimator):
@@ -31,7 +31,7 @@ class DisARM(Estimator):
         self.dim = polytope.dim
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         gibbs = self.polytope.gibbs(scores)  # in float32 at least
         probs = gibbs.scores.detach().sigmoid()
         uniform = torch.rand_like(probs)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_costs
+
 
 @dataclass(frozen=True)
 class DrawnCost:
@@ -38,6 +40,7 @@ def draw_costs(cost: RandomCost, samples: Tensor) -> DrawnCost:
     row = torch.arange(batch, device=samples.device).repeat(count)
     costs = cost(samples.reshape(-1, dim), row)
     if isinstance(costs, DrawnCost):
-        return DrawnCost(*(field.reshape(count, batch) for field in (costs.value.detach(), costs.log_prob, costs.penalty)))
-    costs = costs.reshape(count, batch)
+        fields = (costs.value.detach(), costs.log_prob, costs.penalty)
+        return DrawnCost(*(check_costs(field, len(row)).reshape(count, batch) for field in fields))
+    costs = check_costs(costs, len(row)).reshape(count, batch)
     return DrawnCost(costs.detach(), costs.new_zeros(()), costs)

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
-from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable
+from .checks import check_batch
 from .noise import gumbel_noise
-from .temperature import Temperature
+from .temperature import Temperature, check_temperature
 
 
 class GumbelSoftmax(Estimator):
@@ -50,12 +50,12 @@ class GumbelSoftmax(Estimator):
                 "a sparse layer"
             )
         self.polytope = polytope
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature, "GumbelSoftmax")
         self.straight_through = straight_through
         self.dim = polytope.dim
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         distribution = self.polytope.gibbs(scores)  # also refuses NaN
         # float16 and bfloat16 noise has too few values.
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

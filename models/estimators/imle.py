@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
-from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
+from .checks import check_batch
 from .noise import gumbel_noise
 
 
@@ -36,14 +36,14 @@ class IMLE(Estimator):
         super().__init__()
         if not isinstance(polytope, (Simplex, BernoulliCube)):
             raise ValueError(f"IMLE is for Simplex and BernoulliCube, not {polytope!r}; use ScoreFunction")
-        if not 0 < step < math.inf:
-            raise ValueError(f"IMLE: step must be above 0 and finite, not {step}")
+        if not isinstance(step, (int, float)) or not 0 < step < math.inf:
+            raise ValueError(f"IMLE: step must be above 0 and finite, not {step!r}")
         self.polytope = polytope
         self.step = step
         self.dim = polytope.dim
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         distribution = self.polytope.gibbs(scores)
         held = scores.detach()
         precise = held.float() if held.dtype in (torch.float16, torch.bfloat16) else held
@@ -55,6 +55,8 @@ class IMLE(Estimator):
         sample.requires_grad_(wanted)
         costs = surrogate = cost_of_samples(cost, sample[None])[0]
         if wanted:
+            if not costs.requires_grad:
+                raise ValueError("IMLE takes the cost's derivative in the structure, and this cost has none; use ScoreFunction")
             (slope,) = torch.autograd.grad(costs.sum(), sample, retain_graph=True)
             target = self.polytope.maximize(perturbed - self.step * slope.to(perturbed)).to(scores.dtype)
             # What is forbidden is in neither, and 0 * -inf would be NaN.

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ...layers import SparseDistribution
-from .base import Cost, Estimate, Estimator
+from .base import Cost, Estimate, Estimator, checked_cost
 
 
 class Marginalize(Estimator):
@@ -20,13 +20,15 @@ class Marginalize(Estimator):
 
     def __init__(self, layer: nn.Module, max_atoms: int | None = None) -> None:
         super().__init__()
+        if isinstance(layer, type) or not callable(layer):
+            raise ValueError(f"Marginalize needs a layer, e.g. SparseMAP(polytope) or Sparsemax(), not {layer!r}")
         self.layer = layer
         self.max_atoms = max_atoms
         self.dim = getattr(getattr(layer, "polytope", None), "dim", None)
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         distribution = self.distribution(scores)
-        expected = distribution.expectation(cost, max_atoms=self.max_atoms)
+        expected = distribution.expectation(checked_cost(cost), max_atoms=self.max_atoms)
         return Estimate(
             value=expected.detach(),
             surrogate=expected,

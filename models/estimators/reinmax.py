@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
-from ...oracles.checks import check_dimension
 from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
-from .temperature import ConstantTemperature, Temperature
+from .checks import check_batch
+from .temperature import ConstantTemperature, Temperature, check_temperature
 
 
 class ReinMax(Estimator):
@@ -38,11 +38,11 @@ class ReinMax(Estimator):
         else:
             raise ValueError(f"ReinMax is for Simplex and BernoulliCube, not {polytope!r}; use ScoreFunction")
         self.polytope = polytope
-        self.temperature = ConstantTemperature(1.0) if temperature is None else temperature
+        self.temperature = check_temperature(ConstantTemperature(1.0) if temperature is None else temperature, "ReinMax")
         self.dim = polytope.dim
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         distribution = self.polytope.gibbs(scores)
         sample = distribution.sample()
         held = scores.detach()

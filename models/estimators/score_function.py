@@ -5,9 +5,10 @@ from torch import Tensor
 
 from ...oracles import GibbsDistribution, Polytope, SupportsGibbs, supports
 from ...oracles.base import missing
-from ...oracles.checks import check_dimension
+from ...oracles.checks import check_polytope
 from .base import Estimate, Estimator, most_probable, with_gradient_of
-from .baselines import Baseline
+from .baselines import Baseline, check_baseline
+from .checks import check_batch
 from .drawn_cost import RandomCost, draw_costs
 
 
@@ -37,14 +38,15 @@ class ScoreFunction(Estimator):
 
     def __init__(self, polytope: Polytope, baseline: Baseline) -> None:
         super().__init__()
+        check_polytope(polytope)
         if not supports(polytope, SupportsGibbs):
             raise missing(polytope, SupportsGibbs, "ScoreFunction")
         self.polytope = polytope
-        self.baseline = baseline
+        self.baseline = check_baseline(baseline, "ScoreFunction")
         self.dim = polytope.dim
 
     def forward(self, scores: Tensor, cost: RandomCost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         distribution = self.polytope.gibbs(scores)
         count, critics = self.baseline.samples, self.baseline.critics
         drawn = distribution.sample((count + critics,))  # [S + critics, B, D]

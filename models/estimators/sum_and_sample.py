@@ -5,10 +5,11 @@ from torch import Tensor
 
 from ...oracles import BernoulliCube, GibbsDistribution, Polytope, SupportsVertices, supports
 from ...oracles.base import missing
-from ...oracles.checks import check_count, check_dimension
+from ...oracles.checks import check_count, check_polytope
 from ...oracles.gibbs import EnumeratedGibbs
 from .base import Cost, Estimate, Estimator, cost_of_samples, with_gradient_of
-from .baselines import Baseline, RunningMean
+from .baselines import Baseline, RunningMean, check_baseline
+from .checks import check_batch
 from .splits import Split, split_bits, split_listed
 
 
@@ -36,8 +37,9 @@ class SumAndSample(Estimator):
 
     def __init__(self, polytope: Polytope, k: int = 1, baseline: Baseline | None = None) -> None:
         super().__init__()
+        check_polytope(polytope)
         self.polytope = polytope
-        self.baseline = RunningMean() if baseline is None else baseline
+        self.baseline = check_baseline(RunningMean() if baseline is None else baseline, "SumAndSample")
         self.dim = polytope.dim
         self._vertices: Tensor | None
         if isinstance(polytope, BernoulliCube):
@@ -56,7 +58,7 @@ class SumAndSample(Estimator):
             )
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
-        check_dimension(scores, self.polytope)
+        check_batch(scores, self.polytope)
         split = self._split(scores)
         structures = torch.cat([split.best, split.sample[None]])  # [k + 1, B, D]
         logs = split.gibbs.log_prob(structures)

@@ -17,6 +17,13 @@ class Temperature(nn.Module, ABC):
         """Return the temperature of this batch, a scalar, and in training mode count the batch."""
 
 
+def check_temperature(temperature: object, owner: str) -> Temperature:
+    """A temperature, or a ValueError unless it is one."""
+    if not isinstance(temperature, Temperature):
+        raise ValueError(f"{owner} needs a Temperature, e.g. ConstantTemperature(0.5), not {temperature!r}")
+    return temperature
+
+
 class ConstantTemperature(Temperature):
     """The same temperature always.
 
