@@ -86,9 +86,11 @@ def _run(arguments: list[str]) -> int:
 
 
 def list_configs(arguments: list[str]) -> None:
-    """Print the names that `--config` takes."""
+    """Print the names that `--config` takes; there are no arguments."""
+    from .command_parser import CommandParser
     from .named_configs import config_names
 
+    CommandParser("configs", "List the named configurations, which `--config` takes.").parse_args(arguments[1:])
     print("\n".join(config_names()))
 
 

@@ -116,6 +116,8 @@ class ExperimentCLI(LightningCLI):
             self.config = parser.parse_args(args)  # pyright: ignore[reportArgumentType]  # always a list here
         except jsonargparse.ArgumentError as error:
             cause = explain(str(error)).rstrip(".")
+            if "arguments are required" in cause:
+                cause = f"{cause}: --config with one of `sparsemarg configs`, or a file, gives them"
             raise UsageError(f"{cause}. `sparsemarg {self._command} --help` lists what can be given.") from error
         options = self.config[self.config.subcommand]
         limit = {"fit": "limit_train_batches", "test": "limit_test_batches"}[self.config.subcommand]

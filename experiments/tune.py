@@ -5,7 +5,9 @@ import csv
 import itertools
 import math
 import shlex
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,21 @@ class Trial:
             found = [row[metric] for row in csv.DictReader(file) if int(row["step"]) == step - 1 and row.get(metric)]
         return float(found[-1]) if found else None
 
+    @property
+    def options(self) -> list[str]:
+        """The point, as options of fit."""
+        return [f"--{name}={value}" for names, value in self.values.items() for name in names.split("+")]
+
+    def check(self, arguments: list[str]) -> None:
+        """Raises UsageError if an option or a value is not one that fit takes: found before others have trained for hours."""
+        with redirect_stdout(StringIO()), suppress(SystemExit):
+            training.run(["fit", *arguments, *self.options, "--folder", str(self.folder), "--print_config"])
+
     def train(self, arguments: list[str], step: int) -> None:
         """Train until so many optimizer steps are done, from the start or from the run's last checkpoint."""
         resume = ["--ckpt_path", "last"] if checkpoint_path(self.folder, "last").exists() else []
-        options = [f"--{name}={value}" for names, value in self.values.items() for name in names.split("+")]
         common = ["--folder", str(self.folder), "--trainer.max_steps", str(step)]
-        training.run(["fit", *arguments, *options, *common, *resume])
+        training.run(["fit", *arguments, *self.options, *common, *resume])
 
 
 def run(arguments: list[str]) -> None:
@@ -63,6 +74,8 @@ def run(arguments: list[str]) -> None:
     known, fit_arguments = _parse(arguments[1:])
     sign = 1 if known.goal == "max" else -1
     trials = [Trial(point, known.folder / _name(point)) for point in _points(known.grid)]
+    for trial in trials:
+        trial.check(fit_arguments)
     _claim(known.folder, known.passed)
     history: list[dict[str, str | int | float]] = []
     best = trials[0]

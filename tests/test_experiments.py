@@ -214,6 +214,9 @@ def test_help_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "demo" in capsys.readouterr().out
     assert main(["configs"]) == 0
     assert DIGITS in capsys.readouterr().out.split()
+    assert main(["configs", "--nothing"]) == 2
+    assert main(["fit"]) == 2
+    assert "--config with one of `sparsemarg configs`" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -88,7 +88,7 @@ def test_a_run_with_scores_that_are_not_finite_diverged(capsys: pytest.CaptureFi
 def test_scores_of_another_search_are_not_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(tune.Trial, "score", lambda self, metric, step: 1.0)
     search = ["tune", "--config", CONFIG, "--grid", "model.init_args.learning_rate=0.1,0.01", "--steps", "1"]
-    assert cli.main([*search, "--model.init_args.hiden", "4"]) == 0  # nothing is trained, so that it binds nobody
+    assert cli.main([*search, "--model.init_args.hiden", "4"]) == 2  # nothing is trained, so that it binds nobody
     assert cli.main(search) == 0
     (Path("tuning") / CONFIG / "learning_rate=0.1").mkdir()
     (Path("tuning") / CONFIG / "learning_rate=0.1/metrics.csv").touch()
@@ -102,6 +102,19 @@ def test_scores_of_another_search_are_not_taken(monkeypatch: pytest.MonkeyPatch,
     (Path("old") / "learning_rate=0.1/metrics.csv").write_text("step\n")
     assert cli.main([*search, "--folder", "old"]) == 2
     assert "no search.yaml that says how" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("model.init_args.learning_rate=0.01,x", "learning_rate: Expected a"),
+        ("model.init_args.nothing=1,2", "no option 'nothing'"),
+    ],
+)
+def test_every_point_is_checked_before_one_is_trained(grid: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", "--config", CONFIG, "--grid", grid, "--steps", "5", *QUIET]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("tuning").exists()
 
 
 def test_options_that_share_a_value() -> None:

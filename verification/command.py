@@ -19,14 +19,14 @@ Cross-checks a polytope against references that share no code with the library.
   sparsemarg verify my_module:MyPolytope --dim 5 --budget 2    arguments of the class follow as --name value
   sparsemarg verify --all                                      every polytope that ships, with every solver
 
-Exit code: 0 if everything passed, 1 if a check failed, 2 if the command is wrong."""
+Exit code: 0 if everything passed, 1 if a check failed or none could run, 2 if the command is wrong."""
 
 
 def run(arguments: list[str]) -> None:
     """Runs `sparsemarg verify ...`; arguments[0] is "verify".
 
     Raises:
-        SystemExit: with code 1 if a check failed, 2 if the command is wrong.
+        SystemExit: with code 1 if a check failed or none could run, 2 if the command is wrong.
     """
     code = main(arguments[1:])
     if code:
