@@ -42,7 +42,7 @@ class SortedDecomposition(Solver):
         """
         # Not as a decorator: torch.compile (2.14) does not trace a decorated method of an object made inside what it compiles.
         with torch.no_grad():
-            problem, mean = _projected(scores, polytope)
+            problem, mean = _projected(scores, polytope, finite=True)
             if not supports(polytope, SupportsDecomposition):
                 raise missing(polytope, SupportsDecomposition, "SortedDecomposition")
             atoms, probs = checked_decompose(polytope, mean)
@@ -111,7 +111,8 @@ class _Problem:
     forbidden: Tensor | None  # [B, D] bool
 
 
-def _projected(scores: Tensor, polytope: Polytope) -> tuple[_Problem, Tensor]:
+def _projected(scores: Tensor, polytope: Polytope, finite: bool = False) -> tuple[_Problem, Tensor]:
+    """The problem and its mean; with `finite` that is looked at, which makes the host wait once more."""
     if Parts.of(polytope) is not None:
         raise ValueError(
             f"SortedDecomposition projects in all coordinates, but {polytope!r} regularises some only; use ActiveSet()"
@@ -121,7 +122,7 @@ def _projected(scores: Tensor, polytope: Polytope) -> tuple[_Problem, Tensor]:
     problem = _Problem(polytope, *allowed(scores))
     if problem.forbidden is not None and not cannot_branch(scores):
         Oracle.of(polytope, scores).start()  # says which row allows nothing
-    return problem, checked_project(polytope, scores)
+    return problem, checked_project(polytope, scores, finite)
 
 
 def _pruned(probs: Tensor) -> tuple[Tensor, Tensor]:
