@@ -34,11 +34,12 @@ def test_interpreted_kernels(name: str, chosen: str) -> None:
     assert run.returncode == 0, run.stdout
 
 
-def machine_code(kernel: Any, types: dict[str, str], given: dict[str, Any]) -> bytes:
+def machine_code(kernel: Any, types: dict[str, str], given: dict[str, Any], even: bool = False) -> bytes:
     """For an H100, which needs no device. Types, shapes and shared memory are checked on the way.
 
-    Of the types and of what a launch is given, names that the kernel lacks are left out, options apart. Pointers are told to be
-    multiples of 16, as those that torch gives are: layouts, and with them what may fail, depend on it.
+    Of the types and of what a launch is given, names that the kernel lacks are left out, options apart. Pointers, and integers
+    where the launch is `even`, are told to be multiples of 16, as those that torch gives are and most sizes: layouts, and with
+    them what may fail, depend on it.
     """
     from triton import compile
     from triton.backends.compiler import GPUTarget
@@ -47,8 +48,9 @@ def machine_code(kernel: Any, types: dict[str, str], given: dict[str, Any]) -> b
     options = {name: given[name] for name in ("num_warps", "enable_fp_fusion") if name in given}
     constants, own = ({name: every[name] for name in kernel.arg_names if name in every} for every in (given, types))
     signature = own | dict.fromkeys(constants, "constexpr")
-    pointers = [place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
-    attributes = {(place,): [["tt.divisibility", 16]] for place in pointers}
+    kinds = ("*", "i32") if even else ("*",)
+    whole = [place for place, name in enumerate(kernel.arg_names) if signature[name].startswith(kinds)]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in whole}
     source = ASTSource(kernel, signature, constants, attributes)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return compile(source, target=GPUTarget(*H100), options=options).asm["cubin"]
 
@@ -92,7 +94,7 @@ def test_pixel_likelihood_compiles(levels: int, wanted: bool) -> None:
     types = dict.fromkeys(("features", "weight", "bias", "costs", "by_features", "by_head"), "*fp32")
     types |= {"images": "*i64"} | dict.fromkeys(("pixels", "share", "rank", "levels"), "i32")
     constants = {"WANTED": wanted, "PIXELS": pixels.PIXELS, "RANK": 16, "LEVELS": levels, "enable_fp_fusion": True}
-    assert machine_code(pixels._pixel_costs, types, constants)
+    assert machine_code(pixels._pixel_costs, types, constants | {"num_warps": pixels.warps_for(levels)})
 
 
 @pytest.mark.parametrize(
@@ -102,10 +104,11 @@ def test_active_set_compiles(dimensions: int, slots: int, kind: int) -> None:
     from sparsemarg.layers.solvers.kernels import triton_active_set as active_set
 
     reals = ("target", "origin", "grid", "tie_break", "scale", "constants", "inverse", "weights_out", "gap_out", "margin_out")
-    types = dict.fromkeys(reals, "*fp64") | {"atoms": "*i8", "converged_out": "*i8", "iterations_out": "*i64"}
+    types = dict.fromkeys(reals, "*fp64") | {"atoms": "*fp32", "converged_out": "*i8", "iterations_out": "*i64"}
     types |= dict.fromkeys(("dim", "budget", "limit"), "i32") | {"number_out": "*i64"}
     own = {"KIND": kind, "HOPELESS": active_set.HOPELESS, "NO_ANSWER": active_set.NO_ANSWER}
-    assert machine_code(active_set._solve, types, active_set.shape_of(dimensions, slots) | own)
+    for even in (False, True):
+        assert machine_code(active_set._solve, types, active_set.shape_of(dimensions, slots) | own, even)
 
 
 @pytest.mark.parametrize(("dimensions", "slots"), [(16, 16), (128, 128), (512, 128)])
@@ -117,11 +120,12 @@ def test_packed_supports_compile(dimensions: int, slots: int) -> None:
     reals = ("sensitivity", "weights_of", "origin", "sensitivity_out", "probs", "gradient", "change", "result")
     types = dict.fromkeys(reals, "*fp64") | dict.fromkeys(("first", "block", "row_of"), "*i64") | {"dim": "i32", "slots": "i32"}
     for name, before in (
-        ("_pack", {"atoms": "*i8", "atoms_out": "*fp32"}),
+        ("_pack", {"atoms": "*fp32", "atoms_out": "*fp32"}),
         ("_pull", {"atoms": "*i8"}),
         ("_push", {"atoms": "*i8"}),
     ):
-        assert machine_code(getattr(supports, name), types | before, constants)
+        for even in (False, True):
+            assert machine_code(getattr(supports, name), types | before, constants, even)
 
 
 @pytest.mark.parametrize(("dim", "slots"), [(1, 9), (40, 32), (128, 128), (1024, 256), (4096, 512)])
@@ -150,7 +154,8 @@ def test_sorted_decompositions_compile(name: str, dim: int) -> None:
     numbers = {"NO_ANSWER": NO_ANSWER, "NEVER": triton_chained.NEVER, "MOST_STEPS": triton_chained.MULTIPLIER_STEPS}
     constants = shape_of_row(dim) | numbers | {"CHUNK": chunk_of_row(dim)}
     for kernel in (module._find, module._write, module._pull, module._push):
-        assert machine_code(kernel, types, constants)
+        for even in (False, True):
+            assert machine_code(kernel, types, constants, even)
 
 
 def test_ties_compile() -> None:

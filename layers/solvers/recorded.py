@@ -129,7 +129,7 @@ class Recording(Generic[S]):
 
 
 _kept: OrderedDict[tuple[object, ...], Recording[Any] | Polytope] = OrderedDict()
-_lock = threading.Lock()
+_lock = threading.RLock()  # an oracle that is being recorded may record another
 
 
 def advance(state: S, tol: float, record: Recorder = by_cuda_graph) -> S:

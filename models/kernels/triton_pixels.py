@@ -41,10 +41,15 @@ def pixel_costs(features: Tensor, weight: Tensor, bias: Tensor, images: Tensor, 
                 PIXELS=PIXELS,
                 RANK=max(16, triton.next_power_of_2(rank + 1)),
                 LEVELS=max(16, triton.next_power_of_2(levels)),
-                num_warps=4,
+                num_warps=warps_for(levels),
                 enable_fp_fusion=True,  # the products of matrices are most of the work
             )
     return costs.sum(-1), by_features, by_head.sum(1)
+
+
+def warps_for(levels: int) -> int:
+    """So many that registers hold the logits of a tile and what is summed up: from 512 levels on 4 warps would not."""
+    return 4 if levels <= 128 else 8 if levels <= 256 else 16
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """The whole active set method in one Triton kernel, a program a problem, for polytopes whose oracle is a line of it.
 
-Atoms are int8. Nothing returns to the host before all have converged.
+Atoms are float32: of int8 a thread would load sixteen at a time, and whatever is computed from them would be laid out so, the
+float64 vectors too, which registers do not hold. Nothing returns to the host before all have converged.
 """
 
 # The kernel's language looks like Python, but its types are not.
@@ -32,7 +33,7 @@ class Solved:
     """What the kernel leaves. A row that has not converged needs another method: too many atoms, or a stale factorisation.
 
     Attributes:
-        atoms: [B, S, D] int8, relative to the origin; anything where the weight is 0.
+        atoms: [B, S, D] float32, relative to the origin; anything where the weight is 0.
         weights: [B, S] float64, without the lightest atoms (see `pruned`), and after one more Newton step where it is feasible.
         sensitivity: [B, S, S] float64, as in `Support`.
         origin: [B, D] float64.
@@ -69,7 +70,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     batch, dim = origin.shape
     slots = min(MOST_SLOTS, max(CHUNK, triton.next_power_of_2(dim + 2)))
     found = Solved(
-        atoms=origin.new_empty(batch, slots, dim, dtype=torch.int8),
+        atoms=origin.new_empty(batch, slots, dim, dtype=torch.float32),
         weights=origin.new_empty(batch, slots),
         sensitivity=origin.new_zeros(batch, slots, slots),
         origin=origin,
@@ -138,7 +139,7 @@ def _maximize(asked, dim, budget, d, KIND: tl.constexpr, DIMENSIONS: tl.constexp
     return tl.where(best & (d < dim), 1.0, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget", "limit"])  # else each is compiled for anew, which takes seconds
 def _solve(
     target,
     origin,
@@ -175,7 +176,7 @@ def _solve(
     negligible = tl.load(constants + 5)
     atoms += row * SLOTS * dim
     inverse += row * SLOTS * SLOTS
-    tl.store(atoms + d, tl.zeros([DIMENSIONS], tl.int8), mask=inside)
+    tl.store(atoms + d, tl.zeros([DIMENSIONS], tl.float32), mask=inside)
     tl.store(inverse + s, tl.where(s == 0, 1.0, 0.0).to(tl.float64))
     tl.debug_barrier()
 

@@ -146,7 +146,7 @@ def _multiplier(relative, inside, budget, MOST_STEPS: tl.constexpr):
     return shift
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budget", "exactly"])  # else each is compiled for anew, which takes seconds
 def _find(
     scores,
     constants,
