@@ -23,7 +23,7 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
     """
     if cannot_branch(scores) or scores.numel() == 0:
         return
-    if not some_allowed and all_below_infinity(scores):
+    if not some_allowed and scores.detach().max().item() < torch.inf:  # NaN spreads
         return
     peak = scores.detach().amax(dim)
     sound = peak < torch.inf
@@ -40,11 +40,6 @@ def check_finite(scores: Tensor, dim: int = -1, some_allowed: bool = False) -> N
         f"{where} holds {'NaN' if value != value else '+inf'}; scores must be finite, or -inf to forbid an entry "
         f"(look for a division by zero or an overflow upstream)"
     )
-
-
-def all_below_infinity(scores: Tensor) -> bool:
-    """Whether none of the scores, of which there are some, is NaN or +inf. One reduction and one host synchronisation."""
-    return scores.detach().max().item() < torch.inf  # NaN spreads
 
 
 def check_float(scores: Tensor) -> None:
@@ -172,8 +167,11 @@ def checked_project(polytope: SupportsProjection, scores: Tensor, finite: bool =
             f"{name}.project returned {mean.dtype} on {mean.device} for scores of {scores.dtype} on {scores.device}; return "
             f"`mean.to(scores)`"
         )
-    if finite and not cannot_branch(mean) and not all_finite(mean):
-        row = int((~mean.isfinite()).any(-1).nonzero()[0])
+    if not finite or cannot_branch(mean) or all_finite(mean):
+        return mean
+    wrong = ~mean.isfinite().all(-1) & (scores < torch.inf).all(-1)  # of NaN that nobody checked for nothing can be made
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
         masked = " (which has -inf: forbidden coordinates, whose mean is 0)" if scores[row].isneginf().any() else ""
         raise ValueError(
             f"{name}.project returned NaN or infinity for scores row {row}{masked}; it must return a point of the polytope"

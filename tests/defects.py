@@ -293,6 +293,12 @@ class ProjectScalesInstead(Wrapped):
         return clipped * (2 / clipped.sum(-1, keepdim=True).clamp(min=2))
 
 
+@caught_by("project")
+class ProjectDoesNotForbid(Wrapped):
+    def project(self, scores):
+        return self.right.project(torch.where(scores.isneginf(), 0.5, scores))
+
+
 @caught_by("project: Jacobian")
 class ProjectJacobianScaled(Wrapped):
     def project(self, scores):

@@ -173,6 +173,13 @@ def test_sorted_kernels_check_the_scores_by_the_way(polytope: Polytope) -> None:
 
 
 @on_gpu
+def test_the_host_waits_twice_for_the_active_set_in_one_kernel() -> None:
+    """For what the scores are like, and for the number of structures."""
+    scores = scores_for(BernoulliCube(100), "normal", batch=16).cuda()
+    assert host_waits(lambda: sparsemap(scores, BernoulliCube(100))) == 2
+
+
+@on_gpu
 @pytest.mark.parametrize("polytope", [BernoulliCube(100), Cube(100), LinearChain(10, 4)], ids=repr)
 def test_the_host_waits_once_in_eight_iterations(polytope: Polytope) -> None:
     """Beside an oracle in Python; and never for one that has a kernel. `test_waits` counts them without a GPU."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sparsemarg.layers.solvers.ties import Ties
+from sparsemarg.layers.solvers.ties import Ties, power_of_two
 from torch import Tensor
 
 
@@ -25,6 +25,11 @@ def test_the_compiled_grid_is_that_of_tensor_operations(monkeypatch: pytest.Monk
     plain = Ties.of(targets())
     assert torch.equal(compiled.grid, plain.grid)
     assert torch.equal(compiled.tie_break, plain.tie_break)
+
+
+def test_powers_of_two_are_exact() -> None:
+    every = torch.arange(-1022, 1024)
+    assert power_of_two(every).tolist() == [2.0**n for n in every.tolist()]
 
 
 @pytest.mark.parametrize("switch", ["on", "off"])

@@ -50,6 +50,24 @@ class Project(Check):
         for row in sample.few(1):
             errors = np.abs(projected(subject, scores[[row]]) - mean[[row]]).max(-1)
             ledger.compare("itself, alone", errors, MEAN, "project of a row alone", [row])
+        _check_forbidden(ledger, subject, scores, sample.few(1))
+
+
+def _check_forbidden(ledger: Ledger, subject: Subject, scores: Array, rows: list[int]) -> None:
+    """Scores of `-inf` project on the hull of the structures that are 0 there; for structures that are nonnegative."""
+    table = subject.structures().table
+    if table is None or (table < 0).any():
+        return
+    candidates = np.flatnonzero((table == 0).any(0) & (table != 0).any(0))
+    for place, row in enumerate(rows if len(candidates) else []):
+        forbidden = candidates[place % len(candidates)]
+        given = scores[[row]].copy()
+        given[0, forbidden] = 0.0
+        wanted, known = enumeration.projection(table[table[:, forbidden] == 0], given)
+        given[0, forbidden] = -np.inf
+        if known[0]:
+            errors, what = np.abs(projected(subject, given) - wanted).max(-1), f"project with -inf for score {forbidden}"
+            ledger.compare("the structures that are not forbidden", errors, MEAN, what, [row])
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # streams, graphs and synchronisation are those of the current one
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return device

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import compiled, in_triton
 from ...oracles import Polytope
-from ...oracles.checks import all_below_infinity, cannot_branch, check_count
+from ...oracles.checks import cannot_branch, check_count
 from ..stats import SolverStats
 from . import recorded
 from .base import Solver
@@ -119,9 +119,10 @@ class ActiveSet(Solver):
         whole = on_gpu or compiled(".kernels.compiled_rows", __package__, "solve_packed", scores.device)
         if whole is None or len(scores) == 0 or (on_gpu is not None and kind_of(polytope) is None):
             return None
-        if check and not all_below_infinity(scores):
+        low, high = torch.stack(scores.aminmax()).tolist()  # NaN spreads; the host waits once for both
+        if check and not high < torch.inf:
             return None
-        oracle, limit = Oracle.of(polytope, scores), self._limit(scores)
+        oracle, limit = Oracle.of(polytope, scores, some_forbidden=not low > -torch.inf), self._limit(scores)
         found = whole(oracle, limit, self.tol, dtype)
         if found is None or isinstance(found, PackedSupport):
             return found

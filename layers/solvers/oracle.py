@@ -55,9 +55,9 @@ class Oracle:
     parts: Parts | None = None
 
     @staticmethod
-    def of(polytope: Polytope, scores: Tensor) -> "Oracle":
-        """The oracle of a batch of scores [B, D] float64."""
-        target, forbidden = allowed(scores)
+    def of(polytope: Polytope, scores: Tensor, some_forbidden: bool = True) -> "Oracle":
+        """The oracle of a batch of scores [B, D] float64, of which some may be `-inf` unless it is known that none are."""
+        target, forbidden = allowed(scores) if some_forbidden else (scores, None)
         return Oracle(polytope, target, forbidden, Ties.of(target), Parts.of(polytope, scores.device))
 
     def residual(self, mean: Tensor) -> Tensor:

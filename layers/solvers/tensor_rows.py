@@ -14,7 +14,7 @@ from ..stats import SolverStats
 from .limits import PIVOT_NOISE, POLL, SETTLED, STALE, WEIGHT_NOISE, WEIGHT_PRUNE
 from .oracle import BatchOracle, Oracle
 from .supports import Support, used_first
-from .ties import Ties, row_scale
+from .ties import Ties, power_of_two, row_scale
 from .working_set import WorkingSet
 
 
@@ -33,7 +33,7 @@ class TensorRows:
         # exact; 1 for 0/1 structures): tolerances are those of structures of size 1. It holds the regularised coordinates R;
         # of the others an atom's gain is enough.
         largest = self.origin.abs().amax(-1, keepdim=True)
-        self.unit = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1), 1)
+        self.unit = torch.where(largest > 0, power_of_two((torch.frexp(largest).exponent - 1).clamp(min=-1022)), 1)
         self.target = self._split((oracle.target - self.origin) / self.unit)[0].contiguous()  # [B, R]
         self.prices = self._split(oracle.target / self.unit)[1]  # [B, D - R]
         self.vertices = self.origin[:, None]  # the atoms as the oracle gave them, slot by slot: x - o + o may not be x

@@ -55,7 +55,7 @@ class Ties:
             return Ties(grid, _kept_tie_break(target.shape[-1]))
         of_row = (torch.frexp(scale).exponent + GRID_EXPONENT).clamp(min=LEAST_EXPONENT)[:, None]
         of_entry = torch.where(target == 0, of_row, torch.frexp(target).exponent - GRID_BITS)
-        grid = torch.ldexp(torch.ones_like(target), torch.maximum(of_entry, of_row))
+        grid = power_of_two(torch.maximum(of_entry, of_row))
         dim, device = target.shape[-1], target.device
         return Ties(grid, _tie_break(dim, device) if traced() else placed(_kept_tie_break(dim), device))
 
@@ -73,6 +73,14 @@ class Ties:
     def rows(self, kept: Tensor) -> "Ties":
         """Those of some of the rows."""
         return Ties(self.grid[kept], self.tie_break)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^n in float64, for integers from -1022 to 1023: exact by its bits.
+
+    `torch.exp2` need not be exact, and on a GPU that is not the current one `torch.ldexp` launches its kernel on another.
+    """
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def _broken_by(device: torch.device) -> Callable[..., None] | None:

@@ -66,7 +66,7 @@ def solve(oracle: Oracle, max_iter: int, tol: float) -> Solved | None:
     kind = kind_of(oracle.polytope)
     if kind is None or oracle.polytope.dim > MOST_DIMENSIONS or oracle.forbidden is not None or oracle.parts is not None:
         return None
-    origin = oracle.start().contiguous()
+    origin = oracle.best().contiguous()  # `start` would look whether they are structures: those of our polytopes are
     batch, dim = origin.shape
     slots = min(MOST_SLOTS, max(CHUNK, triton.next_power_of_2(dim + 2)))
     found = Solved(
