@@ -220,6 +220,15 @@ def cannot_branch(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def refuse_vmap(tensor: Tensor, what: str) -> None:
+    """Raises ValueError if the tensor stands for many, under `torch.func.vmap`."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while not torch.compiler.is_compiling() and functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise ValueError(f"{what} cannot run under torch.func.vmap: pass the whole batch [B, D] instead")
+        tensor = functorch.get_unwrapped(tensor)
+
+
 @contextmanager
 def outside_transforms(tensor: Tensor, what: str) -> Iterator[Tensor]:
     """The values of a tensor, in its shape and without gradient, for `what` is not torch's own and cannot be transformed.
@@ -236,9 +245,8 @@ def outside_transforms(tensor: Tensor, what: str) -> Iterator[Tensor]:
     # torch has no public way to leave them; this is in every torch that we support.
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+    refuse_vmap(values, what)
     while functorch.is_functorch_wrapped_tensor(values):
-        if functorch.is_batchedtensor(values):
-            raise ValueError(f"{what} cannot run under torch.func.vmap: pass the whole batch [B, D] instead")
         values = functorch.get_unwrapped(values)
     with temporarily_clear_interpreter_stack():
         yield values

@@ -8,6 +8,7 @@ from cases import POLYTOPE_SOLVERS, POLYTOPES, SOLVERS, scores_for
 from sparsemarg.layers.functional import refit, sparsemap, sparsemap_marginals, sparsemax, topk_sparsemax
 from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from sparsemarg.verification.results import RingRuns
 from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vmap
 
@@ -276,3 +277,10 @@ def test_the_derivative_is_settled_in_the_forward_pass(
     found.probs.mul_(2)
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
     assert torch.equal(torch.autograd.grad(value, scores)[0], wanted)
+
+
+def test_the_active_set_says_that_it_takes_whole_batches() -> None:
+    scores, slope = torch.rand(3, 6, dtype=torch.float64), torch.func.grad(lambda t: sparsemap(t, RingRuns()).entropy())
+    for function in (slope, lambda t: sparsemap(t, BernoulliCube(6)).mean()):
+        with pytest.raises(ValueError, match=r"ActiveSet cannot run under torch\.func\.vmap: pass the whole batch \[B, D\]"):
+            vmap(function)(scores)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+SPUN_UP = 0.3  # seconds after which an idle GPU runs at its full clock
+
 
 @dataclass(frozen=True)
 class Times:
@@ -32,7 +34,7 @@ class Times:
 
 
 def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_seconds: float = 0.0) -> dict[str, Times]:
-    """Run every candidate once to warm up, then all in turn, so many rounds, such as A B C, C A B, B A C.
+    """Run every candidate to warm up, once or until a GPU's clock is up; then all in turn, such as A B C, C A B, B A C.
 
     Each round is in an order of its own, so that what one leaves in the caches falls on all of them alike.
 
@@ -41,8 +43,13 @@ def interleave(candidates: dict[str, Callable[[], object]], rounds: int, least_s
         rounds: at least so many.
         least_seconds: go on until this much time has passed; for candidates of microseconds.
     """
-    for candidate in candidates.values():
-        candidate()
+    begin = time.perf_counter()
+    while True:
+        for candidate in candidates.values():
+            candidate()
+        _wait()
+        if not torch.cuda.is_available() or time.perf_counter() - begin > SPUN_UP:
+            break
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     order = random.Random(0)
     begin = time.perf_counter()

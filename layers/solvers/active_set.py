@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import compiled, in_triton
 from ...oracles import Polytope
-from ...oracles.checks import cannot_branch, check_count
+from ...oracles.checks import cannot_branch, check_count, refuse_vmap
 from ..stats import SolverStats
 from . import recorded
 from .base import Solver
@@ -104,7 +104,12 @@ class ActiveSet(Solver):
 
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
-        """See `Solver.solve`."""
+        """See `Solver.solve`.
+
+        Raises:
+            ValueError: under `torch.func.vmap`, where rows cannot be told from one another.
+        """
+        refuse_vmap(scores, "ActiveSet")
         limit, oracle = self._limit(scores), Oracle.of(polytope, scores)
         advance = recorded.advance if self.record and scores.device.type == "cuda" else None
         found = _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol, advance)
