@@ -80,7 +80,7 @@ def test_packed_sums_compile(pointer: str) -> None:
     every = reals | {"first": "*i64", "row": "*i64", "dim": "i32"}
     for kernel, constants in (
         (packed._combine, {}),
-        (packed._compare, {}),
+        (packed._compare, {"num_warps": 1}),
         (packed._entropies, {"LEAST": torch.finfo(torch.float64 if pointer == "*fp64" else torch.float32).tiny}),
     ):
         assert machine_code(kernel, every, constants | {"CHUNK": packed.CHUNK} | EACH_ROUNDED)

@@ -28,7 +28,9 @@ def compare(values: Tensor, atoms: Tensor, first: Tensor, row: Tensor, products:
     """products[n] = <atoms[n], values[row[n]]>: contiguous [B, D], [N, D] -> [N]."""
     if len(products):
         with torch.cuda.device_of(products):
-            _compare[(len(products),)](values, atoms, row, products, atoms.shape[1], CHUNK=CHUNK, **EACH_ROUNDED)
+            # Many short programs: of one warp each, so that as many as can be run at once.
+            given = (values, atoms, row, products, atoms.shape[1])
+            _compare[(len(products),)](*given, CHUNK=CHUNK, num_warps=1, **EACH_ROUNDED)
 
 
 def entropies(probs: Tensor, first: Tensor, found: Tensor, slopes: Tensor) -> None:

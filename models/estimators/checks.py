@@ -1,4 +1,4 @@
-"""Checks of what estimators are given: scores, costs and what they are built of."""
+"""Checks of what estimators are given: scores, and what a cost returned."""
 
 from torch import Tensor
 
