@@ -28,10 +28,9 @@ class OneOfThree(Polytope):
         return torch.nn.functional.one_hot(scores.argmax(1), 3).to(scores)
 
     def project(self, scores: Tensor) -> Tensor:
-        batch, _ = scores.shape
-        found = self.spoil(project_by_sorting(scores))
-        assert batch == len(scores)
-        return found  # pyright: ignore[reportReturnType]  # some spoil that, too
+        if scores.dim() != 2:
+            raise TypeError("rows, as the contract says")
+        return self.spoil(project_by_sorting(scores))  # pyright: ignore[reportReturnType]  # some spoil that, too
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         return torch.eye(3).to(mean).expand(len(mean), 3, 3), mean
