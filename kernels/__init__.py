@@ -1,8 +1,8 @@
 """What compiled twins of tensor operations are made of. All but `dispatch` and `stale` need Numba to be imported."""
 
 from .dispatch import compiled as compiled
-from .dispatch import either as either
 from .dispatch import in_threads as in_threads
 from .dispatch import in_triton as in_triton
 from .dispatch import part_of as part_of
 from .dispatch import readable as readable
+from .dispatch import triton_or_compiled as triton_or_compiled

@@ -46,7 +46,7 @@ def in_triton(module: str, package: str | None, function: str, device: torch.dev
     return _loaded(module, package, function)
 
 
-def either(
+def triton_or_compiled(
     triton: str, numba: str, package: str | None, function: str, device: torch.device, on_arrays: Callable[..., None]
 ) -> Callable[..., None] | None:
     """A function of contiguous tensors that is written twice, in Triton and with Numba, or None: `in_triton`, else `compiled`.

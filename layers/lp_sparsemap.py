@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ..oracles.checks import all_finite, cannot_branch, check_finite, check_float, checked_project
+from ..oracles.checks import all_finite, cannot_branch, check_finite, check_float
+from ..oracles.contracts import checked_project
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
 from .refit import refit

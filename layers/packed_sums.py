@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import either, in_threads, readable
+from ..kernels import in_threads, readable, triton_or_compiled
 
 Kernel = Callable[..., None]
 # To take a logarithm takes as long as to pass over so many numbers.
@@ -82,7 +82,7 @@ def _kernel(values: Tensor, function: str) -> Kernel | None:
     if values.dtype not in (torch.float32, torch.float64) or not readable(values):
         return None
     run = _IN_THREADS[function]
-    return either(".kernels.triton_packed", ".kernels.packed", __package__, function, values.device, run)
+    return triton_or_compiled(".kernels.triton_packed", ".kernels.packed", __package__, function, values.device, run)
 
 
 def _combine(kernel: Kernel, probs: Tensor, atoms: Tensor, first: Tensor, means: Tensor) -> None:

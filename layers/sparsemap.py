@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..kernels import readable
 from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, SupportsProjection, supports
-from ..oracles.checks import cannot_branch, check_dimension, check_finite, check_polytope, checked_project
+from ..oracles.checks import cannot_branch, check_dimension, check_finite, check_polytope
+from ..oracles.contracts import checked_project
 from .chained import chained_distribution
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import Polytope, SupportsTopk, SupportsVertices, supports
-from .checks import all_finite, cannot_branch, check_count, check_dimension, check_finite, check_structures, checked_maximize
+from .checks import all_finite, cannot_branch, check_count, check_dimension, check_finite
+from .contracts import check_structures, checked_maximize
 from .explicit import Explicit
 
 

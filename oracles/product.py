@@ -18,7 +18,8 @@ from .base import (
     SupportsVertices,
     supports,
 )
-from .checks import check_dimension, checked_maximize
+from .checks import check_dimension
+from .contracts import checked_maximize
 from .gibbs import ProductGibbs
 from .kbest import topk
 from .parts import Parts

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import either, in_threads, readable
+from ..kernels import in_threads, readable, triton_or_compiled
 
 
 def project_simplex(scores: Tensor) -> Tensor:
@@ -57,7 +57,9 @@ def _kernel(scores: Tensor, function: str) -> Callable[..., None] | None:
     """The compiled kernel for such scores, which writes the last tensor that it is given; None: for tensor operations."""
     if scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
         return None
-    return either(".kernels.triton_simplex", ".kernels.simplex_rows", __package__, function, scores.device, _on_rows)
+    return triton_or_compiled(
+        ".kernels.triton_simplex", ".kernels.simplex_rows", __package__, function, scores.device, _on_rows
+    )
 
 
 class _ProjectRows(torch.autograd.Function):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ...oracles.checks import check_count, checked_project
+from ...oracles.checks import check_count
+from ...oracles.contracts import checked_project
 from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ...oracles import Parts, Polytope
-from ...oracles.checks import cannot_branch, check_structures, checked_maximize
+from ...oracles.checks import cannot_branch
+from ...oracles.contracts import check_structures, checked_maximize
 from .ties import Ties
 
 

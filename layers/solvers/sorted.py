@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ...oracles import Parts, Polytope, SupportsChained, SupportsDecomposition, SupportsNested, SupportsProjection, supports
 from ...oracles.base import missing
-from ...oracles.checks import cannot_branch, checked_decompose, checked_project
+from ...oracles.checks import cannot_branch
+from ...oracles.contracts import checked_decompose, checked_project
 from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
 from .base import Solver

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...kernels import compiled, either
+from ...kernels import compiled, triton_or_compiled
 from ...oracles import placed
 from ...oracles.checks import cannot_branch
 from ...oracles.placement import traced
@@ -85,7 +85,7 @@ def power_of_two(exponent: Tensor) -> Tensor:
 
 def _broken_by(device: torch.device) -> Callable[..., None] | None:
     """The kernel `broken`, of contiguous tensors; None: tensor operations."""
-    return either("..kernels.triton_ties", "..kernels.ties", __package__, "broken", device, _on_arrays)
+    return triton_or_compiled("..kernels.triton_ties", "..kernels.ties", __package__, "broken", device, _on_arrays)
 
 
 def _on_arrays(kernel: Callable[..., None], *tensors: Tensor) -> None:
