@@ -28,6 +28,7 @@ from sparsemarg.models.estimators import (
 )
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def gumbel(polytope: Polytope, temperature: float = 0.5, straight_through: bool = False) -> GumbelSoftmax:
@@ -126,6 +127,18 @@ def test_annealing_follows_the_published_schedule() -> None:
     assert float(published()) == pytest.approx(math.exp(-0.69))
     published.step.fill_(70_000)
     assert float(published()) == 0.5
+
+
+def test_steps_that_a_checkpoint_repeats_are_counted_once() -> None:
+    schedule = AnnealedTemperature(rate=0.1, every=1)
+    factor = torch.ones((), requires_grad=True)
+    for step in range(3):
+        value = checkpoint(lambda: factor * schedule(), use_reentrant=False)
+        assert isinstance(value, Tensor)
+        (gradient,) = torch.autograd.grad(value, factor)
+        assert float(value.detach()) == pytest.approx(math.exp(-0.1 * step))
+        assert float(gradient) == float(value.detach())
+        assert schedule.step == step + 1
 
 
 def test_temperature_survives_a_state_dict_and_evaluation() -> None:

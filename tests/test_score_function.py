@@ -16,6 +16,7 @@ from sparsemarg.models.estimators import (
 )
 from sparsemarg.oracles import BernoulliCube, Product, Simplex
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 EVALUATIONS = {"running": 1, "critic": 2, "learned": 1, "others": 3}
 
@@ -109,6 +110,42 @@ def test_learned_baseline_is_trained_by_squared_error_alone() -> None:
     loss = (estimate.value - baseline.network(context).squeeze(-1)).square().mean()
     for ours, theirs in zip(found, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_learned_baseline_learns_what_a_running_mean_leaves() -> None:
+    torch.manual_seed(0)
+    baseline = Learned(3, hidden=4, centre=RunningMean()).double()
+    costs, context = 10 + torch.rand(3, 1, 5, dtype=torch.float64), torch.rand(5, 3, dtype=torch.float64)
+    none = costs.new_zeros(0, 5)
+    predicted = baseline.network(context)[:, 0]
+    for number, batch in enumerate(costs):
+        before = costs[:number].mean() if number else 0
+        found = baseline(batch, none, context)
+        torch.testing.assert_close(found.value, before + predicted.detach(), rtol=1e-6, atol=0)  # the mean is float32
+        torch.testing.assert_close(found.loss, (batch[0] - before - predicted).square(), rtol=1e-6, atol=1e-12)
+    with pytest.raises(ValueError, match=r"centre must be a RunningMean\(\) or None, not 3"):
+        Learned(3, centre=3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_batches_that_a_checkpoint_repeats_are_counted_once(reentrant: bool) -> None:
+    """Bit z costs 2 z, so that at score 0 the gradient is 1/2: with its own cost in the baseline it would be smaller."""
+    estimator = ScoreFunction(BernoulliCube(1), RunningMean())
+    plain = ScoreFunction(BernoulliCube(1), RunningMean())
+
+    def surrogate(scores: Tensor, of: ScoreFunction = estimator) -> Tensor:
+        return of(scores, lambda atoms, row: 2 * atoms[:, 0]).surrogate.sum()
+
+    for step in range(5):
+        repeated, once = (torch.zeros(3, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        torch.manual_seed(step)
+        checkpoint(surrogate, repeated, use_reentrant=reentrant).backward()  # pyright: ignore[reportOptionalMemberAccess]
+        torch.manual_seed(step)
+        surrogate(once, plain).backward()
+        assert repeated.grad is not None and once.grad is not None
+        torch.testing.assert_close(repeated.grad, once.grad, rtol=1e-6, atol=1e-6)  # the mean is float32
+        assert estimator.baseline.count == plain.baseline.count == step + 1
+        torch.testing.assert_close(estimator.baseline.mean, plain.baseline.mean)
 
 
 def test_learned_baseline_has_the_published_layers() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...oracles.checks import check_count
+from .recomputation import recomputing
 
 
 class BaselineValue(NamedTuple):
@@ -54,6 +55,8 @@ class RunningMean(Baseline):
     Not an exponential average: each past batch counts the same, as in the published code of Correia et al. 2020 (their
     text says "moving average"). Updated after use and in training mode only. Saved as a buffer. One cost evaluation per
     example. Where training is distributed, each process averages its own costs; DDP then hands the first one's to all.
+
+    A forward pass that `torch.utils.checkpoint` repeats is counted once, and its own costs are no part of what it is given.
     """
 
     def __init__(self) -> None:
@@ -66,8 +69,12 @@ class RunningMean(Baseline):
     def forward(self, costs: Tensor, critics: Tensor, context: Tensor | None) -> BaselineValue:
         used = self.mean.clone().to(costs)  # a copy: the update below must not reach it
         if self.training and costs.numel():
-            self.count += 1
-            self.mean += (costs.mean().to(self.mean) - self.mean) / self.count
+            own = costs.mean().to(self.mean)
+            if recomputing():
+                used = ((self.mean * self.count - own) / (self.count - 1).clamp(min=1)).to(costs)
+            else:
+                self.count += 1
+                self.mean += (own - self.mean) / self.count
         return BaselineValue(used, torch.zeros_like(costs[0]))
 
 
@@ -103,21 +110,28 @@ class Learned(Baseline):
     """A network of the example, b(x), trained to predict the cost by squared error: NVIL (Mnih and Gregor 2014).
 
     An MLP in-512-512-512-1 with ReLU on `context` flattened; its loss (cost - b(x))^2 is added to the estimator's
-    surrogate with weight 1, so it shares the model's optimiser and learning rate. Neither of NVIL's other reductions
-    (centring by a running mean, variance normalisation) is used, as in the published code of Correia et al. 2020. One cost
-    evaluation per example.
+    surrogate with weight 1, so it shares the model's optimiser and learning rate. One cost evaluation per example.
+
+    NVIL subtracts a running mean c of the costs, too: `centre`, with which the value is c + b(x) and the loss
+    (cost - c - b(x))^2. The published code of Correia et al. 2020 does without, and b(x) starts at 0 whatever the costs are:
+    until it has learned their size, the gradient of the scores is noise of that size. The third reduction of NVIL, to divide
+    by the standard deviation of what is left where that is above 1, is not here.
 
     Args:
         in_features: entries of one example's context; None leaves it to the model, by `build`.
         hidden: width of the three hidden layers.
+        centre: the running mean; None is the published setting.
 
     Raises:
         ValueError: called without context, before `build`, or with context of another size.
     """
 
-    def __init__(self, in_features: int | None = None, hidden: int = 512) -> None:
+    def __init__(self, in_features: int | None = None, hidden: int = 512, centre: RunningMean | None = None) -> None:
         super().__init__()
         self.hidden = check_count("Learned: hidden", hidden, 1)
+        if not isinstance(centre, RunningMean | None):
+            raise ValueError(f"Learned: centre must be a RunningMean() or None, not {centre!r}")
+        self.centre = centre
         self.in_features: int | None = None
         self.network = nn.Sequential()
         if in_features is not None:
@@ -147,4 +161,6 @@ class Learned(Baseline):
                 f"but context has shape {list(context.shape)}"
             )
         predicted = self.network(inputs.to(next(self.network.parameters()).dtype)).squeeze(-1).to(costs)  # [B]
+        if self.centre is not None:
+            predicted = self.centre(costs, critics, context).value + predicted
         return BaselineValue(predicted.detach(), (costs - predicted).square().mean(0))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...oracles.checks import check_count
+from .recomputation import recomputing
 
 
 class Temperature(nn.Module, ABC):
@@ -45,8 +46,8 @@ class AnnealedTemperature(Temperature):
     """tau = max(minimum, exp(-rate step)), recomputed at every `every`-th step, from tau = 1 at step 0.
 
     Jang et al. 2017; the published code of Correia et al. 2020 (their text prints max(0.5, -rate step)). A step is a batch in
-    training mode. Step and temperature are buffers: a model that is loaded goes on where it was saved, and is tested at the
-    temperature it was trained to.
+    training mode, counted once where `torch.utils.checkpoint` repeats its forward pass. Step and temperature are buffers: a
+    model that is loaded goes on where it was saved, and is tested at the temperature it was trained to.
 
     Args:
         rate: above or equal to 0.
@@ -70,7 +71,7 @@ class AnnealedTemperature(Temperature):
         self.temperature: Tensor
 
     def forward(self) -> Tensor:
-        if self.training:
+        if self.training and not recomputing():
             fresh = (-self.rate * self.step).exp().clamp(min=self.minimum).to(self.temperature)
             self.temperature.copy_(torch.where(self.step % self.every == 0, fresh, self.temperature))
             self.step += 1
