@@ -66,12 +66,15 @@ def triton_or_compiled(
 def readable(tensor: Tensor) -> bool:
     """Whether a kernel may read a tensor and stand in for tensor operations on it.
 
-    Not while code is compiled or a `torch.func` transform is active, be the tensor part of it or not; not in forward mode; and
-    not if the tensor stands for many, as the gradients in `torch.autograd.grad(..., is_grads_batched=True)` do.
+    Not while code is compiled or a `torch.func` transform is active, be the tensor part of it or not; not in forward mode; not
+    if the tensor stands for many, as the gradients in `torch.autograd.grad(..., is_grads_batched=True)` do; and not where
+    operations are recorded, counted or replaced by a `TorchDispatchMode` (`make_fx`) or by the tensor's own class.
     """
-    # torch has no public way to ask for the second and the fourth; both are in every torch that we support.
+    # torch has no public way to ask for the second, the third and the fifth; they are in every torch that we support.
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not torch._C._has_storage(tensor):
+    if transformed or torch._C._len_torch_dispatch_stack() or not torch._C._has_storage(tensor):
+        return False
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
     return forward_ad.unpack_dual(tensor).tangent is None
 

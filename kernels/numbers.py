@@ -13,4 +13,4 @@ def numbers_on(device: torch.device, numbers: tuple[float, ...]) -> Tensor:
     The first time the host waits for the device, so that it is whole for all streams.
     """
     with torch.inference_mode(False):
-        return torch.tensor(numbers, dtype=torch.float64).to(device)
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(device)

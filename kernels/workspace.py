@@ -4,6 +4,7 @@ The system hands out fresh pages zeroed, one fault at a time, which takes longer
 """
 
 import math
+import os
 import threading
 
 import numpy as np
@@ -16,6 +17,8 @@ LEAST_BYTES = 2**16
 
 _kept: list[Array] = []
 _lock = threading.Lock()
+# The child of a fork gets the lock as it is, but not the thread that holds it.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def borrow(shape: tuple[int, ...], dtype: type[np.generic]) -> Array:

@@ -181,15 +181,19 @@ class SparseDistribution:
         count = len(self.row)
         if max_atoms is not None:
             max_atoms = check_count("max_atoms", max_atoms, 1)
+
+        def on_copy(atoms: Tensor, row: Tensor) -> Tensor:  # what f does to its atoms in place is not done to ours
+            return f(atoms.clone(), row)
+
         pairs = count if max_atoms is None else min(count, max_atoms)
         pieces = []
         try:
             if pairs == count:
-                values = f(self.atoms, self.row)
+                values = on_copy(self.atoms, self.row)
                 _check_values(values, count)
                 return values
             for atoms, row in zip(self.atoms.split(pairs), self.row.split(pairs), strict=True):
-                values = checkpoint(f, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else f(atoms, row)
+                values = checkpoint(on_copy, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else on_copy(atoms, row)
                 _check_values(values, len(row))
                 pieces.append(values)
             return torch.cat(pieces)

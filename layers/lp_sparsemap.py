@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ..oracles.checks import all_finite, cannot_branch, check_finite, check_float
+from ..oracles.checks import all_finite, cannot_branch, check_finite, check_float, refuse_all_but_backward, refuse_vmap
 from ..oracles.contracts import checked_project
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
@@ -76,7 +76,8 @@ def lp_sparsemap(
         The mean, with `ConsensusStats` in `stats`; see `LPSparseMAPResult`.
 
     Raises:
-        ValueError: scores or additional scores of another shape, NaN or +inf scores, a row in which a factor allows nothing.
+        ValueError: scores or additional scores of another shape, NaN or +inf scores, a row in which a factor allows nothing;
+            derivatives otherwise than by a backward pass (`torch.func.grad`, forward mode).
 
     Warns:
         ConvergenceWarning: rows that did not converge, with the residuals. So it is where factors contradict one another.
@@ -89,9 +90,12 @@ def lp_sparsemap(
     tensor([0.7500, 0.2500, 0.2500, 0.7500])
     """
     _check_scores(scores, graph, check)
+    refuse_vmap(scores, "lp_sparsemap")
     shape = scores.shape[:-1]
     precise = scores.double().reshape(shape.numel(), graph.variables)
     extra = _grouped(additional, scores, graph, check)
+    for given in (scores, *(each for each in additional or [] if each is not None)):
+        refuse_all_but_backward(given, "lp_sparsemap")
     if check:
         _check_allowed(precise.detach(), graph, extra)
     found = solver.solve(precise.detach(), graph, [each.detach() for each in extra])
@@ -103,7 +107,8 @@ def lp_sparsemap(
     if torch.is_grad_enabled() and (precise.requires_grad or any(each.requires_grad for each in extra)):
         mean = mean + _first_order(precise, local)
     local.mean = mean
-    return LPSparseMAPResult(mean.reshape(scores.shape).to(scores.dtype), found.stats.reshape(shape), local)
+    # A copy: what is done to it in place is none of the factors' concern.
+    return LPSparseMAPResult(mean.reshape(scores.shape).to(scores.dtype, copy=True), found.stats.reshape(shape), local)
 
 
 class LPSparseMAP(nn.Module):

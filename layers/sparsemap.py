@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..kernels import readable
 from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, SupportsProjection, supports
-from ..oracles.checks import cannot_branch, check_dimension, check_finite, check_polytope
+from ..oracles.checks import cannot_branch, check_dimension, check_finite, check_polytope, refuse_vmap
 from ..oracles.contracts import checked_project
 from .chained import chained_distribution
 from .convergence import warn_unconverged
@@ -86,6 +86,7 @@ def sparsemap(
             if check and not support.all_converged:
                 warn_unconverged(support.stats, solver)
             return _indexed(packed_distribution(scores, support, 1 if coding == "bits" else 1 / 2), polytope)
+    refuse_vmap(scores, "sparsemap")
     if check and support is None:
         check_finite(scores)
     flat = coded(scores.double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])

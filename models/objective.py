@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import compiled, in_threads, in_triton
+from ..kernels import compiled, in_threads, in_triton, readable
 from ..oracles.checks import all_finite
 
 # Logits held at a time when the caller sets no bound. CPU: 1 MB in float32, one image of 784 pixels and 256 levels, which
@@ -53,7 +53,12 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
     if max_logits is None:
         max_logits = CPU_LOGITS if features.device.type == "cpu" else DEVICE_LOGITS
     pairs = max(1, max_logits // (features.shape[1] * head.out_features))
-    inputs = [_single(tensor) for tensor in (features, head.weight, head.bias)]
+    bias: Tensor | None = head.bias  # None for nn.Linear(..., bias=False)
+    bias = head.weight.new_zeros(head.out_features) if bias is None else bias
+    inputs = [_single(tensor) for tensor in (features, head.weight, bias)]
+    if not torch.compiler.is_compiling() and not all(map(readable, inputs)):  # transformed, or followed in forward mode
+        with _as_given(features):
+            return plain(*inputs, images.long())
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     return _PixelCrossEntropy.apply(*inputs, images.long(), pairs, wanted)  # pyright: ignore[reportReturnType]  # untyped in torch
 

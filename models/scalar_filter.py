@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import compiled, in_threads
-from ..oracles.checks import all_finite, cannot_branch
+from ..kernels import compiled, in_threads, readable
+from ..oracles.checks import all_finite
 
 
 def filtered(entries: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
@@ -28,7 +28,8 @@ def filtered(entries: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
     """
     single = all(tensor.dtype == torch.float32 for tensor in (entries, inner, outer))
     kernel = compiled(".kernels.filters", __package__, "filter_values", entries.device) if single else None
-    if kernel is None or cannot_branch(entries) or not all(map(all_finite, (entries, inner, outer))):
+    given = (entries, inner, outer)
+    if kernel is None or not all(map(readable, given)) or not all(map(all_finite, given)):
         return plain(entries, inner, outer)
     return _Filtered.apply(entries, inner, outer)  # pyright: ignore[reportReturnType]  # untyped in torch
 
@@ -46,7 +47,7 @@ class _Filtered(torch.autograd.Function):
         from .kernels.filters import filter_values
 
         ctx.save_for_backward(entries, inner, outer)
-        values = torch.empty(entries.numel())
+        values = entries.new_empty(entries.numel())
         given, into = entries.detach().reshape(-1).numpy(), values.numpy()
         u, v = (tensor.detach().contiguous().numpy() for tensor in (inner, outer))
         in_threads(lambda part: filter_values(given[part], u, v, into[part]), len(given))
@@ -58,12 +59,15 @@ class _Filtered(torch.autograd.Function):
 
         (gradient,) = gradients
         entries, inner, outer = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        again = torch.is_grad_enabled()  # a second derivative is wanted
+        if again or not readable(gradient):
             inputs = [x for x, needed in zip((entries, inner, outer), ctx.needs_input_grad, strict=True) if needed]
-            found = iter(torch.autograd.grad(plain(entries, inner, outer), inputs, gradient, create_graph=True))
+            with torch.enable_grad():
+                values = plain(entries, inner, outer)
+            found = iter(torch.autograd.grad(values, inputs, gradient, create_graph=again))
             return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
         count = blocks(entries.numel())
-        by_entries, by_inner, by_outer = torch.empty(entries.numel()), *torch.empty(2, count, len(inner))
+        by_entries, by_inner, by_outer = entries.new_empty(entries.numel()), *inner.new_empty(2, count, len(inner))
         e, u, v, g = (tensor.reshape(-1).numpy() for tensor in (entries, inner, outer, gradient))
         de, du, dv = (tensor.numpy() for tensor in (by_entries, by_inner, by_outer))
         in_threads(lambda part: filter_derivatives(e, u, v, g, de, du, dv, part.start, part.stop), count)

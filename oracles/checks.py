@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .base import Polytope
 
@@ -149,6 +150,21 @@ def refuse_vmap(tensor: Tensor, what: str) -> None:
         if functorch.is_batchedtensor(tensor):
             raise ValueError(f"{what} cannot run under torch.func.vmap: pass the whole batch [B, D] instead")
         tensor = functorch.get_unwrapped(tensor)
+
+
+def refuse_all_but_backward(tensor: Tensor, what: str) -> None:
+    """Raises ValueError in forward mode and under `torch.func.grad` and the like: `what` has derivatives by backward only."""
+    if torch.compiler.is_compiling():
+        return
+    functorch, inner = torch._C._functorch, tensor  # pyright: ignore[reportAttributeAccessIssue]
+    followed = forward_ad.unpack_dual(tensor).tangent is not None
+    while not followed and functorch.is_functorch_wrapped_tensor(inner):
+        followed, inner = functorch.is_gradtrackingtensor(inner), functorch.get_unwrapped(inner)
+    if followed:
+        raise ValueError(
+            f"{what} has no derivatives under torch.func.grad, jvp and their like, nor in forward mode; take them by backward() or "
+            f"torch.autograd.grad, e.g. torch.autograd.functional.jacobian for jacfwd"
+        )
 
 
 @contextmanager

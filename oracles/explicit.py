@@ -10,7 +10,7 @@ from .base import Polytope
 from .checks import cannot_branch, check_dimension
 from .gibbs import EnumeratedGibbs
 from .parts import Parts
-from .placement import placed
+from .placement import lasting, placed
 from .selection import first_few
 
 
@@ -30,7 +30,7 @@ class Explicit(Polytope):
 
     takes_forbidden = True
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(
         self,
         vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[float]],
@@ -41,15 +41,15 @@ class Explicit(Polytope):
             raise ValueError(f"Explicit needs vertices [V, D] with V, D >= 1, not a tensor of shape {tuple(table.shape)}")
         if table.is_complex() or not table.isfinite().all():
             raise ValueError("Explicit needs real, finite vertices; a row holds a complex number, NaN or infinity")
-        table = table.detach().double()
+        table = table.detach().to(torch.float64, copy=True)
         if len(table.unique(dim=0)) != len(table):
             raise ValueError(
                 f"Explicit needs distinct vertices, but {len(table) - len(table.unique(dim=0))} of {len(table)} rows repeat "
                 f"an earlier one; pass vertices.unique(dim=0)"
             )
         self.dim = table.shape[1]
-        self._vertices = table.clone() if table.is_inference() else table
-        self.regularized = regularized
+        self._vertices = table
+        self.regularized = regularized.clone() if isinstance(regularized, Tensor) else regularized
         Parts.of(self)  # a bad one is said here
 
     def __repr__(self) -> str:

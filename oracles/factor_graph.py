@@ -10,6 +10,7 @@ from torch import Tensor
 from .base import Polytope
 from .checks import check_count
 from .parts import Parts
+from .placement import lasting
 
 
 class Factor:
@@ -28,7 +29,7 @@ class Factor:
     Factor(Simplex(dim=3), variables=[0, 3, 6])
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, polytope: Polytope, variables: Sequence[int]) -> None:
         if isinstance(polytope, type) or not hasattr(polytope, "dim") or not hasattr(polytope, "maximize"):
             raise ValueError(f"Factor needs a polytope, an object with `dim` and `maximize`, not {polytope!r}")
@@ -91,7 +92,7 @@ class FactorGraph:
     FactorGraph(variables=4, factors=4 in 1 groups)
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, variables: int, factors: Sequence[Factor]) -> None:
         self.variables = check_count("FactorGraph: variables", variables, 1)
         self.factors = tuple(factors)

@@ -9,7 +9,7 @@ from torch import Tensor
 from .base import Halfspaces, Polytope
 from .budget import Budget
 from .checks import check_count, check_dimension
-from .placement import placed
+from .placement import lasting, placed
 
 
 class LogicFactor(Polytope):
@@ -27,7 +27,7 @@ class LogicFactor(Polytope):
 
     takes_forbidden = True
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, dim: int, negated: Sequence[bool] | None = None) -> None:
         name = type(self).__name__
         self.dim = check_count(f"{name}: dim", dim, 1)

@@ -9,6 +9,7 @@ from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .birkhoff import project_assignments
 from .checks import check_count, check_dimension, check_finite, outside_transforms
 from .kbest import partition
+from .placement import lasting
 
 
 class Matching(Polytope):
@@ -30,6 +31,7 @@ class Matching(Polytope):
 
     takes_forbidden = True
 
+    @lasting
     def __init__(self, rows: int, columns: int | None = None) -> None:
         self.rows = check_count("Matching: rows", rows, 1)
         self.columns = self.rows if columns is None else check_count("Matching: columns", columns, self.rows)

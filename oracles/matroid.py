@@ -9,6 +9,7 @@ from .base import Halfspaces, Polytope
 from .checks import check_count
 from .cube import bit_vectors
 from .kbest import partition
+from .placement import lasting
 
 # Every subset of items is a halfspace.
 _MOST_ITEMS = 12
@@ -38,6 +39,7 @@ class Matroid(Polytope):
 
     takes_forbidden = True
 
+    @lasting
     def __init__(self, dim: int, independent: Callable[[Tensor], Tensor], *, bases: bool = True) -> None:
         self.dim = check_count("Matroid: dim", dim, 1)
         self.bases = bases

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .base import Polytope
-from .placement import placed, traced, version
+from .placement import lasting, placed, traced, version
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Parts:
             kept: _Kept = _of_tensors.setdefault(named, {}) if is_tensor else _of_others
             key = (polytope.dim, version(named) if is_tensor else repr(named))
             if key not in kept:
-                with torch.inference_mode(False), torch.no_grad():
-                    kept[key] = _parts(polytope, named)
+                with torch.no_grad():
+                    kept[key] = lasting(_parts)(polytope, named)
             parts = kept[key]
         if parts is None or device is None:
             return parts

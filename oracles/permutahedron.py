@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .checks import cannot_branch, check_finite
-from .placement import placed
+from .placement import lasting, placed
 
 # Relative to the largest weight: above rounding, far below the accuracy promised for a mean.
 _NOISE = 4e-15
@@ -28,7 +28,7 @@ class Permutahedron(Polytope):
     tensor([[1., 3., 2.]])
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         try:
             given = torch.as_tensor(weights, dtype=torch.float64)

@@ -1,11 +1,15 @@
 """Constants of polytopes, such as tables of vertices and indices, on the device of the scores."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _kept: Any = WeakTensorKeyDictionary()  # by constant: by device and dtype, the version that was copied and the copy
 
 
@@ -27,6 +31,18 @@ def placed(constant: Tensor, device: torch.device, dtype: torch.dtype | None = N
         with torch.inference_mode(False), torch.no_grad():
             copies[device, wanted] = now, constant.to(wanted).to(device)
     return copies[device, wanted][1]
+
+
+def lasting(make: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates what makes constants: they are on the CPU whatever the default device is (`with torch.device("meta")`), and
+    what is made in inference mode can be saved for a backward pass all the same."""
+
+    @wraps(make)
+    def made(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return make(*args, **kwargs)
+
+    return made
 
 
 def traced() -> bool:

@@ -23,7 +23,7 @@ from .contracts import checked_maximize
 from .gibbs import ProductGibbs
 from .kbest import topk
 from .parts import Parts
-from .placement import placed
+from .placement import lasting, placed
 
 Part = TypeVar("Part")
 Value = TypeVar("Value")
@@ -45,7 +45,7 @@ class Product(Polytope):
     [14, 14, 14, 14, 5, 5, 5]
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, *parts: Polytope) -> None:
         if not parts or not all(isinstance(part, Polytope) for part in parts):
             raise ValueError(f"Product needs one or more polytopes, e.g. Product(Simplex(3), Budget(8, 2)), not {parts!r}")

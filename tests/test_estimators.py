@@ -7,6 +7,7 @@ import pytest
 import torch
 from estimator_cases import ENUMERABLE, Bare, cost_of, enumerated, scores_of, structures_of, theta_of
 from sparsemarg.layers import SparseMAP
+from sparsemarg.layers.functional import sparsemap
 from sparsemarg.models.estimators import (
     IMLE,
     AnnealedTemperature,
@@ -93,6 +94,38 @@ def test_dtype_and_batch_are_kept(name: str, dtype: torch.dtype, batch: int) -> 
     assert estimate.mode.shape == (batch, 3)
     gradients = torch.autograd.grad((estimate.surrogate - estimate.entropy).sum(), [scores, weights])
     assert all(g.isfinite().all() and g.dtype == dtype for g in gradients)
+
+
+@pytest.mark.parametrize("name", [*EVERY, "sparse"])
+def test_costs_that_work_in_place_change_nothing_else(name: str) -> None:
+    """As a decoder does that begins with `nn.Dropout(inplace=True)`, or puts bits in -1 and 1."""
+    weights = torch.arange(1.0, 4)
+
+    def apart(atoms: Tensor, row: Tensor) -> Tensor:
+        return ((2 * atoms - 1) * weights).sum(-1)
+
+    def in_place(atoms: Tensor, row: Tensor) -> Tensor:
+        return atoms.mul_(2).sub_(1).mul_(weights).sum(-1)
+
+    found = []
+    for cost in (apart, in_place):
+        torch.manual_seed(0)
+        estimator = Marginalize(SparseMAP(BernoulliCube(3))) if name == "sparse" else EVERY[name]()
+        scores = torch.linspace(-0.5, 1.2, 12).reshape(4, 3).requires_grad_()
+        estimate = estimator(scores, cost, context=torch.zeros(4, 2))
+        (slopes,) = torch.autograd.grad((estimate.surrogate - estimate.entropy).sum(), scores)
+        found.append((estimate.value, estimate.surrogate.detach(), estimate.mode, slopes))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("max_atoms", [None, 2])
+def test_functions_that_work_in_place_leave_the_distribution_alone(max_atoms: int | None) -> None:
+    distribution = sparsemap(torch.full((2, 4), 0.5, requires_grad=True), BernoulliCube(4))
+    atoms, mean = distribution.atoms.clone(), distribution.mean()
+    value = distribution.expectation(lambda atoms, row: atoms.mul_(2).sub_(1).sum(-1), max_atoms=max_atoms)
+    torch.testing.assert_close(value, (2 * mean - 1).sum(-1))
+    assert torch.equal(distribution.atoms, atoms)
 
 
 @pytest.mark.parametrize("name", EVERY)

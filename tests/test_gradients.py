@@ -282,5 +282,5 @@ def test_the_derivative_is_settled_in_the_forward_pass(
 def test_the_active_set_says_that_it_takes_whole_batches() -> None:
     scores, slope = torch.rand(3, 6, dtype=torch.float64), torch.func.grad(lambda t: sparsemap(t, RingRuns()).entropy())
     for function in (slope, lambda t: sparsemap(t, BernoulliCube(6)).mean()):
-        with pytest.raises(ValueError, match=r"ActiveSet cannot run under torch\.func\.vmap: pass the whole batch \[B, D\]"):
+        with pytest.raises(ValueError, match=r"sparsemap cannot run under torch\.func\.vmap: pass the whole batch \[B, D\]"):
             vmap(function)(scores)

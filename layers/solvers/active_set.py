@@ -102,6 +102,7 @@ class ActiveSet(Solver):
         if not self.tol >= 0:
             raise ValueError(f"ActiveSet: tol must be at least 0, not {self.tol}")
 
+    @torch.compiler.disable  # its loops end where the data say
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`.

@@ -57,7 +57,7 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
     if cuts is None:
         return None
     found = (cuts.rows.gap, cuts.rows.converged, cuts.rows.margin)
-    return cuts.packed(SolverStats(torch.zeros(len(scores), dtype=torch.int64), *map(torch.from_numpy, found)), dtype)
+    return cuts.packed(SolverStats(scores.new_zeros(len(scores), dtype=torch.int64), *map(torch.from_numpy, found)), dtype)
 
 
 @dataclass(frozen=True)

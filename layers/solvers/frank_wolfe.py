@@ -52,6 +52,7 @@ class PairwiseFrankWolfe(Solver):
         if not self.tol >= 0:
             raise ValueError(f"PairwiseFrankWolfe: tol must be at least 0, not {self.tol}")
 
+    @torch.compiler.disable  # its loops end where the data say
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`."""
@@ -101,7 +102,7 @@ class _Walk:
         mean = (self.weights[:, None] @ self.atoms)[:, 0]
         residual = self.oracle.residual(mean)
         broken = self.oracle.ties.broken(residual, self.exact)
-        towards = self.oracle.answer(broken)
+        towards = self.oracle.answer(broken.clone())  # an oracle may use its argument's memory
         gap, noise = self.gap(mean, towards)
         # Where scores are small so are weights, and the gap is of the order of their product.
         arrived = arrived | (gap <= tol * self.scale.square() + noise)

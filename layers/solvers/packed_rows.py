@@ -37,8 +37,8 @@ class PackedRows(ABC):
         batch, count = len(self.first) - 1, int(self.first[-1])
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
         direct = dtype in (torch.float32, torch.float64)
-        atoms = torch.empty(count, self.dim, dtype=dtype if direct else torch.float32)
-        probs = torch.empty(count, dtype=torch.float64)
+        atoms = torch.empty(count, self.dim, dtype=dtype if direct else torch.float32, device="cpu")
+        probs = torch.empty(count, dtype=torch.float64, device="cpu")
         array, weights = atoms.numpy(), probs.numpy()
 
         def write(part: slice) -> None:
@@ -50,14 +50,14 @@ class PackedRows(ABC):
 
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty(len(self.first) - 1, self.dim, dtype=torch.float64)
+        result = torch.empty(len(self.first) - 1, self.dim, dtype=torch.float64, device="cpu")
         given, array = gradient.contiguous().numpy(), result.numpy()
         in_threads(lambda part: self.kernels.pull(*self.arguments(part), given, array[part]), len(array), array.size)
         return result
 
     def push(self, change: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty(int(self.first[-1]), dtype=torch.float64)
+        result = torch.empty(int(self.first[-1]), dtype=torch.float64, device="cpu")
         given, array = change.contiguous().numpy(), result.numpy()
         in_threads(lambda part: self.kernels.push(*self.arguments(part), given[part], array), len(given), given.size)
         return result

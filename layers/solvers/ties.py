@@ -92,7 +92,7 @@ def _on_arrays(kernel: Callable[..., None], *tensors: Tensor) -> None:
     kernel(*(tensor.numpy() for tensor in tensors))
 
 
-def _tie_break(dim: int, device: torch.device | None = None) -> Tensor:
+def _tie_break(dim: int, device: torch.device) -> Tensor:
     """D fixed numbers in (-2, -1] without pattern, times TIE_BREAK: by a hash of the coordinate, the same on every device.
 
     A regular sequence will not do: multiples of an irrational number modulo 1 have equal sums over any two sets of
@@ -107,4 +107,4 @@ def _tie_break(dim: int, device: torch.device | None = None) -> Tensor:
 @lru_cache
 def _kept_tie_break(dim: int) -> Tensor:
     with torch.inference_mode(False):
-        return _tie_break(dim)
+        return _tie_break(dim, torch.device("cpu"))

@@ -87,7 +87,8 @@ def cost_of_samples(cost: Cost, samples: Tensor) -> Tensor:
     """The costs [S, B] of S structures of each example, samples [S, B, D], in one call of the cost."""
     count, batch, dim = samples.shape
     row = torch.arange(batch, device=samples.device).repeat(count)
-    return checked_cost(cost)(samples.reshape(-1, dim), row).reshape(count, batch)
+    own = samples.reshape(-1, dim).clone()  # the cost may work in place
+    return checked_cost(cost)(own, row).reshape(count, batch)
 
 
 def estimate_of_one_sample(costs: Tensor, surrogate: Tensor, entropy: Tensor, mode: Tensor) -> Estimate:

@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from ...layers import SparseDistribution
-from ...oracles import GibbsDistribution, Polytope, SupportsVertices, supports
+from ...oracles import Polytope, SupportsVertices, placed, supports
 from ...oracles.base import missing
 from ...oracles.checks import check_polytope
 from ...oracles.gibbs import EnumeratedGibbs
+from ...oracles.placement import lasting
 from .base import Cost, Estimate, Estimator, checked_cost
 from .checks import check_batch
 
@@ -34,13 +35,11 @@ class DenseMarginalize(Estimator):
         self.polytope = polytope
         self.max_atoms = max_atoms
         self.dim = polytope.dim
-        # Not in checkpoints: the polytope determines it.
-        self.register_buffer("_vertices", polytope.vertices(), persistent=False)
-        self._vertices: Tensor
+        self._vertices = lasting(polytope.vertices)()  # no buffer: `module.half()` would round them
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_batch(scores, self.polytope)
-        gibbs = EnumeratedGibbs(scores, self._vertices)
+        gibbs = self.distribution(scores)
         probs = gibbs.log_probs.exp().to(scores.dtype)  # [B, V]
         atoms = gibbs.vertices.to(scores.dtype).expand(len(scores), -1, -1)
         distribution = SparseDistribution.from_padded(atoms, probs)
@@ -54,5 +53,5 @@ class DenseMarginalize(Estimator):
             mode=distribution.mode(),
         )
 
-    def distribution(self, scores: Tensor) -> GibbsDistribution:
-        return EnumeratedGibbs(scores, self._vertices)
+    def distribution(self, scores: Tensor) -> EnumeratedGibbs:
+        return EnumeratedGibbs(scores, placed(self._vertices, scores.device))

@@ -38,7 +38,7 @@ def draw_costs(cost: RandomCost, samples: Tensor) -> DrawnCost:
     """
     count, batch, dim = samples.shape
     row = torch.arange(batch, device=samples.device).repeat(count)
-    costs = cost(samples.reshape(-1, dim), row)
+    costs = cost(samples.reshape(-1, dim).clone(), row)  # which may work in place
     if isinstance(costs, DrawnCost):
         fields = (costs.value.detach(), costs.log_prob, costs.penalty)
         return DrawnCost(*(check_costs(field, len(row)).reshape(count, batch) for field in fields))

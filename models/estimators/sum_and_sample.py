@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from ...oracles import BernoulliCube, GibbsDistribution, Polytope, SupportsVertices, supports
+from ...oracles import BernoulliCube, GibbsDistribution, Polytope, SupportsVertices, placed, supports
 from ...oracles.base import missing
 from ...oracles.checks import check_count, check_polytope
 from ...oracles.gibbs import EnumeratedGibbs
+from ...oracles.placement import lasting
 from .base import Cost, Estimate, Estimator, cost_of_samples, with_gradient_of
 from .baselines import Baseline, RunningMean, check_baseline
 from .checks import check_batch
@@ -41,13 +42,12 @@ class SumAndSample(Estimator):
         self.polytope = polytope
         self.baseline = check_baseline(RunningMean() if baseline is None else baseline, "SumAndSample")
         self.dim = polytope.dim
-        self._vertices: Tensor | None
+        self._vertices: Tensor | None = None  # no buffer: `module.half()` would round them
         if isinstance(polytope, BernoulliCube):
-            self.register_buffer("_vertices", None, persistent=False)
             count = 2**polytope.dim
         elif supports(polytope, SupportsVertices):
-            self.register_buffer("_vertices", polytope.vertices(), persistent=False)
-            count = len(polytope.vertices())
+            self._vertices = lasting(polytope.vertices)()
+            count = len(self._vertices)
         else:
             raise missing(polytope, SupportsVertices, "SumAndSample")
         self.k = check_count("SumAndSample: k", k, 1, count - 1)
@@ -90,10 +90,10 @@ class SumAndSample(Estimator):
         if isinstance(self.polytope, BernoulliCube):
             return self.polytope.gibbs(scores)
         assert self._vertices is not None
-        return EnumeratedGibbs(scores, self._vertices)
+        return EnumeratedGibbs(scores, placed(self._vertices, scores.device))
 
     def _split(self, scores: Tensor) -> Split:
         if isinstance(self.polytope, BernoulliCube):
             return split_bits(scores, self.polytope, self.k)
         assert self._vertices is not None
-        return split_listed(scores, self._vertices, self.k)
+        return split_listed(scores, placed(self._vertices, scores.device), self.k)

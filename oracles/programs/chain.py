@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..base import Halfspaces
 from ..checks import check_count, check_lengths
+from ..placement import lasting
 from ..row_kernels import best_in_rows
 from .derivations import Derivations
 from .hyperedges import Edge
@@ -33,6 +34,7 @@ class LinearChain(Derivations):
     tensor([[1, 1, 0]])
     """
 
+    @lasting
     def __init__(self, length: int, states: int, *, regularize_transitions: bool = True) -> None:
         self.length = check_count("LinearChain: length", length, 1)
         self.states = check_count("LinearChain: states", states, 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels import compiled, in_threads, readable
 from ..checks import check_rows
-from ..placement import placed
+from ..placement import lasting, placed
 from .hyperedges import Edge, needed_for
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Hypergraph:
         ValueError: there is no derivation, or a node is needed to derive itself.
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, dim: int, edges: Sequence[Edge], goal: int) -> None:
         edges, level_of = needed_for(edges, goal)
         names = sorted(level_of, key=lambda node: (level_of[node], node))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..placement import lasting
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -28,6 +29,7 @@ class Knapsack(Derivations):
     tensor([[0., 1., 1.]])
     """
 
+    @lasting
     def __init__(self, weights: Sequence[int] | Tensor, capacity: int) -> None:
         numbers = weights.tolist() if isinstance(weights, Tensor) else list(weights)
         for place, number in [*enumerate(numbers), ("capacity", capacity)]:

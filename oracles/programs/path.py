@@ -6,6 +6,7 @@ import torch
 
 from ..base import Halfspaces
 from ..checks import check_count, check_pairs
+from ..placement import lasting
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -28,6 +29,7 @@ class ShortestPath(Derivations):
     tensor([[0., 0., 1., 1.]])
     """
 
+    @lasting
     def __init__(self, arcs: Sequence[tuple[int, int]], source: int | None = None, target: int | None = None) -> None:
         arcs = check_pairs("ShortestPath: arcs", arcs)
         if not arcs:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..base import Halfspaces
 from ..checks import check_count, check_lengths
+from ..placement import lasting
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -25,6 +26,7 @@ class Segmentation(Derivations):
         width: W, by default L.
     """
 
+    @lasting
     def __init__(self, length: int, labels: int = 1, width: int | None = None) -> None:
         self.length = check_count("Segmentation: length", length, 1)
         self.labels = check_count("Segmentation: labels", labels, 1)

@@ -6,6 +6,7 @@ from torch import Tensor
 from ..base import MAX_ENUMERATED, Halfspaces, Polytope
 from ..checks import check_dimension
 from ..kbest import partition
+from ..placement import lasting
 from ..row_kernels import best_in_rows
 from .dependency_arcs import OverArcs
 from .dependency_gibbs import DependencyGibbs
@@ -36,6 +37,7 @@ class Arborescence(OverArcs, Polytope):
 
     takes_forbidden = True
 
+    @lasting
     def __init__(self, words: int, *, single_root: bool = False) -> None:
         super().__init__(words, single_root=single_root)
         self.dim = self.words * self.words

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..placement import placed
+from ..placement import lasting, placed
 
 
 class Bonds:
@@ -17,7 +17,7 @@ class Bonds:
         nodes: V.
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, edges: Sequence[tuple[int, int]], nodes: int) -> None:
         self.ends, self.nodes = torch.tensor(edges), nodes  # [D, 2]
         low, high = self.ends.amin(-1), self.ends.amax(-1)

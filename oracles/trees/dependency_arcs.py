@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_lengths
-from ..placement import placed
+from ..placement import lasting, placed
 
 
 class DependencyArcs:
@@ -17,7 +17,7 @@ class DependencyArcs:
         words: n.
     """
 
-    @torch.inference_mode(False)  # what is made in it cannot be saved for the backward pass
+    @lasting
     def __init__(self, words: int) -> None:
         self.words = words
         heads = torch.arange(words + 1).expand(words, -1)

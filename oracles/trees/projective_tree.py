@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..placement import lasting
 from ..programs.derivations import Derivations
 from ..programs.hyperedges import Edge
 from ..programs.hypergraph import Hypergraph
@@ -25,6 +26,7 @@ class ProjectiveTree(OverArcs, Derivations):
     Cost: O(n^3) a row, in 2 n steps for the whole batch where there is no kernel for it.
     """
 
+    @lasting
     def __init__(self, words: int, *, single_root: bool = False) -> None:
         OverArcs.__init__(self, words, single_root=single_root)
         number = self.arcs.number

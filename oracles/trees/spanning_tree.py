@@ -10,7 +10,7 @@ from torch import Tensor
 from ..base import MAX_ENUMERATED, Halfspaces, Polytope
 from ..checks import check_count, check_dimension, check_pairs
 from ..kbest import partition
-from ..placement import placed
+from ..placement import lasting, placed
 from ..row_kernels import best_in_rows
 from .bonds import Bonds
 from .heaviest_forest import heaviest_forest
@@ -40,6 +40,7 @@ class SpanningTree(Polytope):
 
     takes_forbidden = True
 
+    @lasting
     def __init__(self, edges: Sequence[tuple[int, int]], nodes: int | None = None) -> None:
         self.edges = tuple(check_pairs("SpanningTree: edges", edges))
         if not self.edges:

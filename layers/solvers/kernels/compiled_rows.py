@@ -68,7 +68,7 @@ def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
         return None
     budget, forbidden = getattr(oracle.polytope, "budget", 0), oracle.forbidden
     if forbidden is None:
-        forbidden = torch.zeros(0, oracle.target.shape[1], dtype=torch.bool)
+        forbidden = torch.zeros(0, oracle.target.shape[1], dtype=torch.bool, device="cpu")
     return CompiledOracle(kind, budget, *(given.contiguous().numpy() for given in (ties.grid, ties.tie_break, forbidden)))
 
 
@@ -103,7 +103,7 @@ class _CompiledRows:
         target, parts, batch = oracle.target, oracle.parts, len(origin)
         self._most = _most_slots(origin.shape[1] if parts is None else len(parts.regularized))
         slots = self._slots_to_begin_with(batch, in_turn)
-        unit = torch.ones(()) if is_bits else real_atoms.units(origin)[:, None]
+        unit = torch.ones((), device="cpu") if is_bits else real_atoms.units(origin)[:, None]
         self.rows = Rows(
             atoms=self.kind.begin(target, origin, parts, slots),
             origin=origin.contiguous().numpy(),
@@ -245,12 +245,12 @@ class _CompiledRows:
         """The same, packed, for 0/1 structures, with the gap of what is left, for which the oracle may be asked."""
         count, margin = self._pruned()
         first, block = first_of(count), first_of(count**2)
-        probs = torch.empty(first[-1], dtype=torch.float64)
+        probs = torch.empty(first[-1], dtype=torch.float64, device="cpu")
         found = self._write(Places(first[:-1], block[:-1], count), probs.numpy(), np.empty(block[-1]))
         structures: Any = found.structures
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
         direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        atoms = torch.empty(len(probs), self.rows.origin.shape[1], dtype=direct)
+        atoms = torch.empty(len(probs), self.rows.origin.shape[1], dtype=direct, device="cpu")
         array = atoms.numpy()
 
         def unpack(part: slice) -> None:
@@ -323,14 +323,14 @@ class PackedJacobian:
 
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty(len(self.first), self.dim, dtype=torch.float64)
+        result = torch.empty(len(self.first), self.dim, dtype=torch.float64, device="cpu")
         given, out = gradient.contiguous().numpy(), result.numpy()
         in_threads(lambda part: row_results.pull(*self._part(part), given, out[part]), len(out), self.sensitivity.size)
         return result
 
     def push(self, change: Tensor) -> Tensor:
         """See `Jacobian`."""
-        result = torch.empty(len(self.words), dtype=torch.float64)
+        result = torch.empty(len(self.words), dtype=torch.float64, device="cpu")
         given, out = change.contiguous().numpy(), result.numpy()
         in_threads(lambda part: row_results.push(*self._part(part), given[part], out), len(given), self.sensitivity.size)
         return result
