@@ -6,3 +6,4 @@ from .dispatch import in_triton as in_triton
 from .dispatch import part_of as part_of
 from .dispatch import readable as readable
 from .dispatch import triton_or_compiled as triton_or_compiled
+from .dispatch import uncompiled as uncompiled

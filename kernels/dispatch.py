@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import import_module
 from itertools import pairwise
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.autograd import forward_ad
 from .stale import FOLDERS, forget_stale
 
 SWITCH = "SPARSEMARG_KERNELS"
+_NO_DISPATCH: Any = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]  # of classes that have none
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def compiled(module: str, package: str | None, function: str, device: torch.device) -> Callable[..., Any] | None:
@@ -74,9 +77,14 @@ def readable(tensor: Tensor) -> bool:
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if transformed or torch._C._len_torch_dispatch_stack() or not torch._C._has_storage(tensor):
         return False
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if type(tensor).__torch_dispatch__ is not _NO_DISPATCH:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     return forward_ad.unpack_dual(tensor).tangent is None
+
+
+def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates what `torch.compile` is to call as it is: loops that end where the data say. It may use kernels there."""
+    return cast(Callable[_P, _R], torch.compiler.disable(function))
 
 
 def _off() -> bool:

@@ -193,7 +193,8 @@ class SparseDistribution:
                 _check_values(values, count)
                 return values
             for atoms, row in zip(self.atoms.split(pairs), self.row.split(pairs), strict=True):
-                values = checkpoint(on_copy, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else on_copy(atoms, row)
+                again = torch.is_grad_enabled()
+                values = checkpoint(on_copy, atoms, row, use_reentrant=False) if again else on_copy(atoms, row)
                 _check_values(values, len(row))
                 pieces.append(values)
             return torch.cat(pieces)

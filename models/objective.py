@@ -57,8 +57,9 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
     bias = head.weight.new_zeros(head.out_features) if bias is None else bias
     inputs = [_single(tensor) for tensor in (features, head.weight, bias)]
     if not torch.compiler.is_compiling() and not all(map(readable, inputs)):  # transformed, or followed in forward mode
+        given, weight, offset = inputs
         with _as_given(features):
-            return plain(*inputs, images.long())
+            return plain(given, weight, offset, images.long())
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     return _PixelCrossEntropy.apply(*inputs, images.long(), pairs, wanted)  # pyright: ignore[reportReturnType]  # untyped in torch
 

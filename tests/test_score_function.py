@@ -142,7 +142,8 @@ def test_batches_that_a_checkpoint_repeats_are_counted_once(reentrant: bool) -> 
         checkpoint(surrogate, repeated, use_reentrant=reentrant).backward()  # pyright: ignore[reportOptionalMemberAccess]
         torch.manual_seed(step)
         surrogate(once, plain).backward()
-        assert repeated.grad is not None and once.grad is not None
+        assert repeated.grad is not None
+        assert once.grad is not None
         torch.testing.assert_close(repeated.grad, once.grad, rtol=1e-6, atol=1e-6)  # the mean is float32
         assert estimator.baseline.count == plain.baseline.count == step + 1
         torch.testing.assert_close(estimator.baseline.mean, plain.baseline.mean)

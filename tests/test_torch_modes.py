@@ -125,18 +125,18 @@ def test_kernels_do_not_hide_from_tracing() -> None:
 class Wrapped(Tensor):
     """A tensor whose class sees every operation, and holds the numbers somewhere else."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Wrapped":
         return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # pyright: ignore[reportReturnType]
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.held = inner
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(Wrapped, lambda each: each.inner, (args, kwargs or {}))
+        args, kwargs = tree_map_only(Wrapped, lambda each: each.held, (args, kwargs or {}))
         return tree_map_only(Tensor, Wrapped, func(*args, **kwargs))
 
 
@@ -144,7 +144,7 @@ def test_kernels_leave_tensors_alone_whose_class_replaces_operations() -> None:
     scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     found = sparsemax(Wrapped(scores), check=False)
     assert isinstance(found, Wrapped)
-    torch.testing.assert_close(found.inner, sparsemax(scores), atol=1e-7, rtol=0)
+    torch.testing.assert_close(found.held, sparsemax(scores), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.float16])

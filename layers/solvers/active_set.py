@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import compiled, in_triton
+from ...kernels import compiled, in_triton, uncompiled
 from ...oracles import Polytope
 from ...oracles.checks import cannot_branch, check_count, refuse_vmap
 from ..stats import SolverStats
@@ -102,7 +102,7 @@ class ActiveSet(Solver):
         if not self.tol >= 0:
             raise ValueError(f"ActiveSet: tol must be at least 0, not {self.tol}")
 
-    @torch.compiler.disable  # its loops end where the data say
+    @uncompiled
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`.

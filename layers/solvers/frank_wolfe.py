@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...kernels import uncompiled
 from ...oracles import Parts, Polytope
 from ...oracles.checks import check_count
 from ..stats import SolverStats
@@ -52,7 +53,7 @@ class PairwiseFrankWolfe(Solver):
         if not self.tol >= 0:
             raise ValueError(f"PairwiseFrankWolfe: tol must be at least 0, not {self.tol}")
 
-    @torch.compiler.disable  # its loops end where the data say
+    @uncompiled
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`."""
