@@ -162,8 +162,8 @@ def refuse_all_but_backward(tensor: Tensor, what: str) -> None:
         followed, inner = functorch.is_gradtrackingtensor(inner), functorch.get_unwrapped(inner)
     if followed:
         raise ValueError(
-            f"{what} has no derivatives under torch.func.grad, jvp and their like, nor in forward mode; take them by backward() "
-            f"or torch.autograd.grad, e.g. torch.autograd.functional.jacobian for jacfwd"
+            f"{what} has no derivatives under torch.func.grad, jvp and their like, nor in forward mode; take them by "
+            f"backward() or torch.autograd.grad, e.g. torch.autograd.functional.jacobian for jacfwd"
         )
 
 
