@@ -30,9 +30,10 @@ TASKS = {
 method, with the classes' entropy and log K, on a fixed binarisation of the test images. Decoder calls count classes whose
 probability is not 0 in the dtype of the scores: a confident softmax underflows.""",
     "signal_game": """"Own messages": the receiver's best guess upon a symbol of the sender's own distribution, an exact
-expectation. "Argmax message": the best guess upon the most probable symbol. Both are the same measure for every method; the published one
-depends on the method (a symbol drawn, for the 0/1 loss a guess drawn, too; relaxed symbols for Gumbel). The published ± cannot all
-be standard errors: 16.19 of 10 success rates would be a standard deviation of 51 points, and none above 45 has a mean of 23.5.
+expectation. "Argmax message": the best guess upon the most probable symbol. Both are the same measure for every method;
+the published one depends on the method: a symbol drawn, for the 0/1 loss a guess drawn, too, and relaxed symbols for Gumbel.
+The published ± cannot all be standard errors: 16.19 of ten success rates would be a standard deviation of 51 points, and none
+above 45 has a mean of 23.5.
 Chance is 6.25 % for 16 images.""",
     "bit_vector_vae": """The estimate of log p(x) in the third column is the same for every method: importance sampling from a
 defensive mixture around the posterior's codes (`sparsemarg.models.likelihood.mixture_importance`). The published numbers
