@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ..kernels import compiled, in_threads, in_triton, readable
 from ..oracles.checks import all_finite
+from ..oracles.placement import traced
 
 # Logits held at a time when the caller sets no bound. CPU: 1 MB in float32, one image of 784 pixels and 256 levels, which
 # stays in a core's cache. Elsewhere: 256 MB, enough to keep a device busy.
@@ -56,12 +58,18 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
     bias: Tensor | None = head.bias  # None for nn.Linear(..., bias=False)
     bias = head.weight.new_zeros(head.out_features) if bias is None else bias
     inputs = [_single(tensor) for tensor in (features, head.weight, bias)]
-    if not torch.compiler.is_compiling() and not all(map(readable, inputs)):  # transformed, or followed in forward mode
+    if _transformed(*inputs):
         given, weight, offset = inputs
         with _as_given(features):
             return plain(given, weight, offset, images.long())
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     return _PixelCrossEntropy.apply(*inputs, images.long(), pairs, wanted)  # pyright: ignore[reportReturnType]  # untyped in torch
+
+
+def _transformed(*tensors: Tensor) -> bool:
+    """Whether a `torch.func` transform is active or one of the tensors has a tangent: it takes torch's own operations then."""
+    followed = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return not torch.compiler.is_compiling() and (followed or traced())
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
@@ -137,7 +145,7 @@ def _compiled(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """What `_chunk` returns, by the compiled kernel; None where it does not apply."""
     device = features.device
-    if any(tensor.dtype != torch.float32 for tensor in (features, weight, bias)):
+    if any(tensor.dtype != torch.float32 or not readable(tensor) for tensor in (features, weight, bias)):
         return None
     kernel = in_triton(".kernels.triton_pixels", __package__, "pixel_costs", device)
     if kernel is not None and features.shape[-1] < 16 and len(bias) <= 1024:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 MAKERS: dict[str, Callable[[], Polytope]] = {
     "explicit": lambda: Explicit([[0.0, 1], [1, 0], [1, 1]]),
@@ -187,6 +188,9 @@ def test_pixels_without_bias_and_under_transforms() -> None:
     slopes = torch.func.grad(lambda given: pixel_cross_entropy(given, head, images).sum())(features)
     (expected,) = torch.autograd.grad(plain(features.requires_grad_(), head.weight, torch.zeros(5), images).sum(), features)
     torch.testing.assert_close(slopes, expected)
+    with FlopCounterMode(display=False) as counter:
+        torch.testing.assert_close(pixel_cross_entropy(features, head, images), wanted)
+    assert counter.get_total_flops() > 0
 
 
 def test_lp_sparsemap_says_which_derivatives_it_has() -> None:
