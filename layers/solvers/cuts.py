@@ -12,6 +12,7 @@ that of the KKT system (paper eq. 17), because the structures span the face of t
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -73,7 +74,7 @@ class _Cuts(PackedRows):
         batch, dim = target.shape
         lines, numbers = np.empty((4, batch, dim), np.int32), np.empty((2, batch))
         counts, flags, weights = np.zeros((2, batch), np.int64), np.empty((2, batch), bool), np.empty((batch, dim + 1))
-        kernels = import_module(".kernels.cut_rows", __package__)
+        kernels = _kernels()
         rows = kernels.Rows(*lines[:2], counts[0], *lines[2:], counts[1], flags[0], weights, *numbers, flags[1])
         given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
         find = kernels.find_chained if chained else kernels.find_nested
@@ -88,3 +89,8 @@ class _Cuts(PackedRows):
     def arguments(self, part: slice) -> tuple[Any, bool, np.ndarray]:
         """See `PackedRows`."""
         return part_of(self.rows, part), self.chained, self.first[part.start : part.stop + 1]
+
+
+@cache
+def _kernels() -> Any:
+    return import_module(".kernels.cut_rows", __package__)
