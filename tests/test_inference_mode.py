@@ -1,56 +1,24 @@
 """Polytopes that were made in inference mode, as a validation may do before training begins, then train."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from made_polytopes import MAKERS
 from sparsemarg.layers.functional import lp_sparsemap, sparsemap, sparsemap_loss, sparsemap_marginals, topk_sparsemax
 from sparsemarg.oracles import (
-    Arborescence,
-    AtMostOne,
     Budget,
-    Explicit,
     Factor,
     FactorGraph,
-    Knapsack,
     LinearChain,
-    Matching,
-    Permutahedron,
     Polytope,
-    Product,
-    ProjectiveTree,
-    Segmentation,
-    ShortestPath,
-    Simplex,
-    SpanningTree,
 )
-
-MAKERS: list[Callable[[], Polytope]] = [
-    lambda: LinearChain(3, 2),
-    lambda: LinearChain(3, 2, regularize_transitions=False),
-    lambda: Segmentation(3, 2, 2),
-    lambda: Knapsack([1, 2, 3], 4),
-    lambda: ProjectiveTree(3),
-    lambda: Arborescence(3),
-    lambda: Arborescence(3, single_root=True),
-    lambda: AtMostOne(4, negated=[True, False, True, False]),
-    lambda: Product(LinearChain(2, 2), Simplex(3)),
-    lambda: ShortestPath.grid(2, 3),
-    lambda: Explicit([[0.0, 1], [1, 0], [1, 1]]),
-    lambda: Explicit(torch.eye(3, dtype=torch.float64), regularized=slice(0, 1)),
-    lambda: Permutahedron([3, 2, 1]),
-    lambda: Matching(3),
-    lambda: SpanningTree([(0, 1), (1, 2), (0, 2)]),
-    lambda: Budget(4, 2),
-]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("place", range(len(MAKERS)))
-def test_derivatives_of_both_orders(place: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", MAKERS)
+def test_derivatives_of_both_orders(name: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
-        polytope = MAKERS[place]()
-    expected = MAKERS[place]()
+        polytope = MAKERS[name]()
+    expected = MAKERS[name]()
     scores = torch.randn(2, polytope.dim, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def numbers(which: Polytope) -> list[torch.Tensor]:

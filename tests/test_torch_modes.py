@@ -2,13 +2,13 @@
 
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cases import Ring
+from made_polytopes import MAKERS
 from sparsemarg.kernels import workspace
 from sparsemarg.layers.functional import lp_sparsemap, sparsemap, sparsemax
 from sparsemarg.layers.solvers import PairwiseFrankWolfe, Solver, SortedDecomposition
@@ -16,48 +16,19 @@ from sparsemarg.models.estimators import DenseMarginalize, SumAndSample
 from sparsemarg.models.objective import pixel_cross_entropy, plain
 from sparsemarg.models.scalar_filter import filtered
 from sparsemarg.oracles import (
-    Arborescence,
     BernoulliCube,
-    Budget,
     Explicit,
     Factor,
     FactorGraph,
-    Implies,
-    Knapsack,
     LinearChain,
-    Matching,
-    Matroid,
-    Permutahedron,
     Polytope,
-    Product,
-    ProjectiveTree,
-    Segmentation,
-    ShortestPath,
     Simplex,
-    SpanningTree,
 )
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
-
-MAKERS: dict[str, Callable[[], Polytope]] = {
-    "explicit": lambda: Explicit([[0.0, 1], [1, 0], [1, 1]]),
-    "explicit in part": lambda: Explicit([[0.0, 1], [1, 0], [1, 1]], regularized=torch.tensor([0], device="cpu")),
-    "chain": lambda: LinearChain(3, 2),
-    "segmentation": lambda: Segmentation(4, 2, 2),
-    "path": lambda: ShortestPath.grid(3, 3),
-    "knapsack": lambda: Knapsack([1, 2, 3], 3),
-    "projective tree": lambda: ProjectiveTree(3),
-    "arborescence": lambda: Arborescence(3),
-    "spanning tree": lambda: SpanningTree([(0, 1), (1, 2), (0, 2)]),
-    "permutahedron": lambda: Permutahedron([1.0, 2, 3]),
-    "logic": lambda: Implies(3),
-    "product": lambda: Product(Simplex(2), Budget(3, 1)),
-    "matching": lambda: Matching(2),
-    "matroid": lambda: Matroid(3, lambda subsets: subsets.sum(-1) <= 2),
-}
 
 
 def squares() -> FactorGraph:
