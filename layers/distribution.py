@@ -117,7 +117,8 @@ class SparseDistribution:
         >>> coin.expectation(lambda atoms, row: atoms @ torch.tensor([1.0, 10.0, 100.0]))
         tensor([50.5000])
         """
-        values = self._evaluate(f, max_atoms)
+        # A copy of the atoms: what f does to them in place is not done to ours.
+        values = self._evaluate(lambda atoms, row: f(atoms.clone(), row), max_atoms)
         weighted = self.probs.reshape(-1, *[1] * (values.dim() - 1)) * values
         return self._sum(weighted).reshape((*self.batch_shape, *values.shape[1:]))
 
@@ -181,20 +182,15 @@ class SparseDistribution:
         count = len(self.row)
         if max_atoms is not None:
             max_atoms = check_count("max_atoms", max_atoms, 1)
-
-        def on_copy(atoms: Tensor, row: Tensor) -> Tensor:  # what f does to its atoms in place is not done to ours
-            return f(atoms.clone(), row)
-
         pairs = count if max_atoms is None else min(count, max_atoms)
         pieces = []
         try:
             if pairs == count:
-                values = on_copy(self.atoms, self.row)
+                values = f(self.atoms, self.row)
                 _check_values(values, count)
                 return values
             for atoms, row in zip(self.atoms.split(pairs), self.row.split(pairs), strict=True):
-                again = torch.is_grad_enabled()
-                values = checkpoint(on_copy, atoms, row, use_reentrant=False) if again else on_copy(atoms, row)
+                values = checkpoint(f, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else f(atoms, row)
                 _check_values(values, len(row))
                 pieces.append(values)
             return torch.cat(pieces)

@@ -127,6 +127,16 @@ def test_functions_that_work_in_place_leave_the_distribution_alone(max_atoms: in
     torch.testing.assert_close(value, (2 * mean - 1).sum(-1))
     assert torch.equal(distribution.atoms, atoms)
 
+    def too_large(atoms: Tensor, row: Tensor) -> Tensor:
+        atoms.mul_(2)
+        if len(atoms) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return atoms.sum(-1)
+
+    with pytest.raises(torch.OutOfMemoryError, match="max_atoms=1 went through"):
+        distribution.expectation(too_large, max_atoms=max_atoms)
+    assert torch.equal(distribution.atoms, atoms)
+
 
 @pytest.mark.parametrize("name", EVERY)
 def test_large_and_forbidden_scores_stay_finite(name: str) -> None:
