@@ -19,6 +19,8 @@ Scalar = Any  # float32 inside what is compiled; NumPy's own types for it are na
 # Numba counts references to arrays, at every call, slice and field of a tuple: a quarter of the time in small kernels, for
 # nothing where a function owns no array. So the count is turned off for those (and they cannot allocate any), where that works.
 UNCOUNTED: dict[str, Any] = {"_nrt": False} if hasattr(DefaultOptions, "_nrt") else {}
+# What such functions call is compiled so too, unless it says otherwise: for those that they call and that allocate.
+COUNTED: dict[str, Any] = dict.fromkeys(UNCOUNTED, True)
 
 # Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled. There are no
 # NaN: callers look for them first.

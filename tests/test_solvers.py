@@ -198,28 +198,6 @@ def test_packed_weights_are_those_of_the_refit(polytope: Polytope, kind: str, mo
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("polytope", [BernoulliCube(40), Budget(40, 20), Budget(9, 4, exactly=True), Simplex(9)], ids=repr)
-def test_rows_in_turn_are_rows_in_step(polytope: Polytope, kind: str) -> None:
-    """Where the oracle is compiled each row runs to its end; a class of the user's with the same oracle runs in step."""
-
-    class Own(Polytope):
-        dim = polytope.dim
-
-        def maximize(self, scores: Tensor) -> Tensor:
-            return polytope.maximize(scores)
-
-    scores = scores_for(polytope, kind, batch=30)
-    scores[3, 0], scores[5, 4:] = -torch.inf, -torch.inf
-    ours, theirs = ActiveSet().solve(scores, polytope), ActiveSet().solve(scores, Own())
-    assert torch.equal(ours.atoms, theirs.atoms)
-    assert torch.equal(ours.probs, theirs.probs)
-    assert torch.equal(ours.stats.iterations, theirs.stats.iterations)
-    short, shorter = ActiveSet(max_iter=3).solve(scores, polytope), ActiveSet(max_iter=3).solve(scores, Own())
-    assert torch.equal(short.probs, shorter.probs)
-    assert torch.equal(short.stats.converged, shorter.stats.converged)
-
-
 @pytest.mark.parametrize("polytope", kernel_cases, ids=repr)
 def test_the_sensitivity_is_that_of_the_kkt_system(polytope: Polytope) -> None:
     """P is the block of [[A'A, 1], [1', 0]]^-1 that belongs to the weights (paper eq. 17)."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from ...kernels import compiled, in_triton, uncompiled
 from ...oracles import Polytope
 from ...oracles.checks import cannot_branch, check_count, refuse_vmap
+from ...oracles.kinds import kind_of
 from ..stats import SolverStats
 from . import recorded
 from .base import Solver
 from .certificate import certified
-from .kinds import kind_of
 from .limits import POLL
 from .oracle import BatchOracle, Oracle
 from .supports import PackedSupport, Support, used_slots
@@ -70,13 +70,13 @@ class ActiveSet(Solver):
 
     Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged. On the CPU, with Numba
     installed, what is not the oracle runs as one compiled pass (`compiled_rows`), with no call where an atom is dropped; where
-    the oracle is that of cube, budget or simplex it is compiled too, and each row runs to its end while its small state is in
-    the cache, at D = 128 nearly twice as fast again. 0/1 structures are then bits (`bit_atoms`), of long ones bits of what was
-    seen to change (`seen_bits`), and never padded: the support stays packed, with its Jacobian (`solve_packed`). On a GPU cube,
-    budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all, and packed by another. A row of
-    theirs that needs more than 128 atoms, a batch with forbidden coordinates, and any other polytope take one kernel beside the
-    oracle an iteration (`triton_rows`), or tensor operations where not all coordinates are regularised or D is above 4096, with
-    one look at the batch every 8 iterations.
+    the oracle is compiled too (`oracles.row_kernels.row_oracle`: cube, budget, simplex, dynamic programs, trees), each row runs
+    to its end while its small state is in the cache, twice as fast again. 0/1 structures are then bits (`bit_atoms`), of long
+    ones bits of what was seen to change (`seen_bits`), and never padded: the support stays packed, with its Jacobian
+    (`solve_packed`). On a GPU cube, budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all,
+    and packed by another. A row of theirs that needs more than 128 atoms, a batch with forbidden coordinates, and any other
+    polytope take one kernel beside the oracle an iteration (`triton_rows`), or tensor operations where not all coordinates are
+    regularised or D is above 4096, with one look at the batch every 8 iterations.
 
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.

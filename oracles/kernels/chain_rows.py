@@ -4,14 +4,28 @@
 find the same sequences. Importing this module needs Numba.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array, Scalar
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden, positions_before_end
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+class Chain(NamedTuple):
+    """The oracle of a `LinearChain`: see `row_oracles`."""
+
+    length: int
+    states: int
+
+
+def best_of_row(row: int, oracle: Chain, scores: Array, work: Array, structure: Array) -> None:
+    """See `row_oracles`."""
+    best(scores, oracle.length, oracle.states, structure)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
 def best(scores: Array, length: int, states: int, structures: Array) -> None:
     """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array, Scalar
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden
 
 
@@ -24,7 +24,20 @@ class Edges(NamedTuple):
     gates: Array  # [E] uint32; G where there is none
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+class Derivation(NamedTuple):
+    """The oracle of a polytope whose structures are derivations, all of them 0/1: see `row_oracles`."""
+
+    gates: Array  # [B, G]
+    edges: Edges
+    goal: int
+
+
+def best_of_row(row: int, oracle: Derivation, scores: Array, work: Array, structure: Array) -> None:
+    """See `row_oracles`."""
+    best(scores, oracle.gates[row : row + 1], oracle.edges, oracle.goal, structure, work[0, :1])
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
 def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array, totals: Array) -> None:
     """The structures [B, D] of highest total [B], -inf if there is none, for scores [B, D] and gates [B, G].
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden
 
 # The order of comparisons does not matter; there is `-inf`, but no NaN.
@@ -41,7 +41,19 @@ class Scratch(NamedTuple):
     changed: Array  # [N] bool, whether a node's component is new
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+class RootedTree(NamedTuple):
+    """The oracle of an `Arborescence`: see `row_oracles`."""
+
+    present: Array  # [B, n] bool, the words that are there
+    single_root: bool
+
+
+def best_of_row(row: int, oracle: RootedTree, scores: Array, work: Array, structure: Array) -> None:
+    """See `row_oracles`."""
+    best(scores, oracle.present[row : row + 1], oracle.single_root, structure)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
 def best(scores: Array, present: Array, single_root: bool, structures: Array) -> None:
     """The best trees over the words present [B, n], into structures [B, D], for scores [B, D] as `Arborescence` has them.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array, Scalar, maximum
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden, positions_before_end
 
 # Spans of nodes i .. i + w, whose head is one end: all of its words have theirs, or only the arc between the ends was made.
@@ -29,7 +29,19 @@ class Chart(NamedTuple):
     score_left: Array  # of the arc i + w -> i
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+class NestedTree(NamedTuple):
+    """The oracle of a `ProjectiveTree`: see `row_oracles`."""
+
+    words: int
+    single_root: bool
+
+
+def best_of_row(row: int, oracle: NestedTree, scores: Array, work: Array, structure: Array) -> None:
+    """See `row_oracles`."""
+    best(scores, oracle.words, oracle.single_root, structure)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
 def best(scores: Array, words: int, single_root: bool, structures: Array) -> None:
     """Into structures [B, D], for scores [B, D]; a row that has none answers with what is forbidden.
 

@@ -3,14 +3,35 @@
 The trees are those of `heaviest_forest`. Importing this module needs Numba.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array
 from .forbidden_rows import answer_forbidden
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
+class FreeTree(NamedTuple):
+    """The oracle of a `SpanningTree`: see `row_oracles`."""
+
+    ends: Array  # [D, 2] int64, the nodes that each edge joins
+    nodes: int
+
+
+def best_of_row(row: int, oracle: FreeTree, scores: Array, work: Array, structure: Array) -> None:
+    """See `row_oracles`."""
+    _sort_and_solve(scores, oracle.ends, oracle.nodes, structure)
+
+
+@numba.njit(nogil=True, cache=True, **COUNTED)
+def _sort_and_solve(scores: Array, ends: Array, nodes: int, structures: Array) -> None:
+    """`best` of one row, [1, D]; of equal edges the first one comes first."""
+    order = np.argsort(-scores[0], kind="mergesort")
+    best(scores, order.reshape(1, -1), ends, nodes, structures)
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
 def best(scores: Array, order: Array, ends: Array, nodes: int, structures: Array) -> None:
     """Into structures [B, D] the best trees on the nodes that have an edge; a row that has none answers with what is forbidden.
 

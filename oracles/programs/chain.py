@@ -1,5 +1,7 @@
 """Sequences of states with transitions: the linear-chain conditional random field's structures."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,12 @@ class LinearChain(Derivations):
         """The best sequence; O(L S^2) a row. Ties: as in the graph."""
         found = best_in_rows("chain_rows", self, scores, (), (self.length, self.states), passes=2)
         return super().maximize(scores) if found is None else found
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        from ..kernels.chain_rows import Chain
+
+        return Chain(self.length, self.states)
 
     def scores(self, unary: Tensor, transitions: Tensor) -> Tensor:
         """[*B, L, S] and [*B, L - 1, S, S] (or what broadcasts to it) -> [*B, D]."""

@@ -22,7 +22,7 @@ from ..placement import lasting, placed
 from .hyperedges import Edge, needed_for
 
 if TYPE_CHECKING:
-    from ..kernels.derivation_rows import Edges
+    from ..kernels.derivation_rows import Derivation, Edges
 
 TAILS = 2
 # The kernel takes as long for an edge as to pass over so many numbers.
@@ -169,6 +169,13 @@ class Hypergraph:
         counts = torch.cat([torch.zeros(1, dtype=torch.int64), *(used.sum(1) for used in kept)])
         narrow = (tensor.to(torch.uint32).numpy() for tensor in (tails, self.coordinates[edges], self.gates[edges]))
         return Edges(counts.cumsum(0).to(torch.uint64).numpy(), *narrow)
+
+    def row_oracle(self, scores: Tensor, gates: Tensor | None) -> "Derivation":
+        """`best` as compiled solvers ask it, for derivations that are 0/1: see `row_kernels.row_oracle`."""
+        from ..kernels.derivation_rows import Derivation
+
+        opened = scores.new_zeros(len(scores), self.gate_count) if gates is None else gates.contiguous()
+        return Derivation(opened.numpy(), self._edges, self.goal)
 
     def kbest(self, scores: Tensor, k: int, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k structures of highest weight, best first, and their weights, -inf beyond their number: [B, k, D], [B, k].

@@ -1,6 +1,7 @@
 """Sets of items that fit into a knapsack."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -56,3 +57,7 @@ class Knapsack(Derivations):
 
     def __repr__(self) -> str:
         return f"Knapsack(weights={list(self.weights)}, capacity={self.capacity})"
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        return self.graph.row_oracle(scores, self.gates(scores))

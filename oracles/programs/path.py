@@ -1,8 +1,10 @@
 """Paths from a source to a target in a directed acyclic graph."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..base import Halfspaces
 from ..checks import check_count, check_pairs
@@ -71,6 +73,10 @@ class ShortestPath(Derivations):
 
     def __repr__(self) -> str:
         return f"ShortestPath({len(self.arcs)} arcs, {self.source} to {self.target})"
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        return self.graph.row_oracle(scores, self.gates(scores))
 
     def halfspaces(self) -> Halfspaces:
         """A unit of flow from source to target; arcs on no path carry none."""

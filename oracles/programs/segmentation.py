@@ -1,5 +1,7 @@
 """Labelled segmentations of a sequence: the semi-Markov model's structures."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,10 @@ class Segmentation(Derivations):
         ended = torch.cat([blocked[:, 1:], torch.ones_like(blocked[:, :1])], -1)
         last = ended & (blocked.cumsum(-1) == 0)
         return torch.where(last & (ended.cumsum(-1) == 1), 0.0, -torch.inf).to(scores)
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        return self.graph.row_oracle(scores, self.gates(scores))
 
     def halfspaces(self) -> Halfspaces:
         """A unit of flow along the positions."""

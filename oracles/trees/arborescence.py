@@ -1,5 +1,7 @@
 """Non-projective dependency trees of a sentence, by Chu-Liu and Edmonds."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,12 @@ class Arborescence(OverArcs, Polytope):
     def maximize(self, scores: Tensor) -> Tensor:
         """The best tree; O(n^2) a round of contractions, at most n rounds, usually far fewer. Ties: see `edmonds`."""
         return self._best(scores, self.arcs.present(scores))
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        from ..kernels.edmonds_rows import RootedTree
+
+        return RootedTree(self.arcs.present(scores).contiguous().numpy(), self.single_root)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of at most n maximisations a row."""

@@ -1,5 +1,7 @@
 """Projective dependency trees of a sentence, by Eisner's algorithm."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,12 @@ class ProjectiveTree(OverArcs, Derivations):
         """The best tree; O(n^3) a row. Ties: as in the graph."""
         found = best_in_rows("projective_rows", self, scores, (), (self.words, self.single_root), passes=self.words)
         return super().maximize(scores) if found is None else found
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        from ..kernels.projective_rows import NestedTree
+
+        return NestedTree(self.words, self.single_root)
 
     def gates(self, scores: Tensor) -> Tensor:
         """The sentence ends before its first word that no arc may reach."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,12 @@ class SpanningTree(Polytope):
         found = (chosen.sum(-1) == present.sum(-1) - 1)[:, None]
         # A row without a structure answers with what is forbidden, by which solvers know it.
         return torch.where(found, chosen, scores.isneginf()).to(scores)
+
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
+        """For compiled solvers: see `row_kernels.row_oracle`."""
+        from ..kernels.spanning_rows import FreeTree
+
+        return FreeTree(self._ends.numpy(), self.nodes)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of V - 1 maximisations a row."""

@@ -13,9 +13,10 @@ from ....kernels.runs import first_of, row_of
 from ....kernels.symmetric import SIDE, put, tiles_of
 from ....kernels.vectors import Array
 from ....kernels.workspace import borrow, give_back
+from ....oracles.kernels.row_oracles import BitVectors
+from ....oracles.row_kernels import row_oracle
 from ...stats import SolverStats
 from ..certificate import certified_stats
-from ..kinds import kind_of
 from ..limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from ..oracle import BatchOracle, Oracle
 from ..supports import PackedSupport, Support
@@ -28,7 +29,7 @@ from .row_results import Found, Places
 # one after the other only what they use of their factorisation is ever touched: as many as there can be, up to so many bytes.
 SLOTS = 64
 BYTES = 2**27
-# From so many coordinates on, only those that are seen to change get bits; not where rows run in turn, on cubes and budgets.
+# From so many coordinates on, only those that are seen to change get bits; not on cubes and budgets.
 LONG = 512
 TILE_BYTES = SIDE**2 * np.dtype(np.float64).itemsize
 
@@ -47,7 +48,8 @@ def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dt
 def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
     compiled, start = _compiled_oracle(oracle), oracle.start()
     if compiled is not None:
-        state = _CompiledRows(oracle, start, Limits(tol), is_bits=True, in_turn=True)
+        any_may_change = isinstance(compiled.of_rows, BitVectors)
+        state = _CompiledRows(oracle, start, Limits(tol), is_bits=True, in_turn=True, any_may_change=any_may_change)
         state.run(compiled, max_iter)
         return state
     is_bits = are_bits(start.contiguous().numpy())
@@ -61,15 +63,17 @@ def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
 
 def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
     """The oracle as compiled, if it is."""
-    if not isinstance(oracle, Oracle) or oracle.parts is not None:
+    if not isinstance(oracle, Oracle):
         return None
-    kind, ties = kind_of(oracle.polytope), oracle.ties
-    if kind is None:
-        return None
-    budget, forbidden = getattr(oracle.polytope, "budget", 0), oracle.forbidden
+    scores, ties, forbidden = oracle.target, oracle.ties, oracle.forbidden
     if forbidden is None:
-        forbidden = torch.zeros(0, oracle.target.shape[1], dtype=torch.bool, device="cpu")
-    return CompiledOracle(kind, budget, *(given.contiguous().numpy() for given in (ties.grid, ties.tie_break, forbidden)))
+        forbidden = torch.zeros(0, scores.shape[1], dtype=torch.bool, device="cpu")
+    else:
+        scores = scores.masked_fill(forbidden, -torch.inf)
+    of_rows = row_oracle(oracle.polytope, scores)
+    if of_rows is None:
+        return None
+    return CompiledOracle(of_rows, *(given.contiguous().numpy() for given in (ties.grid, ties.tie_break, forbidden)))
 
 
 def _room(batch: int, slots: int) -> Array:
@@ -91,11 +95,14 @@ class _CompiledRows:
         limits: of the method.
         is_bits: whether structures are 0/1.
         in_turn: whether rows are to run one after the other.
+        any_may_change: whether most coordinates are likely to change, be there ever so many.
     """
 
-    def __init__(self, oracle: BatchOracle, origin: Tensor, limits: Limits, is_bits: bool, in_turn: bool) -> None:
+    def __init__(
+        self, oracle: BatchOracle, origin: Tensor, limits: Limits, is_bits: bool, in_turn: bool, any_may_change: bool = False
+    ) -> None:
         self.limits, self.is_bits = limits, is_bits
-        long = not in_turn and origin.shape[1] >= LONG
+        long = origin.shape[1] >= LONG and not any_may_change
         self.kind: Any = (seen_bits if long else bit_atoms) if is_bits else real_atoms  # what follows is of its types
         # Those of all rows: an oracle of some of them is asked with ties that are broken already.
         ties = oracle.ties if isinstance(oracle, Oracle) else Ties(oracle.target[:0], oracle.target.new_empty(0))

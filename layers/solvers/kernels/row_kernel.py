@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ....kernels.selection import nth_largest
 from ....kernels.symmetric import SIDE, clear_block, times
 from ....kernels.vectors import UNCOUNTED, Array
-from ..kinds import AT_MOST, CUBE, SIMPLEX
+from ....oracles.kernels.row_oracles import RowOracle, best_of_row
 from ..limits import POLL, STALE, Limits
 from . import atoms
 from .row_algebra import add, center, dot, make_way, newton_step, remove
@@ -46,10 +45,9 @@ class Rows(NamedTuple):
 
 
 class CompiledOracle(NamedTuple):
-    """An oracle that is compiled: one of `kinds`, and its `ties.Ties`."""
+    """An oracle that is compiled, and its `ties.Ties`."""
 
-    kind: int
-    budget: int
+    of_rows: RowOracle
     grid: Array  # [B, D]
     tie_break: Array  # [D]
     forbidden: Array  # [B, D] bool, coordinates that are 0 in every structure; of no rows where there are none
@@ -110,7 +108,8 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
     have one. `work` is [3, D].
     """
     slots, dim = rows.on.shape[1], rows.origin.shape[1]
-    asked, vertex, ordered = work[0], work[1], work[2]
+    question, answer = work[0:1], work[1:2]
+    asked, vertex = question[0], answer[0]
     for row in live:
         while not rows.converged[row] and rows.iterations[row] < most:
             if slots < dim + 2 and rows.high[row] == slots and _used(rows.on[row]) == slots:
@@ -122,7 +121,7 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
                 _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
                 if oracle.forbidden.shape[0] > 0:
                     _forbid(oracle.forbidden[row], asked)
-                _maximize(oracle.kind, oracle.budget, asked, ordered, vertex)
+                best_of_row(row, oracle.of_rows, question, work[2:3], answer)
             _iterate(row, vertex, limits, rows, scratch)
 
 
@@ -132,36 +131,6 @@ def _forbid(forbidden: Array, asked: Array) -> None:
     for d in range(asked.shape[0]):
         if forbidden[d]:
             asked[d] = -math.inf
-
-
-@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _maximize(kind: int, budget: int, scores: Array, work: Array, vertex: Array) -> None:
-    """`maximize` of the polytopes in `kinds`, ties and all: into `vertex` [D]."""
-    dim = scores.shape[0]
-    if kind == SIMPLEX:
-        vertex[:] = 0.0
-        vertex[np.argmax(scores)] = 1.0
-        return
-    positive = 0
-    for d in range(dim):
-        vertex[d] = 1.0 if scores[d] > 0.0 else 0.0
-        positive += scores[d] > 0.0
-        work[d] = scores[d]
-    if kind == CUBE or (kind == AT_MOST and positive <= budget):
-        return
-    vertex[:] = 0.0
-    if budget == 0:
-        return
-    last = nth_largest(work, budget)
-    left = budget
-    for d in range(dim):
-        if scores[d] > last:
-            vertex[d] = 1.0
-            left -= 1
-    for d in range(dim):  # of those that tie at the last place, the first
-        if left > 0 and scores[d] == last:
-            vertex[d] = 1.0
-            left -= 1
 
 
 @numba.njit(cache=True, **UNCOUNTED)

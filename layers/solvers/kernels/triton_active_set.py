@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ....oracles.kinds import kind_of
 from ...kernels.triton_ties import on_grid
-from ..kinds import kind_of
 from ..limits import WEIGHT_PRUNE
 from ..oracle import Oracle
 from ..ties import row_scale

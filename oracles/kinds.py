@@ -1,6 +1,9 @@
 """Polytopes whose oracle is a line of a kernel, so that a kernel can run a whole method on a row of theirs."""
 
-from ...oracles import BernoulliCube, Budget, Polytope, Simplex
+from .base import Polytope
+from .budget import Budget
+from .cube import BernoulliCube
+from .simplex import Simplex
 
 CUBE, SIMPLEX, AT_MOST, EXACTLY = range(4)
 

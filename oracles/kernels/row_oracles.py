@@ -1,0 +1,44 @@
+"""The oracles that a compiled solver asks, one row at a time: each a named tuple, of a type that says which kernel answers.
+
+`oracles.row_kernels.row_oracle` has that of a polytope. Importing this module needs Numba.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.extending import overload
+
+from ...kernels.vectors import Array
+from . import bit_rows, chain_rows, derivation_rows, edmonds_rows, projective_rows, spanning_rows
+from .bit_rows import BitVectors
+from .chain_rows import Chain
+from .derivation_rows import Derivation
+from .edmonds_rows import RootedTree
+from .projective_rows import NestedTree
+from .spanning_rows import FreeTree
+
+RowOracle = BitVectors | Chain | Derivation | RootedTree | NestedTree | FreeTree
+
+MODULES = {
+    BitVectors: bit_rows,
+    Chain: chain_rows,
+    Derivation: derivation_rows,
+    RootedTree: edmonds_rows,
+    NestedTree: projective_rows,
+    FreeTree: spanning_rows,
+}
+
+
+def best_of_row(row: int, oracle: RowOracle, scores: Array, work: Array, structure: Array) -> None:
+    """The best structure [1, D] for the scores [1, D] of one row of a batch, as `maximize` has it; all float64.
+
+    To be called in what Numba compiles: the function of the same name in the module of the oracle's type becomes a part of it.
+    `work` [1, D] is room for anything.
+    """
+
+
+def _chosen(row: Any, oracle: Any, scores: Any, work: Any, structure: Any) -> Callable[..., None]:
+    return MODULES[oracle.instance_class].best_of_row
+
+
+overload(best_of_row, inline="always", strict=False)(_chosen)  # not strict: annotations differ
