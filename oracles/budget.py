@@ -32,6 +32,8 @@ class Budget(Polytope):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dim", check_count("Budget: dim", self.dim, 1))
+        if not isinstance(self.exactly, bool):
+            raise ValueError(f"Budget(dim={self.dim}): exactly must be True or False, not {self.exactly!r}")
         object.__setattr__(self, "budget", check_count(f"Budget(dim={self.dim}): budget", self.budget, 0, self.dim))
 
     def maximize(self, scores: Tensor) -> Tensor:
@@ -39,6 +41,7 @@ class Budget(Polytope):
 
         On the CPU O(D), by selection.
         """
+        check_dimension(scores, self)
         if self.budget and scores.device.type == "cpu" and not cannot_branch(scores):
             last = scores.kthvalue(self.dim - self.budget + 1, keepdim=True).values
             chosen = scores >= last if self.exactly else (scores >= last) & (scores > 0)
@@ -53,6 +56,7 @@ class Budget(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best subsets by best-first search; O(k (D + k)) a row after sorting. See `subsets.best_subsets`."""
+        check_dimension(scores, self)
         smallest = self.budget if self.exactly else 0
         return best_subsets(scores, k, smallest, self.budget)
 
@@ -65,6 +69,7 @@ class Budget(Polytope):
         [m - 1, m] for the budget-th largest score m: scores are taken relative to m, which keeps their differences exact
         however large they are, and cut at m +- 2, beyond which they are ones or zeros.
         """
+        check_dimension(scores, self)
         precise = scores.double()
         if self.budget == 0:
             return 0 * scores.clamp(0, 1)

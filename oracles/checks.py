@@ -4,7 +4,9 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -96,8 +98,27 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
     return number
 
 
-def check_lengths(lengths: Tensor, largest: int, name: str) -> None:
-    """Raises ValueError if a length is not in [1, largest]."""
+def check_whole(name: str, numbers: Tensor, scores: Tensor) -> None:
+    """Raises ValueError unless `numbers` is a tensor of ints, one for each problem of scores [*B, D], or fewer, broadcast."""
+    batch = scores.shape[:-1]
+    if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        got = f"{numbers.dtype}" if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise ValueError(f"{name} must be a tensor of ints {list(batch)}, a number for each problem, not {got}")
+    if not broadcasts(numbers.shape, batch):
+        raise ValueError(
+            f"{name} must be {list(batch)}, a number for each problem of scores {list(scores.shape)}, not {list(numbers.shape)}"
+        )
+
+
+def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a tensor of a shape can be expanded to the one that is wanted."""
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return len(shape) <= len(wanted) and all(size in (1, whole) for size, whole in pairs)
+
+
+def check_lengths(lengths: Tensor, largest: int, name: str, scores: Tensor) -> None:
+    """Raises ValueError unless there is a length in [1, largest] for each problem of scores [*B, D]."""
+    check_whole(f"{name}: lengths", lengths, scores)
     wrong = ((lengths < 1) | (lengths > largest)).nonzero()
     if len(wrong):
         place = tuple(wrong[0].tolist())
@@ -113,6 +134,19 @@ def check_sample_shape(sample_shape: tuple[int, ...]) -> int:
     if isinstance(sample_shape, int):
         raise ValueError(f"sample needs a shape, e.g. ({sample_shape},), not the number {sample_shape}")
     return check_count("sample_shape", math.prod(sample_shape), 0)
+
+
+def as_numbers(given: Any) -> Tensor:
+    """What is given as a tensor: an array of any strides, or nested lists, as float64.
+
+    Raises:
+        TypeError, ValueError: it is nothing of the kind.
+    """
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(given))
+    return torch.as_tensor(given, dtype=torch.float64)
 
 
 def check_pairs(name: str, given: Iterable[Sequence[int]]) -> list[tuple[int, int]]:

@@ -33,6 +33,28 @@ def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:
     return vertices
 
 
+# To a polytope that does not take `-inf` a forbidden coordinate scores so many times what all others could be worth: structures
+# may have entries as small as one over that.
+_FORBIDDING = 2.0**10
+
+
+def best_allowed(polytope: Polytope, scores: Tensor, forbidden: Tensor | None) -> Tensor:
+    """A structure of maximal score, without what is forbidden where there is one: [B, D] -> [B, D].
+
+    Args:
+        polytope: see `Polytope.takes_forbidden`.
+        scores: [B, D], finite but for coordinates that are forbidden.
+        forbidden: [B, D] bool, or None.
+    """
+    if forbidden is not None:
+        # A structure with a forbidden coordinate loses to any without.
+        penalty: Tensor | float = torch.inf
+        if not getattr(polytope, "takes_forbidden", False):
+            penalty = _FORBIDDING * (1 + 2 * torch.where(forbidden, 0, scores).abs().sum(-1, keepdim=True))
+        scores = torch.where(forbidden, -penalty, scores)
+    return checked_maximize(polytope, scores)
+
+
 def checked_project(polytope: SupportsProjection, scores: Tensor, finite: bool = True) -> Tensor:
     """`polytope.project(scores)` for scores [B, D], or a ValueError that says how its result breaks the contract.
 

@@ -29,6 +29,7 @@ class BernoulliCube(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """Every bit of positive score; O(D)."""
+        check_dimension(scores, self)
         return scores.detach().sign().relu_()  # no bools: those take long to convert on a CPU
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -77,6 +78,7 @@ class BernoulliCube(Polytope):
 
     def project(self, scores: Tensor) -> Tensor:
         """clip(scores, 0, 1): paper eq. 4 on {0, 1}^D; O(D)."""
+        check_dimension(scores, self)
         return scores.clamp(0, 1)
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,10 @@ from .selection import first_few
 
 
 class Explicit(Polytope):
-    """conv{rows of `vertices`}: every operation by enumeration, O(V D) a row. Ties go to the lower row.
+    """conv{rows of `vertices`}: every operation by enumeration, O(V D) a row.
+
+    Ties go to the lower row where the sums <row, scores> are exact in float64. Sums that are equal on paper and not as rounded
+    are ordered by their rounding, which may depend on the batch; solvers ask with rounded scores, and do not mind.
 
     Args:
         vertices: [V, D] tensor, array or nested list of any real dtype, or a sequence of V tensors [D] of one dtype. Rows
@@ -81,6 +84,7 @@ class Explicit(Polytope):
 
     def _totals(self, scores: Tensor) -> Tensor:
         """<row, scores> in float64, -inf for a row that a score of -inf forbids: [*B, V]."""
+        check_dimension(scores, self)
         precise = scores.double()
         table = placed(self._vertices, scores.device, torch.float64)
         minus_infinity = precise.isneginf()
@@ -95,7 +99,7 @@ def _table(vertices: Tensor | np.ndarray | Sequence[Tensor] | Sequence[Sequence[
     if isinstance(vertices, Tensor):
         return vertices
     if isinstance(vertices, np.ndarray):
-        return torch.from_numpy(vertices)
+        return torch.from_numpy(np.ascontiguousarray(vertices))
     rows = [row if isinstance(row, Tensor) else torch.tensor(row, dtype=torch.float64) for row in vertices]
     dtypes = {row.dtype for row in rows}
     if len(dtypes) > 1:

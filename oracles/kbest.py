@@ -98,8 +98,33 @@ def k_best(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) ->
 
 
 def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best 0/1 structures from `maximize` alone, for scores [B, D]: `partition` of what the polytope's oracle finds."""
+    """The k best 0/1 structures from `maximize` alone, for scores [B, D]: `partition` of what the polytope's oracle finds.
+
+    Raises:
+        ValueError: see `check_moderate`.
+    """
+    check_moderate(scores)
     return partition(lambda forced, _: _binary(polytope, checked_maximize(polytope, forced)), scores, k)
+
+
+# Beside a score that exceeds all totals the others keep six digits at least, in float64.
+_LARGEST = 1e9
+
+
+def check_moderate(scores: Tensor) -> None:
+    """Raises ValueError if scores [B, D] are so large that a sum of one of them and of others has no digits of the others.
+
+    For `partition` where `maximize` takes sums or differences. A host synchronisation.
+    """
+    if cannot_branch(scores) or scores.numel() == 0:
+        return
+    largest = scores.double().masked_fill(scores.isneginf(), 0).abs().amax(-1)
+    if (largest > _LARGEST).any():
+        row = int((largest > _LARGEST).nonzero()[0])
+        raise ValueError(
+            f"the k best are found by forcing bits with scores beyond all totals, but those of row {row} reach "
+            f"{float(largest[row]):.2g}: float64 could not tell the others apart; forbid bits by -inf, not by low scores"
+        )
 
 
 def partition(

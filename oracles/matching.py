@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .birkhoff import project_assignments
-from .checks import check_count, check_dimension, check_finite, outside_transforms
-from .kbest import partition
+from .checks import check_count, check_dimension, check_finite, check_whole, outside_transforms
+from .kbest import check_moderate, partition
 from .placement import lasting
 
 
@@ -67,6 +67,7 @@ class Matching(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best assignments (Murty 1968): k rounds of n assignment problems a row."""
+        check_moderate(scores)
         return partition(lambda forced, _: self.maximize(forced), scores, k, antichain=True)
 
     def project(self, scores: Tensor) -> Tensor:
@@ -117,7 +118,10 @@ class Matching(Polytope):
         Raises:
             ValueError: a problem has more rows than columns, or rows left without a column of their own beyond.
         """
+        check_dimension(scores, self)
+        check_whole(f"{self!r}: rows", rows, scores)
         columns = rows + (self.columns - self.rows) if columns is None else columns
+        check_whole(f"{self!r}: columns", columns, scores)
         spare = self.columns - self.rows
         wrong = ((rows < 1) | (rows > columns) | (columns - rows > spare) | (columns > self.columns)).nonzero()
         if len(wrong):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import Halfspaces, Polytope
-from .checks import check_count
+from .checks import check_count, check_dimension
 from .cube import bit_vectors
 from .kbest import partition
 from .placement import lasting
@@ -53,6 +53,7 @@ class Matroid(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The greedy set: items from the best down, each if what there is stays independent. D calls of `independent`."""
+        check_dimension(scores, self)
         chosen = self._greedy(scores, least=-torch.inf if self.bases else 0)
         found = chosen.sum(-1) == self.rank if self.bases else torch.ones_like(chosen[:, 0])
         # A row without a structure answers with what is forbidden, by which solvers know it.
@@ -60,6 +61,7 @@ class Matroid(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best: k rounds of `rank` greedy runs a row (D of them for independent sets)."""
+        check_dimension(scores, self)
         return partition(lambda forced, _: self.maximize(forced), scores, k, antichain=self.bases)
 
     def halfspaces(self) -> Halfspaces:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
-from .checks import cannot_branch, check_finite
+from .checks import as_numbers, cannot_branch, check_dimension, check_finite
 from .placement import lasting, placed
 
 # Relative to the largest weight: above rounding, far below the accuracy promised for a mean.
@@ -31,10 +31,11 @@ class Permutahedron(Polytope):
     @lasting
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         try:
-            given = torch.as_tensor(weights, dtype=torch.float64)
+            given = as_numbers(weights)
         except (TypeError, ValueError) as error:
             raise ValueError(f"Permutahedron needs one or more finite numbers [n], not {weights!r}") from error
-        if given.dim() != 1 or len(given) == 0 or not given.isfinite().all():
+        given = given if given.is_complex() else given.double()
+        if given.dim() != 1 or len(given) == 0 or given.is_complex() or not given.isfinite().all():
             raise ValueError(f"Permutahedron needs one or more finite numbers [n], not {weights!r}")
         self.weights = given.sort(descending=True).values
         self.dim = len(given)
@@ -44,6 +45,7 @@ class Permutahedron(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The largest weight on the largest score, and so on; of equal scores the first has the larger. O(n log n)."""
+        check_dimension(scores, self)
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         weights = placed(self.weights, scores.device, scores.dtype)
         return torch.zeros_like(scores).scatter_(-1, order, weights.expand(scores.shape))
@@ -57,6 +59,7 @@ class Permutahedron(Polytope):
         Raises:
             ValueError: NaN or +inf scores; more `-inf` in a row than the smallest weights have zeros.
         """
+        check_dimension(scores, self)
         check_finite(scores)
         flat = scores.reshape(-1, self.dim).double()
         ordered, order = flat.sort(dim=-1, descending=True, stable=True)

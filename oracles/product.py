@@ -19,7 +19,7 @@ from .base import (
     supports,
 )
 from .checks import check_dimension
-from .contracts import checked_maximize
+from .contracts import best_allowed
 from .gibbs import ProductGibbs
 from .kbest import topk
 from .parts import Parts
@@ -45,12 +45,13 @@ class Product(Polytope):
     [14, 14, 14, 14, 5, 5, 5]
     """
 
+    takes_forbidden = True
+
     @lasting
     def __init__(self, *parts: Polytope) -> None:
         if not parts or not all(isinstance(part, Polytope) for part in parts):
             raise ValueError(f"Product needs one or more polytopes, e.g. Product(Simplex(3), Budget(8, 2)), not {parts!r}")
         self.parts = parts
-        self.takes_forbidden = all(getattr(part, "takes_forbidden", False) for part in parts)
         self.dims = [part.dim for part in parts]
         self.dim = sum(self.dims)
         self.regularized = _regularized(parts)
@@ -76,8 +77,12 @@ class Product(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """Each part's own maximiser."""
-        blocks = zip(self._groups, self._split(scores), strict=True)
-        return self._join([checked_maximize(part, block.flatten(0, -2)).reshape(block.shape) for part, block in blocks])
+        found = []
+        for part, block in zip(self._groups, self._split(scores), strict=True):
+            flat = block.flatten(0, -2)
+            forbidden = None if getattr(part, "takes_forbidden", False) else flat.isneginf()
+            found.append(best_allowed(part, flat, forbidden).reshape(block.shape))
+        return self._join(found)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best of the sums of the parts' k best, in a tournament of pairs: log2 P rounds, O(P k log^2 k) in all."""

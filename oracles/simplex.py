@@ -24,10 +24,12 @@ class Simplex(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The one-hot vector of the largest score; O(D)."""
+        check_dimension(scores, self)
         return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best categories: see `first_few`."""
+        check_dimension(scores, self)
         count = min(k, self.dim)
         values, order = first_few(scores, count, descending=True)
         vertices = scores.new_zeros(*scores.shape[:-1], k, self.dim)
@@ -38,6 +40,7 @@ class Simplex(Polytope):
 
     def project(self, scores: Tensor) -> Tensor:
         """sparsemax(scores): max(t - tau, 0) (Held et al. 1974; paper eq. 8-9); see `simplex_projection`."""
+        check_dimension(scores, self)
         return project_simplex(scores)
 
     def decompose(self, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Halfspaces, Polytope
-from .checks import check_count, outside_transforms
+from .checks import as_numbers, check_count, outside_transforms
 
 # Solvers of integer programmes return integers up to about 1e-6.
 _TOLERANCE = 1e-5
@@ -28,7 +28,7 @@ class OracleFromSolver(Polytope):
     Args:
         solver: scores -> a structure of largest <scores, structure>: NumPy float64 [D] -> anything that becomes an array [D];
             with `batched`, [B, D] -> [B, D]. With `numpy=False` it is given tensors, on the device of the scores, and returns
-            them. It is never given `-inf`, but numbers low enough to forbid a coordinate.
+            them. Solvers of this library never give it `-inf`, but numbers low enough to forbid a coordinate.
         dim: D.
         batched: whether the solver takes all problems of a batch at once; one call for each otherwise.
         numpy: whether it works on arrays.
@@ -37,7 +37,7 @@ class OracleFromSolver(Polytope):
         keep: how many different structures `seen` keeps, the first ones.
 
     Raises:
-        ValueError: `vertices` or `halfspaces` of another width.
+        ValueError: `vertices` or `halfspaces` that are no numbers of that width, or not finite.
 
     >>> def best_pair(scores):  # two neighbours of four
     ...     first = int(np.argmax(scores[:-1] + scores[1:]))
@@ -61,16 +61,11 @@ class OracleFromSolver(Polytope):
         self._keep = check_count("OracleFromSolver: keep", keep, 0)
         if not callable(solver):
             raise ValueError(f"OracleFromSolver: solver must be a function of scores, not {solver!r}")
-        for name, table in (
-            ("vertices", vertices),
-            ("halfspaces.a_ub", halfspaces and halfspaces.a_ub),
-            ("halfspaces.a_eq", halfspaces and halfspaces.a_eq),
-        ):
-            if table is not None and (table.dim() != 2 or table.shape[1] != self.dim):
-                raise ValueError(f"OracleFromSolver: {name} must be [n, {self.dim}], not {list(table.shape)}")
         self._solver, self._batched, self._numpy = solver, batched, numpy
-        self._vertices = None if vertices is None else vertices.detach().double().cpu()
-        self._constraints = halfspaces
+        self._vertices = None if vertices is None else _reference("vertices", vertices, (None, self.dim))
+        if self._vertices is not None and len(self._vertices) == 0:
+            raise ValueError("OracleFromSolver: vertices must list one or more structures; leave it out for bit vectors")
+        self._constraints = None if halfspaces is None else _constraints(halfspaces, self.dim)
         self._seen: dict[bytes, Tensor] = {}
 
     def __repr__(self) -> str:
@@ -171,3 +166,27 @@ class OracleFromSolver(Polytope):
             place = int(wrong.nonzero()[0])
             shown = ", ".join(f"{value:g}" for value in found[place, :10].tolist()) + (", ..." if self.dim > 10 else "")
             raise ValueError(f"{self!r}: for problem {place} the solver returned [{shown}], {why}")
+
+
+def _reference(name: str, given: Any, shape: tuple[int | None, ...]) -> Tensor:
+    """A table to check against, in float64 on the CPU; None in the shape for any number of rows."""
+    try:
+        table = as_numbers(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"OracleFromSolver: {name} must be a tensor of numbers, not {given!r}") from error
+    wanted = "[" + ", ".join("n" if size is None else str(size) for size in shape) + "]"
+    if table.dim() != len(shape) or any(size not in (None, own) for size, own in zip(shape, table.shape, strict=True)):
+        raise ValueError(f"OracleFromSolver: {name} must be {wanted}, not {list(table.shape)}")
+    if table.is_complex() or table.isnan().any() or (name == "vertices" and table.isinf().any()):
+        raise ValueError(f"OracleFromSolver: {name} must be numbers, but it has a complex one, NaN or infinity")
+    return table.detach().double().cpu()
+
+
+def _constraints(given: Halfspaces, dim: int) -> Halfspaces:
+    if not isinstance(given, Halfspaces):
+        raise ValueError(f"OracleFromSolver: halfspaces must be a Halfspaces(a_ub, b_ub, a_eq, b_eq), not {given!r}")
+    a_ub, a_eq = (_reference(f"halfspaces.{name}", getattr(given, name), (None, dim)) for name in ("a_ub", "a_eq"))
+    b_ub, b_eq = (
+        _reference(f"halfspaces.{name}", getattr(given, name), (len(rows),)) for name, rows in (("b_ub", a_ub), ("b_eq", a_eq))
+    )
+    return Halfspaces(a_ub, b_ub, a_eq, b_eq)

@@ -68,8 +68,15 @@ class _Node(NamedTuple):
 
 
 def _roots(ordered: Tensor, smallest: int, largest: int) -> _Node:
+    """One for each size. Totals are relative to that of the best size: sums from there on, which large scores do not swamp."""
     batch, dim = ordered.shape
-    sums = torch.cat([ordered.new_zeros(batch, 1), ordered.cumsum(-1)], -1)
+    places = torch.arange(dim, device=ordered.device)
+    allowed = ordered > -torch.inf
+    best = (ordered > 0).sum(-1, keepdim=True).clamp(smallest, largest)
+    more = torch.where((places >= best) & allowed, ordered, 0).cumsum(-1)
+    fewer = torch.where((places < best) & allowed, ordered, 0).flip(-1).cumsum(-1).flip(-1)
+    sums = torch.nn.functional.pad(more, (1, 0)) - torch.nn.functional.pad(fewer, (0, 1))
+    sums = torch.where(torch.arange(dim + 1, device=ordered.device) <= allowed.sum(-1, keepdim=True), sums, -torch.inf)
     sizes = torch.arange(smallest, largest + 1, device=ordered.device).expand(batch, -1)
     zeros = torch.zeros_like(sizes)
     return _Node(sums.gather(-1, sizes), zeros - 1, zeros, zeros + dim, sizes, zeros)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import dependency_trees
@@ -295,6 +296,34 @@ def test_bad_lengths_are_refused() -> None:
     for lengths, shown in (([4, 5], "problem 1 is 5"), ([0, 4], "problem 0 is 0")):
         with pytest.raises(ValueError, match=rf"lengths must be between 1 and 4, but that of {shown}"):
             chain.mask(torch.zeros(2, chain.dim), torch.tensor(lengths))
+    for lengths, shown in (
+        (torch.tensor([[3], [2]]), r"lengths must be \[2\], a number for each problem of scores \[2, 20\], not \[2, 1\]"),
+        (torch.ones(2, 4, dtype=torch.bool), r"lengths must be a tensor of ints \[2\], .*, not torch.bool"),
+        (torch.tensor([2.5, 1]), "not torch.float32"),
+        ([2, 1], "not list"),
+    ):
+        for polytope in (chain, Segmentation(4, 5, 1)):
+            with pytest.raises(ValueError, match=shown):
+                polytope.mask(torch.zeros(2, 20), lengths)  # pyright: ignore[reportArgumentType]
+    assert chain.mask(torch.zeros(3, 2, 20), torch.tensor([4, 2])).isneginf().sum((0, 2)).tolist() == [0, 3 * (4 + 8)]
+    with pytest.raises(ValueError, match=r"scores takes unary scores \[\*B, 4, 2\] and transitions \[5, 3, 2, 2\]"):
+        chain.scores(torch.zeros(5, 2, 4), torch.zeros(5, 3, 2, 2))
+
+
+def test_a_large_capacity_takes_no_longer_than_the_weights() -> None:
+    items = Knapsack([1, 2, 3], 10**9)
+    assert len(items.vertices()) == 8
+    assert Knapsack(np.array([2, 1]), torch.tensor(2)).maximize(torch.tensor([[3.0, 1]])).tolist() == [[1, 0]]
+
+
+def test_a_boundary_is_ruled_out_by_the_segments_that_end_there() -> None:
+    """By -inf for those that start there, the sequence would end there."""
+    polytope = Segmentation(3)
+    width, start = torch.meshgrid(torch.arange(1, 4), torch.arange(3), indexing="xy")
+    scores = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
+    found = polytope.maximize(scores.masked_fill((start + width == 2).flatten(), -torch.inf))
+    assert not polytope.cells(found)[:, 2].any()
+    assert ((polytope.cells(found)[..., 0] * width).sum((1, 2)) == 3).all()
 
 
 def test_nothing_at_all_is_refused() -> None:
@@ -342,6 +371,11 @@ def test_layers_take_them() -> None:
         (lambda: Knapsack([2, 2], float("inf")), "its capacity is inf"),  # pyright: ignore[reportArgumentType]
         (lambda: Knapsack([1, -2], 3), "its weight 1 is -2"),
         (lambda: Knapsack([1, 2], -1), "its capacity is -1"),
+        (lambda: Knapsack([1, 2], "3"), "its capacity is '3'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Knapsack(5, 3), r"needs the weights of the items, e.g. \[2, 3, 1\], not 5"),  # pyright: ignore
+        (lambda: Knapsack(np.array([True, False]), 1), "its weight 0 is True"),  # pyright: ignore[reportArgumentType]
+        (lambda: ShortestPath([(0, 1)], source=[0]), r"source must be an int at least 0, not \[0\]"),  # pyright: ignore
+        (lambda: ShortestPath.grid(1, 1), "needs two or more cells"),
         (lambda: LinearChain(0, 2), "LinearChain: length must be at least 1, not 0"),
         (lambda: Segmentation(3, 2, 4), "Segmentation: width must be between 1 and 3"),
     ],

@@ -154,7 +154,8 @@ def test_compiled_trees_are_the_plain_ones(nodes: int, dtype: torch.dtype, monke
     polytope = SpanningTree([*itertools.pairwise(range(nodes)), *((one, other) for one, other in several if one != other)])
     normal = torch.randn(polytope.dim, 20, dtype=dtype, generator=generator).T  # not contiguous
     sparse = torch.where(torch.rand(normal.shape, generator=generator) < 0.3, -torch.inf, normal)
-    few = polytope.mask(normal, (torch.rand(20, nodes, generator=generator) < 0.7).index_fill(1, torch.tensor([0, 1]), True))
+    kept = torch.rand(20, nodes, generator=generator) < 0.7
+    few = torch.where(kept[:, torch.tensor(polytope.edges)].all(-1), normal, -torch.inf)  # without nodes, in pieces maybe
     broken = torch.where(torch.rand(normal.shape, generator=generator) < 0.1, torch.nan, normal)
     scores = torch.cat([normal, (2 * normal).round(), 0 * normal, sparse, few, broken, torch.full_like(normal[:1], -torch.inf)])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -186,6 +187,9 @@ def test_known_matroids() -> None:
     assert torch.equal(same.maximize(scores), graphic.maximize(scores))
 
 
+KITE = SpanningTree([(0, 1), (1, 2), (0, 2), (2, 3)])
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -194,6 +198,14 @@ def test_known_matroids() -> None:
         (lambda: SpanningTree([(0, 1), (1, 5)], 3), r"edge 1, \(1, 5\), must join two different nodes of 0..2"),
         (lambda: SpanningTree([(0, 1), (2, 3)]), "the graph has 2 pieces, so it has no spanning tree"),
         (lambda: SpanningTree([(0, 1)], 3), "the graph has 2 pieces"),
+        (
+            lambda: KITE.mask(torch.zeros(1, 4), torch.tensor([[True, True, False, True]])),
+            "problem 0 has node 3, but no edge from there to another of its nodes",
+        ),
+        (
+            lambda: KITE.mask(torch.zeros(2, 4), torch.ones(2, 7, dtype=torch.bool)),
+            r"nodes must be bool \[2, 4\], the nodes that are there, not torch.bool \[2, 7\]",
+        ),
         (
             lambda: SpanningTree([(0, 1)]).mask(torch.zeros(2, 1), torch.tensor([[True, True], [True, False]])),
             "problem 1 has 1 nodes, but needs at least 2",

@@ -1,6 +1,7 @@
 """`model_check`: estimators that are exact, unbiased and biased."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,28 @@ def test_estimator_of_an_unknown_distribution() -> None:
         model_check(ScoreFunction(BernoulliCube(2)), NoGibbs(torch.eye(2)), cost)
     with pytest.raises(ValueError, match=re.escape("model_check needs Ring.vertices")):
         model_check(ScoreFunction(BernoulliCube(2)), Ring(), cost)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": torch.zeros(3)}, "scores must be [B, 3] with B >= 1, not [3]"),
+        ({"scores": torch.zeros(2, 4)}, "scores has 4 columns"),
+        ({"kind": "bias"}, "kind must be one of 'deterministic', 'unbiased', 'biased', not 'bias'"),
+        ({"kind": "unbiased", "draws": 1}, "draws must be at least 2, not 1"),
+        ({"rows": 0}, "rows must be at least 1, not 0"),
+    ],
+)
+def test_misuse(arguments: dict[str, Any], message: str) -> None:
+    cube = BernoulliCube(3)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model_check(ScoreFunction(cube), cube, cost, **arguments)
+
+
+def test_structures_that_the_polytope_does_not_have() -> None:
+    estimator = Marginalize(SparseMAP(BernoulliCube(3)))
+    with pytest.raises(ValueError, match=re.escape("found [1.0, 1.0, 1.0], which is none of polytope.vertices()")):
+        model_check(estimator, Budget(3, 2), cost, scores=torch.ones(1, 3))
 
 
 class NoGibbs(Explicit):

@@ -203,6 +203,22 @@ def test_other_wrong_answers() -> None:
         OracleFromSolver(fails, 4, vertices=torch.eye(3))
     with pytest.raises(ValueError, match=r"halfspaces.a_ub must be \[n, 3\], not \[1, 4\]"):
         OracleFromSolver(fails, 3, halfspaces=PACKING)
+    with pytest.raises(ValueError, match=r"halfspaces.b_ub must be \[1\], not \[2\]"):
+        OracleFromSolver(fails, 4, halfspaces=Halfspaces(PACKING.a_ub, torch.ones(2), PACKING.a_eq, PACKING.b_eq))
+    with pytest.raises(ValueError, match=r"halfspaces must be a Halfspaces\(a_ub, b_ub, a_eq, b_eq\), not 3"):
+        OracleFromSolver(fails, 4, halfspaces=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="vertices must be numbers, but it has a complex one, NaN or infinity"):
+        OracleFromSolver(fails, 4, vertices=torch.full((1, 4), torch.nan))
+    with pytest.raises(ValueError, match="vertices must list one or more structures"):
+        OracleFromSolver(fails, 4, vertices=torch.zeros(0, 4))
+
+
+def test_references_in_other_forms() -> None:
+    """Arrays, lists, other dtypes."""
+    whole = Halfspaces(-torch.eye(3), torch.zeros(3), torch.ones(1, 3, dtype=torch.int64), torch.ones(1))
+    for given in ({"vertices": np.eye(3)[::-1]}, {"vertices": np.eye(3).tolist()}, {"halfspaces": whole}):
+        oracle = OracleFromSolver(lambda scores: np.eye(3)[scores.argmax()], 3, **given)
+        assert oracle.maximize(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [[0, 1, 0]]
 
 
 VERIFIED = [OracleFromSolver(assign, 9), OracleFromSolver(best_of_three, 3, batched=True, numpy=False, vertices=torch.eye(3))]

@@ -169,6 +169,32 @@ def test_bad_polytopes_give_a_line(polytope: Polytope, check: str, message: str)
         report.raise_if_failed()
 
 
+class NotFitted(Ring):
+    @property
+    def project(self) -> None:
+        raise RuntimeError("not fitted yet")
+
+
+class NoDimension(Ring):
+    @property
+    def dim(self) -> int:  # pyright: ignore
+        raise KeyError("size")
+
+
+class Unprintable(Ring):
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
+def test_what_raises_when_it_is_looked_up_is_a_line() -> None:
+    report = verify(NotFitted(), batch=1, only=["project"], skip="Jacobian")
+    assert "NotFitted raised RuntimeError: not fitted yet when it was asked" in report.failed[0].message
+    assert "NoDimension.dim raised KeyError: 'size'; it should be an int" in verify(NoDimension()).failed[0].message
+    report = verify(Unprintable(), batch=1, only="maximize")
+    assert report.ok
+    assert str(report).startswith("<Unprintable, whose __repr__ raised RuntimeError: no name>")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -35,3 +35,11 @@ def first_line(error: BaseException) -> str:
     """An exception in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def in_words(polytope: object) -> str:
+    """Its repr, if it has one."""
+    try:
+        return repr(polytope)
+    except Exception as error:
+        return f"<{type(polytope).__name__}, whose __repr__ raised {first_line(error)}>"

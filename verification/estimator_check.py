@@ -1,7 +1,7 @@
 """The gradient of an estimator of an expected cost, against the exact gradient by enumeration."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..layers import SparseDistribution
 from ..oracles import Polytope, SupportsGibbs, SupportsVertices, supports
 from ..oracles.base import missing
+from ..oracles.checks import check_count, check_dimension
 from .harness import versions
 from .ledger import Ledger
 from .report import Report, Result
@@ -61,7 +62,8 @@ def model_check(
         A report of the checks "value" and "gradient".
 
     Raises:
-        ValueError: the polytope does not list its `vertices`, or q is not known.
+        ValueError: the polytope does not list its `vertices`, or q is not known, or has mass on what is none of them; scores of
+            another shape, an unknown kind, fewer than 2 draws of one that is not deterministic, no rows.
 
     The standard error is measured from the draws themselves, so a coordinate that never varies must be exact. With 4 standard
     errors and as many coordinates as a small polytope has, a correct estimator fails about once in 16000 coordinates; the
@@ -70,9 +72,17 @@ def model_check(
     if not supports(polytope, SupportsVertices):
         raise missing(polytope, SupportsVertices, "model_check")
     table = polytope.vertices()
+    if kind not in get_args(Kind):
+        raise ValueError(f"model_check: kind must be one of {', '.join(map(repr, get_args(Kind)))}, not {kind!r}")
+    if kind != "deterministic":
+        check_count("model_check: draws", draws, 2)
     if scores is None:
+        check_count("model_check: rows", rows, 1)
         generator = torch.Generator().manual_seed(seed)
         scores = torch.randn(rows, polytope.dim, generator=generator, dtype=torch.float64)
+    check_dimension(scores, polytope)
+    if scores.dim() != 2 or len(scores) == 0:
+        raise ValueError(f"model_check: scores must be [B, {polytope.dim}] with B >= 1, not {list(scores.shape)}")
     leaf = scores.detach().clone().requires_grad_()
     value, exact = _exact(_distribution(estimator, polytope, probs), table, cost, leaf)
     count = 1 if kind == "deterministic" else draws
@@ -108,7 +118,11 @@ def _distribution(
 
 def _listed(found: SparseDistribution, table: Tensor) -> Tensor:
     """A sparse distribution as probabilities of listed structures, [B, V]."""
-    which = (found.atoms[:, None] == table.to(found.atoms)).all(-1).to(torch.int8).argmax(-1)
+    same = (found.atoms[:, None] == table.to(found.atoms)).all(-1)
+    if not same.any(-1).all():
+        atom = found.atoms[~same.any(-1)][0].tolist()
+        raise ValueError(f"model_check: the estimator's layer found {atom}, which is none of polytope.vertices()")
+    which = same.to(torch.int8).argmax(-1)
     empty = found.probs.new_zeros(found.batch_shape.numel(), len(table))
     return empty.index_put((found.row, which), found.probs, accumulate=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..layers.solvers import ActiveSet, PairwiseFrankWolfe, Solver, SortedDecomposition
 from ..oracles import Polytope
 from . import device_checks, gradient_checks, layer_checks, method_checks, oracle_checks
-from .broken import Broken
+from .broken import Broken, in_words
 from .check import Check, Skip
 from .ledger import Ledger
 from .report import Report, Result
@@ -37,8 +37,8 @@ def verify(
     solvers: Sequence[Solver] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float64,
-    skip: Sequence[str] = (),
-    only: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
 ) -> Report:
     """Cross-checks a polytope, and every operator on it, against references that share no code with the library.
 
@@ -51,7 +51,7 @@ def verify(
         seed: of the random scores.
         solvers: of SparseMAP; by default every solver that ships.
         device, dtype: of the scores that the layers are given. float32 has wider tolerances.
-        skip, only: names of checks, or parts of names, to leave out, or to run alone.
+        skip, only: names of checks, or parts of names, to leave out, or to run alone; one or several.
 
     Returns:
         A report. Nothing that the polytope does wrong raises: it is a line in the report.
@@ -70,7 +70,7 @@ def verify(
     checks = [check for check in checks_for(subject, solvers) if _wanted(check.name, skip, only)]
     if not checks:
         names = ", ".join(check.name for check in checks_for(subject, solvers))
-        raise ValueError(f"verify: skip={list(skip)} and only={list(only)} leave no check; their names are: {names}")
+        raise ValueError(f"verify: skip={skip!r} and only={only!r} leave no check; their names are: {names}")
     try:
         sample = _sample(subject, scores, batch, seed)
         results = tuple(_run(check, subject, sample) for check in checks)
@@ -78,7 +78,7 @@ def verify(
         name = "dim" if error.method == "dim" else "maximize: contract"
         results = (Result(name, "failed", error.message, reproduction(subject, "maximize: contract", None)),)
     settings = {"batch": str(batch), "seed": str(seed), "dtype": str(dtype), "device": str(device)}
-    return Report(repr(polytope), results, versions(), settings)
+    return Report(in_words(polytope), results, versions(), settings)
 
 
 def checks_for(subject: Subject, solvers: Sequence[Solver] | None = None) -> list[Check]:
@@ -231,8 +231,9 @@ def _run(check: Check, subject: Subject, sample: Sample) -> Result:
     return Result(check.name, status, message, code, ledger.comparisons, ledger.redraws, tuple(ledger.notes), seconds)  # pyright: ignore[reportArgumentType]
 
 
-def _wanted(name: str, skip: Sequence[str], only: Sequence[str]) -> bool:
-    """Names match by parts; "=name" is the whole name."""
+def _wanted(name: str, skip: str | Sequence[str], only: str | Sequence[str]) -> bool:
+    """Names match by parts; "=name" is the whole name. A single one may stand alone."""
+    skip, only = ([given] if isinstance(given, str) else given for given in (skip, only))
 
     def matches(pattern: str) -> bool:
         return name == pattern[1:] if pattern.startswith("=") else pattern in name

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..oracles import Explicit, Polytope, Product
-from .broken import Broken
+from .broken import Broken, in_words
 from .check import Check, Skip
 from .ledger import Ledger
 from .score_kinds import Sample, given
@@ -117,7 +117,7 @@ def as_code(polytope: Polytope) -> str:
         return f"Explicit(torch.tensor({table.tolist()}, dtype=torch.float64))" if len(table) <= _SHOWN else repr(polytope)
     if type(polytope) is Product:
         return f"Product({', '.join(map(as_code, polytope.parts))})"
-    text = repr(polytope)
+    text = in_words(polytope)
     if not text.startswith("<"):
         return text
     return f"{type(polytope).__name__}({'...' if vars(polytope) else ''})"

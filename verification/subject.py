@@ -15,7 +15,7 @@ from ..layers.functional import sparsemap
 from ..layers.solvers import Solver
 from ..oracles import Halfspaces, Parts, Polytope, SupportsHalfspaces, SupportsVertices, supports
 from . import enumeration
-from .broken import Broken, broken, first_line
+from .broken import CONTRACTS, Broken, broken, first_line
 from .cvxpy_references import DifferentiableProgram, QuadraticProgram, SupportProgram
 
 Array = npt.NDArray[np.float64]
@@ -56,14 +56,22 @@ class Subject:
     @property
     def dim(self) -> int:
         """D, checked."""
-        dim = getattr(self.polytope, "dim", None)
+        try:
+            dim = getattr(self.polytope, "dim", None)
+        except Exception as error:
+            raise Broken("dim", f"{self.name}.dim raised {first_line(error)}; it should be {CONTRACTS['dim']}") from error
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise Broken("dim", f"{self.name}.dim is {dim!r}; it should be an int, at least 1: the coordinates of a structure")
         return dim
 
     def has(self, capability: type) -> bool:
-        """Whether the polytope has the methods of a capability protocol."""
-        return supports(self.polytope, capability)
+        """Whether the polytope has the methods of a capability protocol; Broken if looking raises, as a property may."""
+        try:
+            return supports(self.polytope, capability)
+        except Exception as error:
+            name = capability.__name__.removeprefix("Supports").lower()
+            what = f"{self.name} raised {first_line(error)} when it was asked whether it has the methods of"
+            raise Broken(name, f"{what} {capability.__name__}; a method that is not there is an AttributeError") from error
 
     def remember(self, key: object, make: Callable[[], Made]) -> Made:
         """What `make` returned, or the exception that it raised, the first time."""

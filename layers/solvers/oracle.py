@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...oracles import Parts, Polytope
 from ...oracles.checks import cannot_branch
-from ...oracles.contracts import check_structures, checked_maximize
+from ...oracles.contracts import best_allowed, check_structures
 from .ties import Ties
 
 
@@ -113,13 +113,3 @@ def allowed(scores: Tensor) -> tuple[Tensor, Tensor | None]:
     if cannot_branch(scores) or forbidden.any():
         return torch.where(forbidden, 0, scores), forbidden
     return scores, None
-
-
-def best_allowed(polytope: Polytope, scores: Tensor, forbidden: Tensor | None) -> Tensor:
-    """A structure of maximal score, without what is forbidden where there is one: [B, D] -> [B, D]."""
-    if forbidden is not None:
-        # A structure with a forbidden coordinate loses to any without: P exceeds every total of 0/1 structures.
-        finite = not getattr(polytope, "takes_forbidden", False)
-        penalty = 1 + 2 * scores.abs().sum(-1, keepdim=True) if finite else torch.inf
-        scores = torch.where(forbidden, -penalty, scores)
-    return checked_maximize(polytope, scores)

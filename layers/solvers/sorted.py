@@ -9,13 +9,13 @@ from torch import Tensor
 from ...oracles import Parts, Polytope, SupportsChained, SupportsDecomposition, SupportsNested, SupportsProjection, supports
 from ...oracles.base import missing
 from ...oracles.checks import cannot_branch
-from ...oracles.contracts import checked_decompose, checked_project
+from ...oracles.contracts import best_allowed, checked_decompose, checked_project
 from ...oracles.systematic import ONE, fraction, nearest_integer
 from ..stats import SolverStats
 from .base import Solver
 from .cuts import in_one_pass
 from .limits import CLOSED, DECOMPOSED, SORTED_PRUNE
-from .oracle import Oracle, allowed, best_allowed
+from .oracle import Oracle, allowed
 from .supports import ChainedSupport, NestedSupport, PackedSupport, Support, used_first
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...layers import SparseDistribution
 from ...oracles import GibbsDistribution, Polytope
+from ...oracles.contracts import best_allowed
 from .checks import check_costs
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -100,8 +101,4 @@ def estimate_of_one_sample(costs: Tensor, surrogate: Tensor, entropy: Tensor, mo
 def most_probable(polytope: Polytope, scores: Tensor) -> Tensor:
     """The structure of highest score, which is the mode of exp <a_z, t>: [B, D] -> [B, D], without gradient."""
     precise = scores.detach().double()
-    if not getattr(polytope, "takes_forbidden", False):
-        # Below any total that avoids the coordinate, for structures whose coordinates are at least 1 where not 0.
-        finite = torch.where(precise.isneginf(), 0, precise)
-        precise = torch.where(precise.isneginf(), -1 - 2 * finite.abs().sum(-1, keepdim=True), precise)
-    return polytope.maximize(precise).to(scores.dtype)
+    return best_allowed(polytope, precise, precise.isneginf()).to(scores.dtype)

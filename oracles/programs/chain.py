@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import Halfspaces
-from ..checks import check_count, check_lengths
+from ..checks import broadcasts, check_count, check_dimension, check_lengths
 from ..placement import lasting
 from ..row_kernels import best_in_rows
 from .derivations import Derivations
@@ -70,8 +70,17 @@ class LinearChain(Derivations):
         return Chain(self.length, self.states)
 
     def scores(self, unary: Tensor, transitions: Tensor) -> Tensor:
-        """[*B, L, S] and [*B, L - 1, S, S] (or what broadcasts to it) -> [*B, D]."""
+        """[*B, L, S] and [*B, L - 1, S, S] (or what broadcasts to it) -> [*B, D].
+
+        Raises:
+            ValueError: scores of another shape.
+        """
         shape = (*unary.shape[:-2], self.length - 1, self.states, self.states)
+        if unary.shape[-2:] != (self.length, self.states) or not broadcasts(transitions.shape, shape):
+            raise ValueError(
+                f"{self!r}.scores takes unary scores [*B, {self.length}, {self.states}] and transitions {list(shape)}, or what "
+                f"broadcasts to it, not {list(unary.shape)} and {list(transitions.shape)}"
+            )
         return torch.cat([unary.flatten(-2), transitions.expand(shape).flatten(-3)], -1)
 
     def parts(self, structures: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +95,8 @@ class LinearChain(Derivations):
         Raises:
             ValueError: a length below 1 or above L.
         """
-        check_lengths(lengths, self.length, repr(self))
+        check_dimension(scores, self)
+        check_lengths(lengths, self.length, repr(self), scores)
         position = torch.arange(self.length, device=scores.device)
         beyond = (position >= lengths[..., None])[..., None].expand(*lengths.shape, self.length, self.states)
         pairs = beyond[..., 1:, :, None].expand(*lengths.shape, self.length - 1, self.states, self.states)

@@ -1,6 +1,6 @@
 """The edges of a dynamic program: which of them its goal needs, and in which order nodes are computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -26,19 +26,19 @@ def needed_for(edges: Sequence[Edge], goal: int) -> tuple[list[Edge], dict[int, 
     for edge in edges:
         incoming.setdefault(edge.head, []).append(edge)
     level: dict[int, int | None] = {}  # None: no derivation
-    path: set[int] = set()
-    stack = [goal]
+
+    def tails_of(node: int) -> Iterator[int]:
+        return (tail for edge in incoming.get(node, []) for tail in edge.tails)
+
+    path, stack = {goal}, [(goal, tails_of(goal))]
     while stack:
-        node = stack[-1]
-        if node in level:
-            stack.pop()
-            continue
-        path.add(node)
-        waiting = [tail for edge in incoming.get(node, []) for tail in edge.tails if tail not in level]
-        if any(tail in path for tail in waiting):
-            raise ValueError(f"the graph has a cycle through node {next(tail for tail in waiting if tail in path)}")
-        if waiting:
-            stack.append(waiting[0])
+        node, tails = stack[-1]
+        waiting = next((tail for tail in tails if tail not in level), None)
+        if waiting in path:
+            raise ValueError(f"the graph has a cycle through node {waiting}")
+        if waiting is not None:
+            path.add(waiting)
+            stack.append((waiting, tails_of(waiting)))
             continue
         found = []
         for edge in incoming.get(node, []):

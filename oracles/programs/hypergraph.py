@@ -130,6 +130,9 @@ class Hypergraph:
         O(E) time a row, by a kernel on the CPU with Numba installed, or two steps a level for the whole batch.
         """
         check_rows(scores, self.dim)
+        if scores.dtype in (torch.float16, torch.bfloat16):  # in which sums are too coarse to tell which is the best
+            structures, totals = self.best(scores.double(), None if gates is None else gates.double())
+            return structures.to(scores.dtype), totals.to(scores.dtype)
         kernel = compiled("..kernels.derivation_rows", __package__, "best", scores.device)
         if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
             return self._in_rows(kernel, scores.detach(), gates, ())

@@ -1,8 +1,10 @@
 """Sets of items that fit into a knapsack."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..placement import lasting
@@ -23,7 +25,7 @@ class Knapsack(Derivations):
     Raises:
         ValueError: weights or capacity that are not integers, or negative.
 
-    Cost: O(D capacity) a row.
+    Cost: O(D C) a row for C = min(capacity, sum of the weights), and as many nodes, made in Python, to build.
 
     >>> import torch
     >>> Knapsack([3, 2, 2], capacity=4).maximize(torch.tensor([[5.0, 3, 3]]))
@@ -32,18 +34,22 @@ class Knapsack(Derivations):
 
     @lasting
     def __init__(self, weights: Sequence[int] | Tensor, capacity: int) -> None:
-        numbers = weights.tolist() if isinstance(weights, Tensor) else list(weights)
+        listed = weights.tolist() if isinstance(weights, Tensor | np.ndarray) else weights
+        if not isinstance(listed, Iterable) or isinstance(listed, str):
+            raise ValueError(f"Knapsack needs the weights of the items, e.g. [2, 3, 1], not {weights!r}")
+        given = [*listed, capacity]
+        *numbers, capacity = (each.item() if isinstance(each, Tensor) and each.dim() == 0 else each for each in given)
         for place, number in [*enumerate(numbers), ("capacity", capacity)]:
-            if isinstance(number, bool) or number % 1 != 0 or number < 0:  # NaN and infinity leave NaN
+            if isinstance(number, bool) or not isinstance(number, Real) or number % 1 != 0 or number < 0:  # NaN leaves NaN
                 what = "capacity" if place == "capacity" else f"weight {place}"
                 raise ValueError(
-                    f"Knapsack needs integers of at least 0, but its {what} is {number}: scale and round weights and capacity"
+                    f"Knapsack needs integers of at least 0, but its {what} is {number!r}: scale and round weights and capacity"
                 )
         if not numbers:
             raise ValueError("Knapsack needs one or more items")
         self.weights = tuple(int(number) for number in numbers)
         self.capacity = int(capacity)
-        dim, size = len(self.weights), self.capacity + 1
+        dim, size = len(self.weights), min(self.capacity, sum(self.weights)) + 1
         # Node i size + c: the first i items weigh c together.
         edges = [Edge(0)]
         for item, weight in enumerate(self.weights):

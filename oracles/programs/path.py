@@ -41,8 +41,8 @@ class ShortestPath(Derivations):
             raise ValueError(f"ShortestPath: the arc {twice} is there twice, so paths would not be told apart: give it once")
         nodes = {node for arc in arcs for node in arc}
         self.arcs = tuple(arcs)
-        self.source = min(nodes) if source is None else source
-        self.target = max(nodes) if target is None else target
+        self.source = min(nodes) if source is None else check_count("ShortestPath: source", source, min(nodes))
+        self.target = max(nodes) if target is None else check_count("ShortestPath: target", target, min(nodes))
         if self.source == self.target or not {self.source, self.target} <= nodes:
             raise ValueError(
                 f"ShortestPath: source {self.source} and target {self.target} must be different nodes of the graph"
@@ -61,6 +61,8 @@ class ShortestPath(Derivations):
     def grid(cls, rows: int, columns: int, *, diagonal: bool = False) -> "ShortestPath":
         """Paths through a grid from its first to its last cell, down or right, and (`diagonal`) down and right at once."""
         rows, columns = check_count("ShortestPath.grid: rows", rows, 1), check_count("ShortestPath.grid: columns", columns, 1)
+        if rows * columns == 1:
+            raise ValueError("ShortestPath.grid needs two or more cells, not a grid of one, in which there is no path")
         steps = [(0, 1), (1, 0), (1, 1)] if diagonal else [(0, 1), (1, 0)]
         arcs = [
             (r * columns + c, (r + down) * columns + c + right)

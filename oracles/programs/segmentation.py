@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import Halfspaces
-from ..checks import check_count, check_lengths
+from ..checks import check_count, check_dimension, check_lengths
 from ..placement import lasting
 from .derivations import Derivations
 from .hyperedges import Edge
@@ -20,7 +20,8 @@ class Segmentation(Derivations):
     would not fit (always 0): D = L W K. `cells` shapes them.
 
     Shorter sequences in the same batch: the sequence ends at the first position at which no segment may start, all its scores
-    being `-inf`. `mask` sets those scores, and those of segments that would cross the end.
+    being `-inf`. `mask` sets those scores, and those of segments that would cross the end. To rule out that a
+    segment starts at a position within the sequence, forbid those that end just before it.
 
     Args:
         length: L.
@@ -55,7 +56,8 @@ class Segmentation(Derivations):
         Raises:
             ValueError: a length below 1 or above L.
         """
-        check_lengths(lengths, self.length, repr(self))
+        check_dimension(scores, self)
+        check_lengths(lengths, self.length, repr(self), scores)
         start = torch.arange(self.length, device=scores.device)[:, None, None]
         width = torch.arange(1, self.width + 1, device=scores.device)[:, None]
         beyond = (start + width > lengths[..., None, None, None]).expand(*lengths.shape, self.length, self.width, self.labels)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..base import MAX_ENUMERATED, Halfspaces, Polytope
-from ..checks import check_dimension
-from ..kbest import partition
+from ..checks import cannot_branch, check_dimension
+from ..kbest import check_moderate, partition
 from ..placement import lasting
 from ..row_kernels import best_in_rows
 from .dependency_arcs import OverArcs
@@ -16,6 +16,8 @@ from .edmonds import best_arborescence
 
 # Subsets of words each give a halfspace: 2^10 of them in 100 dimensions are 1 MB.
 _MOST_WORDS = 10
+# Scores that are lower than all others, taken together, by so much leave these half of their digits.
+_FAR = 2.0**20
 
 
 class Arborescence(OverArcs, Polytope):
@@ -48,14 +50,17 @@ class Arborescence(OverArcs, Polytope):
         """The best tree; O(n^2) a round of contractions, at most n rounds, usually far fewer. Ties: see `edmonds`."""
         return self._best(scores, self.arcs.present(scores))
 
-    def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
-        """For compiled solvers: see `row_kernels.row_oracle`."""
+    def row_oracle(self, scores: Tensor) -> tuple[Any, ...] | None:
+        """For compiled solvers: see `row_kernels.row_oracle`; None where `maximize` has more to do than to ask the kernel."""
+        if self.single_root and self._far(scores)[0].any():
+            return None
         from ..kernels.edmonds_rows import RootedTree
 
         return RootedTree(self.arcs.present(scores).contiguous().numpy(), self.single_root)
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of at most n maximisations a row."""
+        check_moderate(scores)
         present = self.arcs.present(scores)
 
         def maximize(forced: Tensor, sentence: Tensor) -> Tensor:
@@ -108,7 +113,33 @@ class Arborescence(OverArcs, Polytope):
         return self.arcs.structures(heads[trees])
 
     def _best(self, scores: Tensor, present: Tensor) -> Tensor:
-        """The best trees over the words that are present [B, n]."""
+        """The best trees over the words that are present [B, n].
+
+        With a single root, arcs from it are second choice to all others, were these masked by scores of -1e30. So rows with
+        such scores are tried without these arcs first, which is right where the tree then found beats all that have one.
+        """
+        if not self.single_root:
+            return self._solve(scores, present)
+        far, least = self._far(scores)
+        if not cannot_branch(scores) and not far.any():
+            return self._solve(scores, present)
+        near = scores.masked_fill(far, -torch.inf)
+        found = self._solve(near, present)
+        possible = ((found == 0) | (near > -torch.inf)).all(-1)
+        total = torch.where(found != 0, near, 0).double().sum(-1)
+        return torch.where((possible & (total > least))[:, None], found, self._solve(scores, present))
+
+    def _far(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Arcs that score so low that others would lose their digits beside them, [B, D] bool, and what every tree with one
+        of them is worth at most [B]."""
+        finite = scores.detach().double()
+        highest = finite.unflatten(-1, (self.words, self.words)).amax(-1)
+        most = torch.where(highest > -torch.inf, highest, 0).abs().sum(-1)
+        far = (finite < -_FAR * (1 + most)[:, None]) & (finite > -torch.inf)
+        return far, torch.where(far, finite, -torch.inf).amax(-1) + most
+
+    def _solve(self, scores: Tensor, present: Tensor) -> Tensor:
+        """The same where no score is far below all others."""
         in_rows = best_in_rows("edmonds_rows", self, scores, (present,), (self.single_root,), passes=32)
         if in_rows is not None:
             return in_rows

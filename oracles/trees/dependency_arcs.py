@@ -28,6 +28,12 @@ class DependencyArcs:
 
     def of(self, matrix: Tensor) -> Tensor:
         """[*B, n + 1, n + 1] by (head, word) -> [*B, D]; the root's column and the diagonal are left out."""
+        size = self.words + 1
+        if matrix.shape[-2:] != (size, size):
+            raise ValueError(
+                f"scores of trees over {self.words} words are [*B, {size}, {size}] by (head, word), with the root as number 0, "
+                f"not {list(matrix.shape)}"
+            )
         return matrix[self._places(matrix.device)]
 
     def matrix(self, structures: Tensor) -> Tensor:
@@ -53,7 +59,7 @@ class DependencyArcs:
 
     def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:
         """The scores [*B, D] of sentences of these lengths [*B]: `-inf` for arcs to or from words beyond."""
-        check_lengths(lengths, self.words, name)
+        check_lengths(lengths, self.words, name, scores)
         _, head, modifier = self._places(scores.device)
         last = torch.maximum(head, modifier)
         return torch.where(last > lengths[..., None], -torch.inf, scores)
