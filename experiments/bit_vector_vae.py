@@ -71,7 +71,7 @@ class BitVectorVAETask(Task):
         return self.vae.encoder
 
     def check_data(self, data: Any) -> None:
-        if not isinstance(data, ImageData):
+        if not self.check_kind(data, ImageData):
             return
         expected = (self.vae.encoder.pixels, self.vae.encoder.levels)
         if expected != (data.pixels, data.levels):

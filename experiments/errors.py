@@ -3,3 +3,7 @@
 
 class UsageError(ValueError):
     """A mistake in what the user asked for. The message says what was expected, what came, and how to fix it."""
+
+
+class Diverged(UsageError):
+    """A training that came to scores that are NaN or infinite."""

@@ -1,5 +1,6 @@
 """Training and testing of the semi-supervised VAE."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class SemiSupervisedVAETask(Task):
         self.vae = SemiSupervisedVAE(estimator, pixels, classes, style, hidden, layers, classifier_hidden)
         self.classification = classification
         self.warm_start = warm_start
+        if not 0 <= unlabelled_weight < math.inf:
+            raise ValueError(f"model: unlabelled_weight must be at least 0 and finite, not {unlabelled_weight}")
         self.unlabelled_weight = unlabelled_weight
 
     @property
@@ -62,7 +65,7 @@ class SemiSupervisedVAETask(Task):
         return self.vae.classifier
 
     def check_data(self, data: Any) -> None:
-        if not isinstance(data, SemiSupervisedData):
+        if not self.check_kind(data, SemiSupervisedData):
             return
         expected = (self.vae.pixels, self.vae.classes)
         if expected != (data.pixels, data.classes):
@@ -72,9 +75,8 @@ class SemiSupervisedVAETask(Task):
                 "the data's, or choose other data"
             )
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.warm_start is not None and self.trainer.ckpt_path is None:
+    def on_fit_start(self) -> None:
+        if self.warm_start is not None and self.trainer.ckpt_path is None:  # which `setup` does not know yet
             self._load_warm_start(Path(self.warm_start))
 
     def train_outcome(self, batch: SemiSupervisedBatch) -> Outcome:

@@ -61,7 +61,7 @@ class SignalGameTask(Task):
         return self.game.sender
 
     def check_data(self, data: Any) -> None:
-        if isinstance(data, SignalGameData) and data.feature_size != self.features:
+        if self.check_kind(data, SignalGameData) and data.feature_size != self.features:
             raise UsageError(
                 f"the model expects images of {self.features} features, but {type(data).__name__} has {data.feature_size}: set "
                 "model.init_args.features to the data's, or choose other data"

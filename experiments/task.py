@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from ..models.estimators import Estimate
+from .batched_data import BatchedData
 from .errors import UsageError
 from .records import Records, gather
 
@@ -74,6 +75,19 @@ class Task(LightningModule, ABC):
 
     def check_data(self, data: Any) -> None:
         """Raise a UsageError if the model cannot take what the data module gives. Called before the first batch."""
+
+    def check_kind(self, data: Any, wanted: type[BatchedData]) -> bool:
+        """Whether a data module is of the wanted kind, or of the user's own.
+
+        Raises:
+            UsageError: it is one of ours, and gives batches for another task.
+        """
+        if isinstance(data, BatchedData) and not isinstance(data, wanted):
+            raise UsageError(
+                f"{type(self).__name__} takes data of the kind {wanted.__name__}, and {type(data).__name__} is none: choose "
+                f"other data by --data, or another configuration"
+            )
+        return isinstance(data, wanted)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)

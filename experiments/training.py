@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from ..oracles.checks import NotFinite
 from .allocator import keep_freed_memory
 from .checkpoints import (
     CONFIG_KEY,
@@ -26,7 +27,7 @@ from .checkpoints import (
     find_checkpoint,
     load_checkpoint,
 )
-from .errors import UsageError
+from .errors import Diverged, UsageError
 from .folders import alone_in, check_writable_folder
 from .metrics_csv import MetricsCSV
 from .named_configs import resolve_configs
@@ -52,6 +53,11 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     try:
         with ExitStack() as held:
             return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
+    except NotFinite as error:
+        raise Diverged(
+            f"the training diverged: {error}. Lower the learning rate (--model.init_args.learning_rate), clip the gradient "
+            "(--trainer.gradient_clip_val), or look at train/encoder_grad_norm in metrics.csv."
+        ) from error
     except (MisconfigurationException, ValueError) as error:
         if isinstance(error, ValueError) and "val_check_interval" not in str(error):  # the one that Lightning tells so
             raise
@@ -124,12 +130,15 @@ class ExperimentCLI(LightningCLI):
         if options.trainer[limit] == 0:
             raise UsageError(f"--trainer.{limit} 0 leaves nothing to do: give a number of batches, or leave it out for all.")
         options.folder = options.folder or str(Path("runs") / self._run_name)
-        check_writable_folder("--folder", Path(options.folder))
+        if self.config.subcommand == "fit":
+            check_writable_folder("--folder", Path(options.folder))
         options.trainer.default_root_dir = options.folder
         first = rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]  # others of a run train with it
         if self.config.subcommand == "fit" and first:
             self._held.enter_context(alone_in(Path(options.folder)))
         self._choose_checkpoint(options)
+        if self.config.subcommand == "test":  # made only where there is something to test
+            check_writable_folder("--folder", Path(options.folder))
 
     def instantiate_classes(self) -> None:
         try:
@@ -201,9 +210,10 @@ def _silence() -> None:
 
 
 def _without_evaluation(model: dict[str, Any]) -> dict[str, Any]:
-    """Leave out how a trained model is evaluated, which a test may choose anew."""
+    """Leave out how a model is evaluated, which a test may choose anew, and what it began with, which is in its weights."""
     arguments = model.get("init_args") or {}
-    return {**model, "init_args": {k: v for k, v in arguments.items() if k not in ("likelihood_samples", "likelihood_images")}}
+    free = ("likelihood_samples", "likelihood_images", "warm_start")
+    return {**model, "init_args": {name: value for name, value in arguments.items() if name not in free}}
 
 
 def _without_location(data: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from typing import Any
 
 import yaml
 
-from ..oracles.checks import NotFinite
 from . import training
 from .checkpoints import checkpoint_path
 from .command_parser import CommandParser, check_left_out
-from .errors import UsageError
+from .errors import Diverged, UsageError
 from .folders import check_writable_folder
 from .named_configs import config_path, resolve_configs
 
@@ -120,8 +119,8 @@ def _trained(trial: Trial, metric: str, arguments: list[str], step: int) -> floa
     if trial.score(metric, step) is None:
         try:
             trial.train(arguments, step)
-        except NotFinite as error:
-            print(f"{trial.folder} diverged: {error}")
+        except Diverged as error:
+            print(f"{trial.folder} diverged: {error.__cause__}")
             return math.nan
     score = trial.score(metric, step)
     if score is None:

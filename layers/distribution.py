@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..oracles.checks import check_count, check_sample_shape
+from ..oracles.checks import cannot_branch, check_count, check_probabilities, check_sample_shape
 from ..oracles.gibbs import COMPARED
 from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
@@ -26,6 +26,9 @@ class SparseDistribution:
 
     Within a row the most probable atom need not come first. `first` [B + 1] int64, where each row begins in what is packed, can
     be given to who makes a distribution and has it; it has to agree with `row`.
+
+    Raises:
+        ValueError: unlike shapes; on the CPU, without `first`: rows that are not sorted, or without an atom.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SparseDistribution:
         self.batch_shape = torch.Size(batch_shape)
         if first is None:
             first = torch.searchsorted(row, torch.arange(math.prod(self.batch_shape) + 1, device=row.device))
+            _check_rows(row, first)
         self._first = first  # [B + 1], where each row starts
         self._slots: int | None = None  # see `_slots_of_largest`
 
@@ -83,7 +87,11 @@ class SparseDistribution:
         """The distribution over categories with these probabilities [*B, K], e.g. the output of sparsemax.
 
         Atoms are one-hot, [N, K]; `index` [N] holds the categories.
+
+        Raises:
+            ValueError: rows that are no probabilities: negative, or of another sum than 1.
         """
+        check_probabilities("from_simplex", probs)
         place = (probs.detach().reshape(-1) > 0).nonzero()[:, 0]
         index = place % probs.shape[-1]
         atoms = probs.new_zeros(len(index), probs.shape[-1]).scatter_(-1, index[:, None], 1)
@@ -117,8 +125,8 @@ class SparseDistribution:
         >>> coin.expectation(lambda atoms, row: atoms @ torch.tensor([1.0, 10.0, 100.0]))
         tensor([50.5000])
         """
-        # A copy of the atoms: what f does to them in place is not done to ours.
-        values = self._evaluate(lambda atoms, row: f(atoms.clone(), row), max_atoms)
+        # Copies: what f does to them in place is not done to ours.
+        values = self._evaluate(lambda atoms, row: f(atoms.clone(), row.clone()), max_atoms)
         weighted = self.probs.reshape(-1, *[1] * (values.dim() - 1)) * values
         return self._sum(weighted).reshape((*self.batch_shape, *values.shape[1:]))
 
@@ -245,6 +253,18 @@ class SparseDistribution:
             return total.to(values.dtype)
         # There index_add adds in the order in which threads arrive. Here every place is written once.
         return self._spread(values, None).sum(1)
+
+
+def _check_rows(row: Tensor, first: Tensor) -> None:
+    """Raises ValueError unless rows [N] are sorted and none lacks an atom. On the CPU alone: the host would wait for others."""
+    if row.device.type != "cpu" or cannot_branch(row):
+        return
+    whole = int(first[0]) == 0 and int(first[-1]) == len(row) and bool((first[1:] > first[:-1]).all())
+    if not whole or not bool((row[1:] >= row[:-1]).all()):
+        raise ValueError(
+            f"SparseDistribution needs row sorted, and one atom or more of each of its {len(first) - 1} rows, numbered from 0; "
+            f"got {row[:20].tolist()}{' ...' if len(row) > 20 else ''}: sort by row, stably, what is packed"
+        )
 
 
 def _check_values(values: Tensor, count: int) -> None:

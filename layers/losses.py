@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..oracles import Parts, Polytope
-from ..oracles.checks import cannot_branch, check_dimension
-from .solvers.base import Solver
-from .sparsemap import Coding, coded, sparsemap_marginals
+from ..oracles.checks import cannot_branch, check_dimension, check_polytope, check_probabilities
+from .solvers.admm import ADMM
+from .solvers.base import Solver, check_solver
+from .sparsemap import Coding, check_coding, coded, sparsemap_marginals
 from .sparsemax import sparsemax
 
 
@@ -88,6 +89,10 @@ class SparseMAPLoss(nn.Module):
 
     def __init__(self, polytope: Polytope, coding: Coding = "bits", solver: Solver | None = None) -> None:
         super().__init__()
+        check_polytope(polytope)
+        check_coding(coding)
+        if solver is not None:
+            check_solver(solver, ADMM)
         self.polytope, self.solver = polytope, solver
         self.coding: Coding = coding
 
@@ -117,7 +122,7 @@ def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
     seen = check and not cannot_branch(target)
     if target.is_floating_point() and target.shape == scores.shape:
         if seen:
-            _check_distribution(target.detach())
+            check_probabilities("sparsemax_loss: float targets", target, "; categories are to be int64")
         return target.to(scores.dtype)
     if target.dtype != torch.int64 or target.shape != scores.shape[:-1]:
         raise ValueError(
@@ -129,17 +134,3 @@ def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:
         raise ValueError(f"sparsemax_loss: categories must lie in 0..{categories - 1}; got {target.min()}..{target.max()}")
     # Not one_hot, which looks at its values: `vmap` cannot.
     return (target[..., None] == torch.arange(categories, device=target.device)).to(scores.dtype)
-
-
-def _check_distribution(target: Tensor) -> None:
-    """Raises ValueError unless each row of the target [*B, K] is at least 0 and sums to 1, up to the rounding of its dtype."""
-    totals, least = target.double().sum(-1), target.amin(-1)
-    rounding = 1e-2 if target.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    wrong = ~((least >= 0) & ((totals - 1).abs() <= rounding))
-    if wrong.any():
-        row = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"sparsemax_loss: float targets are distributions, at least 0 and with sum 1, but row "
-            f"{row[0] if len(row) == 1 else row} has sum {float(totals[row]):g} and least entry {float(least[row]):g}; "
-            f"categories are to be int64"
-        )

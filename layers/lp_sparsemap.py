@@ -77,6 +77,7 @@ def lp_sparsemap(
 
     Raises:
         ValueError: scores or additional scores of another shape, NaN or +inf scores, a row in which a factor allows nothing;
+            a solver of something else;
             derivatives otherwise than by a backward pass (`torch.func.grad`, forward mode).
 
     Warns:
@@ -90,6 +91,7 @@ def lp_sparsemap(
     tensor([0.7500, 0.2500, 0.2500, 0.7500])
     """
     _check_scores(scores, graph, check)
+    _check_method(solver)
     refuse_vmap(scores, "lp_sparsemap")
     shape = scores.shape[:-1]
     precise = scores.double().reshape(shape.numel(), graph.variables)
@@ -127,6 +129,7 @@ class LPSparseMAP(nn.Module):
     ) -> None:
         super().__init__()
         _check_graph(graph)
+        _check_method(solver)
         self.graph, self.solver, self.check = graph, solver, check
 
     def forward(self, scores: Tensor, additional: Sequence[Tensor | None] | None = None) -> LPSparseMAPResult:
@@ -230,6 +233,11 @@ def _check_scores(scores: Tensor, graph: FactorGraph, check: bool) -> None:
         raise ValueError(f"scores has {columns} but {graph} needs {graph.variables} in the last dimension")
     if check:
         check_finite(scores)
+
+
+def _check_method(solver: object) -> None:
+    if not isinstance(solver, ADMM):
+        raise ValueError(f"solver must be an instance of ADMM, e.g. ADMM(solver=ActiveSet()), not {solver!r}")
 
 
 def _check_graph(graph: object) -> None:

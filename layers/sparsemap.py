@@ -16,7 +16,8 @@ from .nested import nested_distribution
 from .packed_weights import packed_distribution
 from .refit import refit
 from .solvers.active_set import ActiveSet
-from .solvers.base import FindsChained, FindsNested, FindsPacked, Solver
+from .solvers.admm import ADMM
+from .solvers.base import FindsChained, FindsNested, FindsPacked, Solver, check_solver
 from .solvers.oracle import Oracle, allowed
 from .solvers.supports import PackedSupport
 
@@ -76,8 +77,8 @@ def sparsemap(
     tensor([[0.5000, 1.0000, 0.0000]])
     """
     check_dimension(scores, polytope)
-    _check_coding(coding)
-    _check_solver(solver)
+    check_coding(coding)
+    check_solver(solver, ADMM)
     shape, support = scores.shape[:-1], None
     if supports(solver, FindsPacked) and readable(scores):
         given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
@@ -129,7 +130,7 @@ def sparsemap_marginals(
     """
     if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
         check_dimension(scores, polytope)
-        _check_coding(coding)
+        check_coding(coding)
         if check:
             check_finite(scores)
         target = coded(scores.double(), polytope, coding).reshape(scores.shape[:-1].numel(), scores.shape[-1])
@@ -158,8 +159,8 @@ class SparseMAP(nn.Module):
     ) -> None:
         super().__init__()
         check_polytope(polytope)
-        _check_coding(coding)
-        _check_solver(solver)
+        check_coding(coding)
+        check_solver(solver, ADMM)
         self.polytope, self.solver, self.check = polytope, solver, check
         self.coding: Coding = coding
 
@@ -193,11 +194,7 @@ def _indexed(found: SparseDistribution, polytope: Polytope) -> SparseDistributio
     return found
 
 
-def _check_solver(solver: object) -> None:
-    if isinstance(solver, type) or not hasattr(solver, "solve"):
-        raise ValueError(f"solver must be an instance of a solver, e.g. ActiveSet() or SortedDecomposition(), not {solver!r}")
-
-
-def _check_coding(coding: str) -> None:
+def check_coding(coding: str) -> None:
+    """Raises ValueError unless it is one of `Coding`."""
     if coding not in ("bits", "pairs"):
         raise ValueError(f'coding must be "bits" (paper eq. 4) or "pairs" (two indicators a coordinate), not {coding!r}')

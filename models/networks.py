@@ -7,6 +7,8 @@ before the 256 grey levels) are those of the authors' published code.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..oracles.checks import check_count
+
 
 class Encoder(nn.Module):
     """Scores of the bits given an image: t = W2 relu(W1 x / (levels - 1) + b1) + b2.
@@ -29,8 +31,9 @@ class Encoder(nn.Module):
 
     def __init__(self, pixels: int, levels: int, dim: int, hidden: int = 128, normalize_scores: bool = False) -> None:
         super().__init__()
+        _check_sizes("Encoder", pixels=pixels, dim=dim, hidden=hidden)
         self.pixels = pixels
-        self.levels = levels
+        self.levels = check_count("Encoder: levels", levels, 2)
         self.dim = dim
         self.hidden = nn.Linear(pixels, hidden)
         self.output = nn.Linear(hidden, dim)
@@ -45,6 +48,11 @@ class Encoder(nn.Module):
             )
         inputs = images.to(self.output.weight.dtype) / (self.levels - 1)
         return self.normalize(self.output(self.hidden(inputs).relu()))
+
+
+def _check_sizes(owner: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        check_count(f"{owner}: {name}", size, 1)
 
 
 class _BatchNorm(nn.BatchNorm1d):
@@ -71,6 +79,7 @@ class Decoder(nn.Module):
 
     def __init__(self, dim: int, pixels: int, levels: int, hidden: int = 128, rank: int = 5) -> None:
         super().__init__()
+        _check_sizes("Decoder", dim=dim, pixels=pixels, levels=levels, hidden=hidden, rank=rank)
         self.dim = dim
         self.pixels = pixels
         self.rank = rank

@@ -39,10 +39,20 @@ def pixel_cross_entropy(features: Tensor, head: nn.Linear, images: Tensor, *, ma
         [n] float, nats.
 
     Raises:
-        ValueError: images of another shape, or on the CPU with a level that the head does not have.
+        ValueError: features of another rank, images of another shape or of floats, or on the CPU with a level that the head
+            does not have.
 
     Cost: O(n pixels levels rank) time; memory n (pixels + levels) rank besides `max_logits`.
     """
+    if features.dim() != 3 or features.shape[-1] != head.in_features:
+        raise ValueError(
+            f"features must be [n, pixels, {head.in_features}], as wide as the head takes them, not {list(features.shape)}"
+        )
+    if images.is_floating_point() or images.is_complex():
+        raise ValueError(
+            f"images must hold integer grey levels, not {images.dtype}: of pixels in [0, 1], as torchvision gives them, make "
+            f"(pixels * {head.out_features - 1}).round().long()"
+        )
     if images.shape != features.shape[:2]:
         raise ValueError(
             f"images must be [n, pixels] = {list(features.shape[:2])}, as features {list(features.shape)} are, not "

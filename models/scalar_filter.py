@@ -24,8 +24,13 @@ def filtered(entries: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
     Returns:
         [...], in the dtype of `entries`.
 
+    Raises:
+        ValueError: u and v of unlike shapes.
+
     Cost: O(entries F) time; with the kernel O(entries) memory.
     """
+    if inner.dim() != 1 or inner.shape != outer.shape:
+        raise ValueError(f"filtered takes u and v of one shape [F], not {list(inner.shape)} and {list(outer.shape)}")
     single = all(tensor.dtype == torch.float32 for tensor in (entries, inner, outer))
     kernel = compiled(".kernels.filters", __package__, "filter_values", entries.device) if single else None
     given = (entries, inner, outer)

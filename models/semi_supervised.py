@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..oracles.checks import check_count
 from .estimators import Estimate, Estimator, Learned
 
 
@@ -67,8 +68,9 @@ class SemiSupervisedVAE(nn.Module):
         classifier_hidden: int = 256,
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"SemiSupervisedVAE: layers must be at least 1, not {layers}")
+        sizes = {"pixels": pixels, "classes": classes, "style": style, "hidden": hidden, "layers": layers}
+        for name, size in (sizes | {"classifier_hidden": classifier_hidden}).items():
+            check_count(f"SemiSupervisedVAE: {name}", size, 1)
         if estimator.dim not in (None, classes):
             raise ValueError(
                 f"the classifier gives scores of {classes} classes but the estimator's structures have {estimator.dim}: "
@@ -107,7 +109,15 @@ class SemiSupervisedVAE(nn.Module):
         )
 
     def labelled_cost(self, images: Tensor, labels: Tensor) -> Tensor:
-        """l(x, y) [B] in nats of images [B, pixels] with their labels [B] int64."""
+        """l(x, y) [B] in nats of images [B, pixels] with their labels [B] int64.
+
+        Raises:
+            ValueError: labels of another shape or dtype, or on the CPU of a class that there is not.
+        """
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(f"labels must be [{len(images)}] int64, one an image, not {list(labels.shape)} {labels.dtype}")
+        if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise ValueError(f"labels must be classes 0..{self.classes - 1}, not {int(labels.min())}..{int(labels.max())}")
         classes = F.one_hot(labels, self.classes).to(images.dtype)
         return self._cost(images, self.inference_image(images), classes)
 

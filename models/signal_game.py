@@ -1,11 +1,13 @@
 """The signal game: a sender describes an image by one symbol, a receiver finds the image among others."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import SparseDistribution
+from ..oracles.checks import check_count
 from .estimators import DrawnCost, Estimate, Estimator, Learned
 from .message_costs import MessageCost, NegativeLogLikelihood
 from .scalar_filter import filtered
@@ -48,6 +50,11 @@ class Sender(nn.Module):
         self, features: int, symbols: int = 256, embedding: int = 256, filters: int = 512, temperature: float = 10.0
     ) -> None:
         super().__init__()
+        sizes = {"features": features, "symbols": symbols, "embedding": embedding, "filters": filters}
+        for name, size in sizes.items():
+            check_count(f"Sender: {name}", size, 1)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Sender: temperature must be above 0 and finite, not {temperature}")
         self.embed = nn.Linear(features, embedding, bias=False)
         self.filter_in = nn.Linear(1, filters, bias=False)
         self.filter_out = nn.Linear(filters, 1, bias=False)
@@ -137,7 +144,12 @@ class SignalGame(nn.Module):
                 module.build(sender.embed.in_features)
 
     def forward(self, target: Tensor, images: Tensor, position: Tensor) -> Play:
-        """Play games: target [B, features], images [B, n, features], the target's position among them [B] int64."""
+        """Play games: target [B, features], images [B, n, features], the target's position among them [B] int64.
+
+        Raises:
+            ValueError: other shapes, or on the CPU a position that is none of the images'.
+        """
+        self._check(target, images, position)
         scores = self.sender(target)
         table = self.receiver(images)
 
@@ -154,6 +166,22 @@ class SignalGame(nn.Module):
             success_argmax=_right(table.take_along_dim(best[:, None], -1), position)[:, 0],
             estimate=estimate,
         )
+
+    def _check(self, target: Tensor, images: Tensor, position: Tensor) -> None:
+        size = self.sender.embed.in_features
+        if target.dim() != 2 or images.dim() != 3 or target.shape != (len(images), size) or images.shape[-1] != size:
+            raise ValueError(
+                f"target must be [B, {size}] and images [B, n, {size}], not {list(target.shape)} and {list(images.shape)}"
+            )
+        if position.shape != target.shape[:1] or position.dtype != torch.int64:
+            raise ValueError(
+                f"position must be [{len(target)}] int64, the target's place among the images, not {list(position.shape)} "
+                f"{position.dtype}"
+            )
+        if position.device.type == "cpu" and len(position):
+            lowest, highest = (int(place) for place in position.aminmax())
+            if lowest < 0 or highest >= images.shape[1]:
+                raise ValueError(f"position must be in 0..{images.shape[1] - 1}, not {lowest}..{highest}")
 
     @torch.no_grad()
     def success_expected(self, target: Tensor, images: Tensor, position: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ class BitVectorVAE(nn.Module):
                 f"the encoder gives scores of {encoder.dim} bits but the decoder takes {decoder.dim}: "
                 "build both with the same dim"
             )
+        if encoder.levels != decoder.head.out_features:
+            raise ValueError(
+                f"the encoder takes images of {encoder.levels} grey levels but the decoder gives distributions over "
+                f"{decoder.head.out_features}: build both with the same levels"
+            )
         if estimator.dim not in (None, encoder.dim):
             raise ValueError(
                 f"the encoder gives scores of {encoder.dim} bits but the estimator's structures have {estimator.dim}: "

@@ -84,6 +84,22 @@ def check_rows(scores: Tensor, dim: int) -> None:
         )
 
 
+def check_probabilities(name: str, probs: Tensor, advice: str = "") -> None:
+    """Raises ValueError unless rows of probs [*B, K] are at least 0 and sum to 1, up to the rounding of their dtype."""
+    if cannot_branch(probs) or probs.numel() == 0:
+        return
+    given = probs.detach()
+    rounding = 1e-2 if given.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    totals, least = given.double().sum(-1), given.amin(-1)
+    wrong = ~((least >= 0) & ((totals - 1).abs() <= rounding))
+    if wrong.any():
+        row = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name}: rows are to be distributions, at least 0 and with sum 1, but row {row[0] if len(row) == 1 else row} has "
+            f"sum {float(totals[row]):g} and least entry {float(least[row]):g}{advice}"
+        )
+
+
 def check_count(name: str, value: int, low: int, high: int | None = None) -> int:
     """`value` as an int, or a ValueError unless it is an integer in [low, high]."""
     wanted = f"at least {low}" if high is None else f"between {low} and {high}"

@@ -60,6 +60,6 @@ def row_oracle(polytope: Polytope, scores: Tensor) -> Any | None:
     made, solved = (
         next((cls for cls in type(polytope).__mro__ if name in vars(cls)), None) for name in ("row_oracle", "maximize")
     )
-    if made is None or solved is None or not issubclass(made, solved) or "maximize" in vars(polytope):
+    if made is None or solved is None or not issubclass(made, solved) or "maximize" in getattr(polytope, "__dict__", ()):
         return None
     return polytope.row_oracle(scores)  # pyright: ignore[reportAttributeAccessIssue]

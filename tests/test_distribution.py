@@ -234,11 +234,32 @@ def test_index_of_categories(make) -> None:
         (lambda d: d.log_prob(torch.zeros(6)), r"needs one structure a row, \[3, 4, 6\], not \[6\]"),
         (lambda d: SparseDistribution.from_padded(torch.zeros(2, 3, 4), torch.zeros(2, 4)), "atoms .* and probs"),
         (lambda d: SparseDistribution(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2), (1,)), r"probs \[N\] and row"),
+        (lambda d: SparseDistribution(torch.eye(3), torch.ones(3), torch.tensor([0, 1, 0]), (2,)), "needs row sorted"),
+        (lambda d: SparseDistribution(torch.eye(3), torch.ones(3), torch.tensor([0, 0, 0]), (2,)), "one atom or more of each"),
+        (lambda d: SparseDistribution(torch.eye(3), torch.ones(3), torch.tensor([0, 1, 2]), (2,)), "of its 2 rows"),
+        (lambda d: SparseDistribution.from_simplex(torch.tensor([[0.5, 0.5], [3.0, 0.0]])), "row 1 has sum 3"),
+        (lambda d: SparseDistribution.from_simplex(torch.tensor([[2.0, -1.0]])), "sum 1 and least entry -1"),
+        (lambda d: SparseDistribution.from_simplex(torch.full((1, 2), torch.nan)), "row 0 has sum nan"),
     ],
 )
 def test_bad_input(found: SparseDistribution, call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(found)
+
+
+@pytest.mark.parametrize("max_atoms", [None, 40])
+def test_what_f_does_in_place_is_its_own(found: SparseDistribution, max_atoms: int | None) -> None:
+    """To the atoms and to the rows, as where the pairs of two latent variables are numbered together."""
+
+    def in_place(atoms: Tensor, row: Tensor) -> Tensor:
+        row.mul_(2).add_(1)
+        return atoms.mul_(3).sum(-1) + row
+
+    row = found.row.clone()
+    wanted = 3 * found.mean().sum(-1) + 2 * torch.arange(12).reshape(3, 4) + 1
+    for _ in range(2):
+        torch.testing.assert_close(found.expectation(in_place, max_atoms=max_atoms), wanted)
+    assert torch.equal(found.row, row)
 
 
 @pytest.mark.parametrize("max_atoms", [None, 40])

@@ -299,6 +299,20 @@ def test_a_demo_that_fails_leaves_the_last_one(
         (["fit", "--config", DIGITS, "--model.dim", "16"], "gives scores of 16 bits but the estimator's structures have 32"),
         (["fit", "--config", DIGITS, "--data.batch_size", "0"], "batch_size must be at least 1, not 0"),
         (["fit", "--config", DIGITS, "--model.learning_rate", "-1"], "learning_rate must be above 0, not -1"),
+        (["fit", "--config", DIGITS, "--model.rank", "0"], "cannot be built: Decoder: rank must be at least 1, not 0"),
+        (
+            ["fit", "--config", "signal_game/digits/sparsemax", "--model.temperature", "0"],
+            "cannot be built: Sender: temperature must be above 0",
+        ),
+        (
+            ["fit", "--config", "semi_supervised_vae/digits/dense", "--model.unlabelled_weight", "-1"],
+            "cannot be built: model: unlabelled_weight must be at least 0",
+        ),
+        (["fit", "--config", DIGITS, "--data", "DigitsGame"], "takes data of the kind ImageData, and DigitsGame is none"),
+        (
+            ["fit", "--config", DIGITS, "--model.learning_rate", "1e30"],
+            "training diverged: scores row .* Lower the learning",
+        ),
         (["fit", "--config", DIGITS, "--trainer.devices", "0"], "the configuration cannot be built"),
         (["fit", "--config", DIGITS, "--folder", __file__], "--folder takes a folder, but"),
         (["fit", "--config", DIGITS, "--ckpt_path", "last"], "last.ckpt, but there is no such file. Train first"),

@@ -20,13 +20,16 @@ from factor_graphs import (
     solved,
     tree_with_budget,
 )
+from sparsemarg.layers import LPSparseMAP
 from sparsemarg.layers.functional import lp_sparsemap, sparsemap
+from sparsemarg.layers.solvers import ADMM, ActiveSet
 from sparsemarg.oracles import (
     Factor,
     FactorGraph,
     LinearChain,
     Parts,
     Polytope,
+    Simplex,
     SupportsVertices,
     supports,
 )
@@ -163,3 +166,16 @@ class InSlots(Polytope):
 def test_polytopes_that_differ_in_slots_are_different() -> None:
     graph = FactorGraph(6, [Factor(InSlots(3, 1), [0, 1, 2]), Factor(InSlots(3, 2), [3, 4, 5])])
     assert lp_sparsemap(torch.zeros(6), graph).mean.tolist() == [0, 1, 0, 0, 0, 1]
+
+
+def test_solvers_of_something_else_are_refused() -> None:
+    graph, scores = FactorGraph(4, [Factor(Simplex(2), [0, 1]), Factor(Simplex(2), [2, 3])]), torch.zeros(2, 4)
+    for wrong in (ActiveSet(), ADMM):
+        with pytest.raises(ValueError, match="solver must be an instance of ADMM"):
+            lp_sparsemap(scores, graph, solver=wrong)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match="solver must be an instance of ADMM"):
+            LPSparseMAP(graph, wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="solver must be an instance of a solver"):
+        ADMM(solver=ActiveSet)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="solver must be an instance of a solver"):
+        sparsemap(scores, Simplex(4), solver=ADMM())  # pyright: ignore[reportArgumentType]

@@ -248,6 +248,51 @@ def test_mixture_samples_follow_its_density() -> None:
     assert set(drawn.tolist()) == {7.0, 8.0}
 
 
+@pytest.mark.parametrize("possible", ["first bit", "odd", "one", "none"])
+def test_codes_that_an_image_excludes(possible: str) -> None:
+    """log p(x | z) = -inf for some codes: the estimates stay unbiased, and are -inf where no code that was met is possible."""
+    dim = 6
+    codes = every_code(dim).double()
+    given = torch.randn(2**dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    allowed = {
+        "first bit": codes[:, 0] > 0,
+        "odd": codes.sum(-1) % 2 > 0,
+        "one": codes.sum(-1) == dim,
+        "none": codes.sum(-1) < 0,
+    }[possible]
+    logs = torch.where(allowed, given, -torch.inf)
+    powers = 2 ** torch.arange(dim - 1, -1, -1)
+    place = torch.empty(2**dim, dtype=torch.int64)
+    place[(codes.long() * powers).sum(-1)] = torch.arange(2**dim)
+
+    def log_likelihood(some: Tensor, row: Tensor) -> Tensor:
+        return logs[place[(some.long() * powers).sum(-1)]]
+
+    truth = logs.logsumexp(0) - dim * math.log(2)
+    posterior = SparseMAP(BernoulliCube(dim), "pairs")(torch.zeros(40, dim))
+    found = mixture_importance(posterior, log_likelihood, 256, generator=torch.Generator().manual_seed(0))
+    gibbs = BernoulliCube(dim).gibbs(torch.zeros(40, dim))
+    drawn = posterior_importance(gibbs, log_likelihood, 256, generator=torch.Generator().manual_seed(0))
+    for estimate in (found, drawn):
+        assert not estimate.value.isnan().any()
+        if possible == "none":
+            assert estimate.value.isneginf().all()
+        elif possible != "one" or estimate is found:
+            mean, error = estimate.value.exp().mean(), estimate.value.exp().std() / math.sqrt(40)
+            assert abs(float(mean - truth.exp())) < 5 * float(error)
+
+
+def test_samples_that_are_no_number_are_refused() -> None:
+    posterior = SparseMAP(BernoulliCube(3))(torch.zeros(2, 3))
+    for samples, message in ((0, "samples must be at least 1, not 0"), (2.5, "samples must be an int at least 1, not 2.5")):
+        with pytest.raises(ValueError, match=message):
+            mixture_importance(posterior, lambda codes, row: codes.sum(-1), samples)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match=message):
+            posterior_importance(BernoulliCube(3).gibbs(torch.zeros(2, 3)), lambda codes, row: codes.sum(-1), samples)  # pyright: ignore
+    with pytest.raises(ValueError, match="samples must be at least 0, not -1"):
+        posterior_and_prior(posterior, lambda codes, row: codes.sum(-1), -1)
+
+
 # `sparsemarg test`
 
 

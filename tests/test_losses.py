@@ -5,6 +5,7 @@ import torch
 from cases import enumerated, projection, scores_for
 from sparsemarg.layers import SparseMAPLoss, SparsemaxLoss
 from sparsemarg.layers.functional import sparsemap_loss, sparsemap_marginals, sparsemax, sparsemax_loss
+from sparsemarg.layers.solvers import ADMM
 from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
 
 
@@ -57,6 +58,9 @@ def test_forbidden_target_is_infinite() -> None:
         (lambda: sparsemax_loss(torch.zeros(2, 2), torch.tensor([[0.5, 0.5], [-1, 2]])), "row 1 has sum 1 and least entry -1"),
         (lambda: sparsemax_loss(torch.zeros(2, 3), [0, 1]), "needs a tensor of targets, not list"),  # pyright: ignore
         (lambda: sparsemap_loss(torch.zeros(2, 3), torch.zeros(3), BernoulliCube(3)), r"\[\*B, D\] = \[2, 3\], not \[3\]"),
+        (lambda: SparseMAPLoss(BernoulliCube), "not the class BernoulliCube"),  # pyright: ignore[reportArgumentType]
+        (lambda: SparseMAPLoss(BernoulliCube(2), "both"), 'coding must be "bits"'),  # pyright: ignore[reportArgumentType]
+        (lambda: SparseMAPLoss(BernoulliCube(2), solver=ADMM()), "instance of a solver"),  # pyright: ignore
         (lambda: sparsemap_loss(torch.zeros(1, 1), [[0]], BernoulliCube(1)), r"\[1, 1\], not list"),  # pyright: ignore
     ],
 )

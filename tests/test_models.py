@@ -349,3 +349,17 @@ def test_pixels_that_do_not_fit_are_refused() -> None:
         pixel_cross_entropy(features, head, torch.tensor([[0, 1, 2, 17], [0, 0, 0, 0]]))
     with pytest.raises(ValueError, match=r"images must be \[n, pixels\] = \[2, 4\].*not \[2, 3\]"):
         pixel_cross_entropy(features, head, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"images must hold integer grey levels, not torch.float32: of pixels in \[0, 1\]"):
+        pixel_cross_entropy(features, head, torch.rand(2, 4))
+    for rank in (4, 6, 400):
+        with pytest.raises(ValueError, match=rf"features must be \[n, pixels, 5\], .* not \[2, 4, {rank}\]"):
+            pixel_cross_entropy(torch.zeros(2, 4, rank), head, torch.zeros(2, 4, dtype=torch.int64))
+
+
+def test_networks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="images of 4 grey levels but the decoder gives distributions over 8"):
+        BitVectorVAE(Encoder(6, 4, 3), Decoder(3, 6, 8), Marginalize(SparseMAP(BernoulliCube(3))))
+    with pytest.raises(ValueError, match="Encoder: levels must be at least 2, not 1"):
+        Encoder(6, 1, 3)
+    with pytest.raises(ValueError, match="Decoder: rank must be at least 1, not 0"):
+        Decoder(3, 6, 4, rank=0)

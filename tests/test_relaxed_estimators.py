@@ -271,3 +271,26 @@ def test_imle_goes_through_a_decoder_in_pieces() -> None:
             assert vae(images).loss.isfinite()
     for whole, pieces in zip(*found, strict=True):
         torch.testing.assert_close(whole, pieces, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_costs_that_look_a_structure_up_are_noticed() -> None:
+    """They have parameters, and no derivative in the structure: no gradient would reach the scores."""
+    table, scores = torch.nn.Embedding(3, 1), torch.randn(2, 3, requires_grad=True)
+
+    def looked_up(structures: Tensor, row: Tensor) -> Tensor:
+        return table(structures.argmax(-1))[:, 0]
+
+    def multiplied(structures: Tensor, row: Tensor) -> Tensor:
+        return (structures @ table.weight)[:, 0]
+
+    with pytest.raises(ValueError, match="IMLE takes the cost's derivative in the structure, and this cost has none"):
+        IMLE(Simplex(3), 1.0)(scores, looked_up)
+    for estimator in (ReinMax(Simplex(3)), GumbelSoftmax(Simplex(3), ConstantTemperature(1.0))):
+        with pytest.warns(RuntimeWarning, match=rf"{type(estimator).__name__} takes the cost's derivative .* get no gradient"):
+            estimator(scores, looked_up)
+        estimator(scores, looked_up)  # once
+    for estimator in (ReinMax(Simplex(3)), GumbelSoftmax(Simplex(3), ConstantTemperature(1.0))):
+        estimator(scores, lambda structures, row: checkpoint(multiplied, structures, row, use_reentrant=False))
+        with torch.no_grad():
+            estimator(scores, looked_up)

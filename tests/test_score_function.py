@@ -87,6 +87,25 @@ def test_running_mean_is_cumulative_and_used_before_it_is_updated() -> None:
     assert int(baseline.count) == 3
 
 
+def test_running_mean_leaves_out_what_is_not_finite() -> None:
+    """As where an overflow in mixed precision is skipped: one such batch would stay in the mean for good."""
+    estimator, scores = ScoreFunction(Simplex(3), RunningMean()), torch.zeros(2, 3, requires_grad=True)
+    for bad in (torch.inf, torch.nan, 4.0):
+        estimator(scores, lambda atoms, row, bad=bad: torch.full((2,), bad))
+    assert int(estimator.baseline.count) == 1
+    assert float(estimator.baseline.mean) == 4
+    (gradient,) = torch.autograd.grad(estimator(scores, lambda atoms, row: atoms[:, 0]).surrogate.sum(), scores)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_running_mean_of_a_module_in_half_precision(dtype: torch.dtype) -> None:
+    baseline = torch.nn.Sequential(RunningMean()).to(dtype)[0]
+    for batch in range(2000):
+        baseline(torch.full((1, 4), 100.0 if batch < 300 else 300.0, dtype=dtype), torch.zeros(0, 4), None)
+    torch.testing.assert_close(baseline.mean, torch.tensor(270.0))
+
+
 def test_running_mean_survives_a_state_dict() -> None:
     polytope = BernoulliCube(4)
     trained = ScoreFunction(polytope, RunningMean())

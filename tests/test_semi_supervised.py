@@ -236,6 +236,35 @@ def test_warm_start_that_does_not_fit(
     assert not Path("runs/semi_supervised_vae/digits/sparsemax/checkpoints").exists()
 
 
+def test_where_the_weights_began_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test, and a run that goes on, read no warm start, and so do not mind which."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", SPARSEMAX, "--folder", "run"]
+    assert cli.main([*FIT, "2", *options, "--model.init_args.warm_start", "null"]) == 0
+    assert cli.main([*FIT, "4", *options, "--ckpt_path", "last"]) == 0
+    assert cli.main(["test", *options, "--trainer.limit_test_batches", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main([*FIT, "1", "--config", SPARSEMAX, "--data", "Digits", "--model.init_args.warm_start", "null"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "SemiSupervisedVAETask takes data of the kind SemiSupervisedData, and Digits is none: choose other data" in error
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 3]), r"labels must be classes 0..2, not 0..3"),
+        (torch.tensor([0, 1, -1]), r"labels must be classes 0..2, not -1..1"),
+        (torch.zeros(3), r"labels must be \[3\] int64, one an image, not \[3\] torch.float32"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"not \[3, 1\] torch.int64"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SemiSupervisedVAE(Marginalize(Sparsemax()), 6, 3, 2, 8).labelled_cost(torch.rand(3, 6), labels)
+
+
 def test_sparsemax_classifier_loss_is_exactly_zero_when_confident() -> None:
     """Why a warm start with this loss stops moving: scores a margin of 1 apart cost nothing."""
     scores = torch.tensor([[2.0, 1.0, 0.5]], requires_grad=True)

@@ -290,6 +290,36 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             SignalGame(Marginalize(Sparsemax()), Sender(3, 5), Receiver(3, 5), coefficient)
         with pytest.raises(ValueError, match="entropy_coefficient must be at least 0"):
             SampledSuccess(coefficient)
+    for temperature in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="Sender: temperature must be above 0 and finite"):
+            Sender(3, 5, temperature=temperature)
+    with pytest.raises(ValueError, match="Sender: symbols must be at least 1, not 0"):
+        Sender(3, 0)
+    with pytest.raises(ValueError, match=r"u and v of one shape \[F\], not \[5\] and \[3\]"):
+        filtered(torch.zeros(1), torch.ones(5), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("target", "images", "position", "message"),
+    [
+        ((2, 3), (2, 6, 3), torch.tensor([0, 6]), r"position must be in 0..5, not 0..6"),
+        (
+            (2, 3),
+            (2, 6, 3),
+            torch.zeros(2, 1, dtype=torch.int64),
+            r"must be \[2\] int64, .*, not \[2, 1\] torch.int64",
+        ),
+        ((2, 3), (2, 6, 3), torch.zeros(2), r"position must be \[2\] int64, .*, not \[2\] torch.float32"),
+        ((2, 3), (2, 3), torch.zeros(2, dtype=torch.int64), r"images \[B, n, 3\], not \[2, 3\] and \[2, 3\]"),
+        ((2, 3), (3, 6, 3), torch.zeros(2, dtype=torch.int64), r"not \[2, 3\] and \[3, 6, 3\]"),
+    ],
+)
+def test_games_that_do_not_fit_are_refused(
+    target: tuple[int, ...], images: tuple[int, ...], position: Tensor, message: str
+) -> None:
+    game = SignalGame(Marginalize(Sparsemax()), Sender(3, 5), Receiver(3, 5))
+    with pytest.raises(ValueError, match=message):
+        game(torch.rand(target), torch.rand(images), position)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

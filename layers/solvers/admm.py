@@ -11,7 +11,7 @@ from ...oracles.contracts import checked_project
 from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet
-from .base import Solver
+from .base import Solver, check_solver
 
 # Iterations between looks at the batch from Python: to stop, to drop rows that have converged, to change penalties.
 POLL = 10
@@ -78,6 +78,7 @@ class ADMM:
             raise ValueError(f"ADMM: tol must be at least 0, not {self.tol}")
         if not 0 < self.penalty < float("inf"):
             raise ValueError(f"ADMM: penalty must be positive and finite, not {self.penalty}")
+        check_solver(self.solver, ADMM)
 
     @torch.no_grad()
     def solve(self, scores: Tensor, graph: FactorGraph, additional: list[Tensor]) -> Consensus:

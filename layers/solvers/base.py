@@ -56,3 +56,9 @@ class FindsPacked(Protocol):
         With `check` scores may be NaN or +inf, and then the answer is None; a kernel may see that by the way.
         """
         ...
+
+
+def check_solver(solver: object, *others: type) -> None:
+    """Raises ValueError unless it is a solver of SparseMAP, an instance; `others` solve something else."""
+    if isinstance(solver, (type, *others)) or not hasattr(solver, "solve"):
+        raise ValueError(f"solver must be an instance of a solver, e.g. ActiveSet() or SortedDecomposition(), not {solver!r}")

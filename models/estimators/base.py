@@ -1,5 +1,6 @@
 """The interface of everything that evaluates an expected cost over latent structures, and its gradient."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +91,25 @@ def cost_of_samples(cost: Cost, samples: Tensor) -> Tensor:
     row = torch.arange(batch, device=samples.device).repeat(count)
     own = samples.reshape(-1, dim).clone()  # the cost may work in place
     return checked_cost(cost)(own, row).reshape(count, batch)
+
+
+def warn_without_slope(costs: Tensor, sample: Tensor, name: str) -> None:
+    """Warns if costs are computed without the sample, by the graph that derivatives take: the scores then get no gradient."""
+    waiting, seen = [costs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node is sample.grad_fn:
+            return
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    warnings.warn(
+        f"{name} takes the cost's derivative in the structure, and this cost has none (does it look up a table by argmax?), so "
+        f"the scores get no gradient: use ScoreFunction, or a cost that multiplies with the structure",
+        RuntimeWarning,
+        stacklevel=5,  # who called the estimator, a module
+    )
 
 
 def estimate_of_one_sample(costs: Tensor, surrogate: Tensor, entropy: Tensor, mode: Tensor) -> Estimate:

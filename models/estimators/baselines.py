@@ -4,6 +4,7 @@ A baseline of an example may depend on anything but the structure whose term it 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -57,14 +58,22 @@ class RunningMean(Baseline):
     example. Where training is distributed, each process averages its own costs; DDP then hands the first one's to all.
 
     A forward pass that `torch.utils.checkpoint` repeats is counted once, and its own costs are no part of what it is given.
+    Batches whose mean is not finite are left out. The mean is kept in float32 whatever the dtype of the module.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float32))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.mean: Tensor
         self.count: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningMean":
+        before = self.mean
+        super()._apply(fn, recurse)
+        if self.mean.dtype in (torch.float16, torch.bfloat16):  # where steps of one in a thousand are rounded away
+            self.mean = before.to(self.mean.device)
+        return self
 
     def forward(self, costs: Tensor, critics: Tensor, context: Tensor | None) -> BaselineValue:
         used = self.mean.clone().to(costs)  # a copy: the update below must not reach it
@@ -73,8 +82,9 @@ class RunningMean(Baseline):
             if recomputing():
                 used = ((self.mean * self.count - own) / (self.count - 1).clamp(min=1)).to(costs)
             else:
-                self.count += 1
-                self.mean += (own - self.mean) / self.count
+                sound = own.isfinite()  # one overflow, which mixed precision skips, would stay for good
+                self.count += sound
+                self.mean += torch.where(sound, (own - self.mean) / self.count.clamp(min=1), 0)
         return BaselineValue(used, torch.zeros_like(costs[0]))
 
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from ...kernels import readable
 from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
-from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable
+from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, warn_without_slope
 from .checks import check_batch
 from .noise import gumbel_noise
 from .temperature import Temperature, check_temperature
@@ -53,6 +54,7 @@ class GumbelSoftmax(Estimator):
         self.temperature = check_temperature(temperature, "GumbelSoftmax")
         self.straight_through = straight_through
         self.dim = polytope.dim
+        self._seen = False
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_batch(scores, self.polytope)
@@ -63,6 +65,9 @@ class GumbelSoftmax(Estimator):
         hard = hard + (relaxed - relaxed.detach())  # in this order the value is 0 and 1 exactly
         sample = (hard if self.straight_through or not self.training else relaxed).to(scores.dtype)
         costs = cost_of_samples(cost, sample[None])[0]
+        if sample.requires_grad and not self._seen and readable(sample):
+            self._seen = True  # one cost will do
+            warn_without_slope(costs, sample, "GumbelSoftmax")
         mode = most_probable(self.polytope, scores)
         return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
 

@@ -55,9 +55,11 @@ class IMLE(Estimator):
         sample.requires_grad_(wanted)
         costs = surrogate = cost_of_samples(cost, sample[None])[0]
         if wanted:
-            if not costs.requires_grad:
+            slope = None
+            if costs.requires_grad:
+                (slope,) = torch.autograd.grad(costs.sum(), sample, retain_graph=True, allow_unused=True)
+            if slope is None:
                 raise ValueError("IMLE takes the cost's derivative in the structure, and this cost has none; use ScoreFunction")
-            (slope,) = torch.autograd.grad(costs.sum(), sample, retain_graph=True)
             target = self.polytope.maximize(perturbed - self.step * slope.to(perturbed)).to(scores.dtype)
             # What is forbidden is in neither, and 0 * -inf would be NaN.
             allowed = torch.where(scores.isneginf(), 0, scores)

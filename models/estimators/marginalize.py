@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ...layers import SparseDistribution
+from ...oracles.checks import check_count
 from .base import Cost, Estimate, Estimator, checked_cost
 
 
@@ -23,7 +24,7 @@ class Marginalize(Estimator):
         if isinstance(layer, type) or not callable(layer):
             raise ValueError(f"Marginalize needs a layer, e.g. SparseMAP(polytope) or Sparsemax(), not {layer!r}")
         self.layer = layer
-        self.max_atoms = max_atoms
+        self.max_atoms = None if max_atoms is None else check_count("Marginalize: max_atoms", max_atoms, 1)
         self.dim = getattr(getattr(layer, "polytope", None), "dim", None)
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:

@@ -3,8 +3,18 @@
 import torch
 from torch import Tensor
 
+from ...kernels import readable
 from ...oracles import BernoulliCube, GibbsDistribution, Polytope, Simplex
-from .base import Cost, Estimate, Estimator, cost_of_samples, estimate_of_one_sample, most_probable, with_gradient_of
+from .base import (
+    Cost,
+    Estimate,
+    Estimator,
+    cost_of_samples,
+    estimate_of_one_sample,
+    most_probable,
+    warn_without_slope,
+    with_gradient_of,
+)
 from .checks import check_batch
 from .temperature import ConstantTemperature, Temperature, check_temperature
 
@@ -40,6 +50,7 @@ class ReinMax(Estimator):
         self.polytope = polytope
         self.temperature = check_temperature(ConstantTemperature(1.0) if temperature is None else temperature, "ReinMax")
         self.dim = polytope.dim
+        self._seen = False
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_batch(scores, self.polytope)
@@ -51,7 +62,11 @@ class ReinMax(Estimator):
         # What is forbidden has probability 0, and 0 * -inf would be NaN.
         allowed = torch.where(scores.isneginf(), 0, scores)
         passed = 2 * self._linear(middle, allowed) - self._linear(probs, allowed) / 2
-        costs = cost_of_samples(cost, with_gradient_of(sample, passed)[None])[0]
+        given = with_gradient_of(sample, passed)
+        costs = cost_of_samples(cost, given[None])[0]
+        if given.requires_grad and not self._seen and readable(given):
+            self._seen = True  # one cost will do
+            warn_without_slope(costs, given, "ReinMax")
         mode = most_probable(self.polytope, scores)
         return estimate_of_one_sample(costs, costs, distribution.entropy(), mode)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...layers import SparseDistribution
 from ...oracles import GibbsDistribution
+from ...oracles.checks import check_count
 from .mixture import BernoulliMixture
 from .weights import LogLikelihood, LogMarginal, evaluate, log_marginal
 
@@ -51,9 +52,13 @@ def mixture_importance(
         samples: for each image; half as many in the pilot.
         generator: on the posterior's device; None is torch's global one.
 
+    Raises:
+        ValueError: `samples` below 1.
+
     Cost: at most 1.5 `samples` + `CENTRES` + `STARTS` (D + 2) (`CLIMBS` + 1) evaluations an image, each distinct code of a
     round once (measured with 1,024 samples: 500 at D = 10, 2,100 at D = 32).
     """
+    samples = check_count("samples", samples, 1)
     centres = posterior.sample((CENTRES,), generator)  # [C, B, D]
     values, first = evaluate(log_likelihood, centres)
     best = centres.gather(0, values.argmax(0)[None, :, None].expand(1, -1, centres.shape[-1]))
@@ -90,19 +95,19 @@ def _climb(log_likelihood: LogLikelihood, starts: Tensor) -> tuple[Peaks, int]:
         here = codes[climbing]
         flipped = torch.where(identity, 1 - here[:, None], here[:, None]).flatten(0, 1)
         found, evaluated = _evaluate_rows(log_likelihood, flipped, images[climbing].repeat_interleave(dim))
-        change = found.reshape(-1, dim) - values[climbing, None]
+        found, before = found.reshape(-1, dim), values[climbing, None]
+        change = torch.where(found == before, 0, found - before)  # also where both are impossible
         changes[climbing] = change
         evaluations += evaluated
         rising = (change > 0).any(-1)
         if climb == CLIMBS or not bool(rising.any()):
             break
-        climbing, here, change = climbing[rising], here[rising], change[rising]
+        climbing, here, change, one = climbing[rising], here[rising], change[rising], found[rising].amax(-1)
         # All flips that help alone; if they do not help together, the best one.
         together = torch.where(change > 0, 1 - here, here)
         reached, evaluated = _evaluate_rows(log_likelihood, together, images[climbing])
         evaluations += evaluated
         alone = torch.where(identity[change.argmax(-1)], 1 - here, here)
-        one = values[climbing] + change.amax(-1)
         codes[climbing] = torch.where((reached > one)[:, None], together, alone)
         values[climbing] = torch.maximum(reached, one)
     shape = (count, batch)
@@ -155,6 +160,10 @@ def _blurred(codes: Tensor) -> Tensor:
 
 
 def _partly_even(values: Tensor) -> Tensor:
-    """Weights by p(x | z), but half of all spread evenly: a lower peak may be wider. [C, B] log p -> [C, B]."""
+    """Weights by p(x | z), but half of all spread evenly: a lower peak may be wider. [C, B] log p -> [C, B].
+
+    Where all are impossible, all weigh the same.
+    """
+    values = torch.where(values.isneginf().all(0), 0, values)
     found = ~values.isneginf()
     return 0.5 * values.softmax(0) + 0.5 * found / found.sum(0)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...layers import SparseDistribution
 from ...oracles import GibbsDistribution
+from ...oracles.checks import check_count
 from .weights import LogLikelihood, LogMarginal, evaluate, log_marginal
 
 
@@ -33,6 +34,7 @@ def posterior_and_prior(
 
     Cost: `samples` + |S| evaluations an image, and O(samples |S| D) to compare codes.
     """
+    samples = check_count("samples", samples, 0)
     inside = log_likelihood(posterior.atoms, posterior.row).double()
     values, _ = SparseDistribution(inside[:, None], posterior.probs, posterior.row, posterior.batch_shape).padded()
     dim, slots = posterior.atoms.shape[1], torch.arange(values.shape[1], device=values.device)
@@ -60,7 +62,7 @@ def posterior_importance(
         posterior: over bit vectors, of a batch of images.
         log_likelihood, samples, generator: as for `posterior_and_prior`.
     """
-    codes = posterior.sample((samples,), generator)
+    codes = posterior.sample((check_count("samples", samples, 1),), generator)
     values, evaluations = evaluate(log_likelihood, codes)
     log_weights = values - codes.shape[-1] * math.log(2) - posterior.log_prob(codes).double()
     return log_marginal(torch.full_like(log_weights[0], -torch.inf), log_weights, evaluations)

@@ -19,7 +19,8 @@ class LogMarginal:
     """Estimates of log p(x) for a batch of B images.
 
     Attributes:
-        value: [B] float64, nats. Below log p(x) in expectation, by about half the squared standard error.
+        value: [B] float64, nats. Below log p(x) in expectation, by about half the squared standard error; `-inf`, with NaN for
+            the others, where p(x | z) was 0 for all codes.
         standard_error: [B] float64, nats, by the delta method; 0 where nothing was sampled. Where a few weights outweigh all
             others (`effective_samples` is small), it is itself too small.
         effective_samples: [B] float64: (sum w)^2 / sum w^2 of the weights of what was sampled; NaN where nothing was.
@@ -39,11 +40,14 @@ def log_marginal(log_exact: Tensor, log_weights: Tensor, evaluations: int) -> Lo
     if count == 0:
         nothing = torch.zeros_like(log_exact)
         return LogMarginal(log_exact, nothing, nothing / 0, evaluations)
-    peak = torch.maximum(log_exact, log_weights.amax(0))
+    largest = log_weights.amax(0)
+    peak = torch.maximum(log_exact, largest)
+    peak = torch.where(peak.isneginf(), 0, peak)  # nothing that was met is possible: p(x) is estimated as 0
     weights = (log_weights - peak).exp()
     total = (log_exact - peak).exp() + weights.mean(0)
     deviation = weights.std(0) if count > 1 else torch.full_like(total, torch.inf)
-    own = (log_weights - log_weights.amax(0)).exp()  # where the exact part outweighs all, the others would underflow
+    # Where the exact part outweighs all, the others would underflow.
+    own = (log_weights - torch.where(largest.isneginf(), 0, largest)).exp()
     return LogMarginal(
         value=peak + total.log(),
         standard_error=deviation / math.sqrt(count) / total,
