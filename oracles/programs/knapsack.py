@@ -1,7 +1,6 @@
 """Sets of items that fit into a knapsack."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -37,18 +36,10 @@ class Knapsack(Derivations):
         listed = weights.tolist() if isinstance(weights, Tensor | np.ndarray) else weights
         if not isinstance(listed, Iterable) or isinstance(listed, str):
             raise ValueError(f"Knapsack needs the weights of the items, e.g. [2, 3, 1], not {weights!r}")
-        given = [*listed, capacity]
-        *numbers, capacity = (each.item() if isinstance(each, Tensor) and each.dim() == 0 else each for each in given)
-        for place, number in [*enumerate(numbers), ("capacity", capacity)]:
-            if isinstance(number, bool) or not isinstance(number, Real) or number % 1 != 0 or number < 0:  # NaN leaves NaN
-                what = "capacity" if place == "capacity" else f"weight {place}"
-                raise ValueError(
-                    f"Knapsack needs integers of at least 0, but its {what} is {number!r}: scale and round weights and capacity"
-                )
-        if not numbers:
+        self.weights = tuple(_whole(f"weight {place}", weight) for place, weight in enumerate(listed))
+        self.capacity = _whole("capacity", capacity)
+        if not self.weights:
             raise ValueError("Knapsack needs one or more items")
-        self.weights = tuple(int(number) for number in numbers)
-        self.capacity = int(capacity)
         dim, size = len(self.weights), min(self.capacity, sum(self.weights)) + 1
         # Node i size + c: the first i items weigh c together.
         edges = [Edge(0)]
@@ -67,3 +58,17 @@ class Knapsack(Derivations):
     def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
         """For compiled solvers: see `row_kernels.row_oracle`."""
         return self.graph.row_oracle(scores, self.gates(scores))
+
+
+def _whole(what: str, given: Any) -> int:
+    number = given.item() if isinstance(given, Tensor) and given.dim() == 0 else given
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int | float | np.integer | np.floating)
+        or number % 1 != 0
+        or number < 0
+    ):  # NaN and infinity leave NaN
+        raise ValueError(
+            f"Knapsack needs integers of at least 0, but its {what} is {number!r}: scale and round weights and capacity"
+        )
+    return int(number)
