@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..oracles.systematic import hits
-from .distribution import SparseDistribution
+from .distribution import SparseDistribution, starts_of
 from .solvers.supports import ChainedSupport
 
 
@@ -40,4 +40,6 @@ def chained_distribution(scores: Tensor, support: ChainedSupport, shape: torch.S
     starts = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], -1)
     atoms = torch.zeros(ends.shape, dtype=dtype, device=ends.device)
     atoms.scatter_(1, support.order[row], hits(starts, ends, first).to(dtype))
-    return SparseDistribution(atoms, probs[row, structure].to(dtype), row, shape, stats=support.stats.reshape(shape))
+    return SparseDistribution(
+        atoms, probs[row, structure].to(dtype), row, shape, stats=support.stats.reshape(shape), first=starts_of(row, shape)
+    )

@@ -49,7 +49,7 @@ class SparseDistribution:
         self.atoms, self.probs, self.row, self.index, self.stats = atoms, probs, row, index, stats
         self.batch_shape = torch.Size(batch_shape)
         if first is None:
-            first = torch.searchsorted(row, torch.arange(math.prod(self.batch_shape) + 1, device=row.device))
+            first = starts_of(row, self.batch_shape)
             _check_rows(row, first)
         self._first = first  # [B + 1], where each row starts
         self._slots: int | None = None  # see `_slots_of_largest`
@@ -80,7 +80,8 @@ class SparseDistribution:
         place = used.reshape(-1).nonzero()[:, 0]
         packed = atoms.detach().reshape(-1, atoms.shape[-1])[place]
         row = place.div(atoms.shape[-2], rounding_mode="floor")
-        return cls(packed, probs.reshape(-1)[place], row, probs.shape[:-1], stats=stats)
+        first = starts_of(row, probs.shape[:-1])  # of a row that is NaN, unchecked, no slot is used
+        return cls(packed, probs.reshape(-1)[place], row, probs.shape[:-1], stats=stats, first=first)
 
     @classmethod
     def from_simplex(cls, probs: Tensor) -> "SparseDistribution":
@@ -96,7 +97,8 @@ class SparseDistribution:
         index = place % probs.shape[-1]
         atoms = probs.new_zeros(len(index), probs.shape[-1]).scatter_(-1, index[:, None], 1)
         row = place.div(probs.shape[-1], rounding_mode="floor")
-        return cls(atoms, probs.reshape(-1)[place], row, probs.shape[:-1], index=index)
+        first = starts_of(row, probs.shape[:-1])
+        return cls(atoms, probs.reshape(-1)[place], row, probs.shape[:-1], index=index, first=first)
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""
@@ -253,6 +255,11 @@ class SparseDistribution:
             return total.to(values.dtype)
         # There index_add adds in the order in which threads arrive. Here every place is written once.
         return self._spread(values, None).sum(1)
+
+
+def starts_of(row: Tensor, batch_shape: torch.Size) -> Tensor:
+    """Where each row begins in what is packed, and the end: [B + 1], from the rows [N], sorted."""
+    return torch.searchsorted(row, torch.arange(math.prod(batch_shape) + 1, device=row.device))
 
 
 def _check_rows(row: Tensor, first: Tensor) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .distribution import SparseDistribution
+from .distribution import SparseDistribution, starts_of
 from .solvers.supports import NestedSupport
 
 
@@ -46,4 +46,6 @@ def nested_distribution(scores: Tensor, support: NestedSupport, shape: torch.Siz
     row, structure = used.nonzero(as_tuple=True)
     rank = order.argsort(-1)
     atoms = (rank[row] < structure[:, None]).to(dtype)
-    return SparseDistribution(atoms, probs[row, structure].to(dtype), row, shape, stats=support.stats.reshape(shape))
+    return SparseDistribution(
+        atoms, probs[row, structure].to(dtype), row, shape, stats=support.stats.reshape(shape), first=starts_of(row, shape)
+    )

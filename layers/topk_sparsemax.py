@@ -8,7 +8,7 @@ from ..oracles import KBest, Polytope, Simplex, SupportsFlips, supports
 from ..oracles.checks import cannot_branch, check_count, check_dimension, check_finite
 from ..oracles.kbest import k_best
 from ..oracles.simplex_projection import project_simplex
-from .distribution import SparseDistribution
+from .distribution import SparseDistribution, starts_of
 from .packed_weights import packed_distribution
 from .solvers.flips import in_one_pass
 from .stats import TopKStats
@@ -105,7 +105,14 @@ def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> S
     changes = (change[:, None] * found.flips).flatten(0, 1).index_select(0, place)
     atoms = found.best.index_select(0, row).scatter_add_(1, found.order.index_select(0, row), changes)
     stats = TopKStats(_is_exact(support, found.valid, k).reshape(scores.shape[:-1]))
-    return SparseDistribution(atoms, probs.reshape(-1)[place].to(scores.dtype), row, scores.shape[:-1], stats=stats)
+    return SparseDistribution(
+        atoms,
+        probs.reshape(-1)[place].to(scores.dtype),
+        row,
+        scores.shape[:-1],
+        stats=stats,
+        first=starts_of(row, scores.shape[:-1]),
+    )
 
 
 def _is_exact(support: Tensor, valid: Tensor, k: int) -> Tensor:
