@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..oracles.checks import cannot_branch, check_count, check_probabilities, check_sample_shape
+from ..kernels import readable
+from ..oracles.checks import check_count, check_probabilities, check_sample_shape
 from ..oracles.gibbs import COMPARED
 from .packed_sums import packed_entropy, packed_mean
 from .stats import Stats
@@ -264,7 +265,7 @@ def starts_of(row: Tensor, batch_shape: torch.Size) -> Tensor:
 
 def _check_rows(row: Tensor, first: Tensor) -> None:
     """Raises ValueError unless rows [N] are sorted and none lacks an atom. On the CPU alone: the host would wait for others."""
-    if row.device.type != "cpu" or cannot_branch(row):
+    if row.device.type != "cpu" or not readable(row):
         return
     whole = int(first[0]) == 0 and int(first[-1]) == len(row) and bool((first[1:] > first[:-1]).all())
     if not whole or not bool((row[1:] >= row[:-1]).all()):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import SparseDistribution
-from ..oracles.checks import check_count
+from ..oracles.checks import cannot_branch, check_count
 from .estimators import DrawnCost, Estimate, Estimator, Learned
 from .message_costs import MessageCost, NegativeLogLikelihood
 from .scalar_filter import filtered
@@ -149,7 +149,7 @@ class SignalGame(nn.Module):
         Raises:
             ValueError: other shapes, or on the CPU a position that is none of the images'.
         """
-        self._check(target, images, position)
+        _check_games(images, position)
         scores = self.sender(target)
         table = self.receiver(images)
 
@@ -167,22 +167,6 @@ class SignalGame(nn.Module):
             estimate=estimate,
         )
 
-    def _check(self, target: Tensor, images: Tensor, position: Tensor) -> None:
-        size = self.sender.embed.in_features
-        if target.dim() != 2 or images.dim() != 3 or target.shape != (len(images), size) or images.shape[-1] != size:
-            raise ValueError(
-                f"target must be [B, {size}] and images [B, n, {size}], not {list(target.shape)} and {list(images.shape)}"
-            )
-        if position.shape != target.shape[:1] or position.dtype != torch.int64:
-            raise ValueError(
-                f"position must be [{len(target)}] int64, the target's place among the images, not {list(position.shape)} "
-                f"{position.dtype}"
-            )
-        if position.device.type == "cpu" and len(position):
-            lowest, highest = (int(place) for place in position.aminmax())
-            if lowest < 0 or highest >= images.shape[1]:
-                raise ValueError(f"position must be in 0..{images.shape[1] - 1}, not {lowest}..{highest}")
-
     @torch.no_grad()
     def success_expected(self, target: Tensor, images: Tensor, position: Tensor) -> Tensor:
         """P(the receiver's best guess is right) under the estimator's own distribution of messages, exact: [B]."""
@@ -198,3 +182,17 @@ class SignalGame(nn.Module):
 def _right(table: Tensor, position: Tensor) -> Tensor:
     """[B, n], of a table of n symbols: 1 where the image of highest score upon it, the first of equals, is the target."""
     return (table.detach().argmax(1) == position[:, None]).to(table.dtype)
+
+
+def _check_games(images: Tensor, position: Tensor) -> None:
+    if images.dim() != 3:
+        raise ValueError(f"images must be [B, n, features], not {list(images.shape)}")
+    if position.shape != images.shape[:1] or position.is_floating_point() or position.dtype == torch.bool:
+        raise ValueError(
+            f"position must be [{len(images)}] ints, the target's place among the images, not {list(position.shape)} "
+            f"{position.dtype}"
+        )
+    if position.device.type == "cpu" and len(position) and not cannot_branch(position):
+        lowest, highest = (int(place) for place in position.aminmax())
+        if lowest < 0 or highest >= images.shape[1]:
+            raise ValueError(f"position must be in 0..{images.shape[1] - 1}, not {lowest}..{highest}")

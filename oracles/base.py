@@ -31,7 +31,7 @@ class Polytope(ABC):
 
     dim: int
     # Whether `maximize` itself takes scores of -inf, to forbid structures with a_i != 0. To others solvers pass a large
-    # negative number, which does so if nonzero coordinates are at least 2^-10: those of 0/1 structures are 1.
+    # negative number, which does so if no nonzero coordinate is below 2^-10 of the largest; those of 0/1 structures are 1.
     takes_forbidden: bool = False
     # The coordinates that SparseMAP's l2 term applies to: a slice, a mask [D] or indices [R]; None for all. The others, such as
     # transitions, only take scores. See `parts.Parts`.

@@ -32,8 +32,9 @@ class Budget(Polytope):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dim", check_count("Budget: dim", self.dim, 1))
-        if not isinstance(self.exactly, bool):
+        if self.exactly not in (True, False):
             raise ValueError(f"Budget(dim={self.dim}): exactly must be True or False, not {self.exactly!r}")
+        object.__setattr__(self, "exactly", bool(self.exactly))
         object.__setattr__(self, "budget", check_count(f"Budget(dim={self.dim}): budget", self.budget, 0, self.dim))
 
     def maximize(self, scores: Tensor) -> Tensor:

@@ -115,15 +115,20 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> int
 
 
 def check_whole(name: str, numbers: Tensor, scores: Tensor) -> None:
-    """Raises ValueError unless `numbers` is a tensor of ints, one for each problem of scores [*B, D], or fewer, broadcast."""
+    """Raises ValueError unless `numbers` is a tensor of ints, for problems of scores [*B, D], see `fits`."""
     batch = scores.shape[:-1]
     if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         got = f"{numbers.dtype}" if isinstance(numbers, Tensor) else type(numbers).__name__
         raise ValueError(f"{name} must be a tensor of ints {list(batch)}, a number for each problem, not {got}")
-    if not broadcasts(numbers.shape, batch):
+    if not fits(numbers.shape, batch):
         raise ValueError(
             f"{name} must be {list(batch)}, a number for each problem of scores {list(scores.shape)}, not {list(numbers.shape)}"
         )
+
+
+def fits(shape: Sequence[int], batch: Sequence[int]) -> bool:
+    """Whether numbers of a shape are one for each problem of a batch, or fewer, broadcast; any number for a single problem."""
+    return broadcasts(shape, batch) or math.prod(batch) == 1
 
 
 def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:

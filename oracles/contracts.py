@@ -33,8 +33,8 @@ def checked_maximize(polytope: Polytope, scores: Tensor) -> Tensor:
     return vertices
 
 
-# To a polytope that does not take `-inf` a forbidden coordinate scores so many times what all others could be worth: structures
-# may have entries as small as one over that.
+# To a polytope that does not take `-inf` a forbidden coordinate scores so many times what bits at all others could be worth: an
+# entry there may be as small as one over that, relative to the largest of a structure.
 _FORBIDDING = 2.0**10
 
 

@@ -103,7 +103,7 @@ def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: see `check_moderate`.
     """
-    check_moderate(scores)
+    check_moderate(scores, k)
     return partition(lambda forced, _: _binary(polytope, checked_maximize(polytope, forced)), scores, k)
 
 
@@ -111,12 +111,13 @@ def lawler(polytope: Polytope, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 _LARGEST = 1e9
 
 
-def check_moderate(scores: Tensor) -> None:
+def check_moderate(scores: Tensor, k: int) -> None:
     """Raises ValueError if scores [B, D] are so large that a sum of one of them and of others has no digits of the others.
 
-    For `partition` where `maximize` takes sums or differences. A host synchronisation.
+    For `partition` where `maximize` takes sums or differences; the single best is found without forcing any bit. A host
+    synchronisation.
     """
-    if cannot_branch(scores) or scores.numel() == 0:
+    if k == 1 or cannot_branch(scores) or scores.numel() == 0:
         return
     largest = scores.double().masked_fill(scores.isneginf(), 0).abs().amax(-1)
     if (largest > _LARGEST).any():

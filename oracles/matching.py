@@ -67,7 +67,7 @@ class Matching(Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best assignments (Murty 1968): k rounds of n assignment problems a row."""
-        check_moderate(scores)
+        check_moderate(scores, k)
         return partition(lambda forced, _: self.maximize(forced), scores, k, antichain=True)
 
     def project(self, scores: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class _Node(NamedTuple):
 
 
 def _roots(ordered: Tensor, smallest: int, largest: int) -> _Node:
-    """One for each size. Totals are relative to that of the best size: sums from there on, which large scores do not swamp."""
+    """One for each size. Totals are relative to that of the best size: large scores that all have in common cancel exactly."""
     batch, dim = ordered.shape
     places = torch.arange(dim, device=ordered.device)
     allowed = ordered > -torch.inf

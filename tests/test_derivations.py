@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
@@ -306,6 +307,8 @@ def test_bad_lengths_are_refused() -> None:
             with pytest.raises(ValueError, match=shown):
                 polytope.mask(torch.zeros(2, 20), lengths)  # pyright: ignore[reportArgumentType]
     assert chain.mask(torch.zeros(3, 2, 20), torch.tensor([4, 2])).isneginf().sum((0, 2)).tolist() == [0, 3 * (4 + 8)]
+    shared = chain.mask(torch.zeros(1, 20), torch.tensor([4, 2]))  # the same scores for several lengths
+    assert torch.equal(shared, chain.mask(torch.zeros(2, 20), torch.tensor([4, 2])))
     with pytest.raises(ValueError, match=r"scores takes unary scores \[\*B, 4, 2\] and transitions \[5, 3, 2, 2\]"):
         chain.scores(torch.zeros(5, 2, 4), torch.zeros(5, 3, 2, 2))
 
@@ -313,6 +316,8 @@ def test_bad_lengths_are_refused() -> None:
 def test_a_large_capacity_takes_no_longer_than_the_weights() -> None:
     items = Knapsack([1, 2, 3], 10**9)
     assert len(items.vertices()) == 8
+    for three in (np.array(3), np.int32(3), torch.tensor([3]), Fraction(3), 3.0):
+        assert Knapsack([Fraction(1), 2], three).capacity == 3  # pyright: ignore[reportArgumentType]
     assert Knapsack(np.array([2, 1]), torch.tensor(2)).maximize(torch.tensor([[3.0, 1]])).tolist() == [[1, 0]]
 
 
@@ -371,6 +376,7 @@ def test_layers_take_them() -> None:
         (lambda: Knapsack([2, 2], float("inf")), "its capacity is inf"),  # pyright: ignore[reportArgumentType]
         (lambda: Knapsack([1, -2], 3), "its weight 1 is -2"),
         (lambda: Knapsack([1, 2], -1), "its capacity is -1"),
+        (lambda: Knapsack([1, 2], None), "its capacity is None"),  # pyright: ignore[reportArgumentType]
         (lambda: Knapsack([1, 2], "3"), "its capacity is '3'"),  # pyright: ignore[reportArgumentType]
         (lambda: Knapsack(5, 3), r"needs the weights of the items, e.g. \[2, 3, 1\], not 5"),  # pyright: ignore
         (lambda: Knapsack(np.array([True, False]), 1), "its weight 0 is True"),  # pyright: ignore[reportArgumentType]

@@ -14,6 +14,7 @@ from sparsemarg.layers import SparseDistribution, SparseMAP, TopKSparsemax
 from sparsemarg.models import BitVectorVAE, Decoder, Encoder
 from sparsemarg.models.estimators import Estimator, Marginalize, ScoreFunction, SelfCritic
 from sparsemarg.models.likelihood import LogMarginal, mixture_importance, posterior_and_prior, posterior_importance
+from sparsemarg.models.likelihood.importance import _climb
 from sparsemarg.models.likelihood.mixture import BernoulliMixture
 from sparsemarg.models.likelihood.weights import evaluate, log_marginal
 from sparsemarg.oracles import BernoulliCube, Budget
@@ -246,6 +247,23 @@ def test_mixture_samples_follow_its_density() -> None:
     sure = BernoulliMixture(torch.tensor([[[1e-9], [1 - 1e-9]]]), torch.tensor([[0.25, 0.75]]))
     drawn = torch.stack([sure.sample(10).sum() for _ in range(200)])
     assert set(drawn.tolist()) == {7.0, 8.0}
+
+
+def test_climbs_keep_the_value_of_the_code_that_they_are_at() -> None:
+    """From impossible codes as well, where all changes are infinite."""
+    dim, generator = 6, torch.Generator().manual_seed(0)
+    logs = torch.randn(2**dim, dtype=torch.float64, generator=generator) * 10
+    logs = logs.masked_fill(torch.rand(2**dim, generator=generator) < 0.7, -torch.inf)
+    powers = 2 ** torch.arange(dim)
+
+    def log_likelihood(codes: Tensor, row: Tensor) -> Tensor:
+        return logs[(codes.long() * powers).sum(-1)]
+
+    starts = torch.randint(2, (200, 1, dim), generator=generator).double()
+    peaks, _ = _climb(log_likelihood, starts)
+    assert torch.equal(peaks.values[:, 0], log_likelihood(peaks.codes[:, 0], torch.zeros(200)))
+    assert (peaks.values[:, 0] >= log_likelihood(starts[:, 0], torch.zeros(200))).all()
+    assert not peaks.changes.isnan().any()
 
 
 @pytest.mark.parametrize("possible", ["first bit", "odd", "one", "none"])

@@ -94,6 +94,12 @@ def test_k_best_by_forcing_bits_says_that_it_cannot(polytope: Polytope) -> None:
     assert not (found[1][..., 0] * valid[1]).any()
 
 
+@pytest.mark.parametrize("polytope", [Opaque(), Matching(2), Arborescence(2)], ids=repr)
+def test_the_single_best_forces_no_bit(polytope: Polytope) -> None:
+    scores = torch.tensor([[-1e30, 0.1, 1.0, 2.0]])
+    assert torch.equal(topk(polytope, scores, 1)[0][:, 0], polytope.maximize(scores))
+
+
 def test_k_best_where_scores_are_only_compared() -> None:
     triangle = SpanningTree([(0, 1), (1, 2), (0, 2), (2, 3)])
     found, valid = topk(triangle, torch.tensor([[0.1, 0.2, -1e30, 0.3]]), 3)

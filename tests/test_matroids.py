@@ -17,6 +17,8 @@ from sparsemarg.oracles.trees.heaviest_forest import heaviest_forest
 from sparsemarg.verification import parametrize_with_checks
 from structures import as_set, assert_k_best, assert_random_problems, assert_same_bits, scores_of
 
+KITE = SpanningTree([(0, 1), (1, 2), (0, 2), (2, 3)])
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_vertices_and_maximize(name: str) -> None:
@@ -171,6 +173,16 @@ def test_compiled_trees_are_the_plain_ones(nodes: int, dtype: torch.dtype, monke
         polytope.maximize(scores[:, 1:])
 
 
+def test_nodes_of_scores_that_are_shared_or_forbidden() -> None:
+    """What is there is said by `nodes`; edges that are forbidden already stay so."""
+    kept = torch.tensor([[True, True, True, False], [True] * 4])
+    assert KITE.mask(torch.zeros(1, 4), kept).tolist() == [[0, 0, 0, -torch.inf], [0] * 4]
+    blocked = torch.tensor([[0.0, -torch.inf, -torch.inf, 0.0]])
+    assert torch.equal(KITE.mask(blocked, torch.ones(1, 4, dtype=torch.bool)), blocked)
+    mapped = torch.func.vmap(lambda scores: KITE.mask(scores, kept[0]))(torch.zeros(3, 4))
+    assert mapped.isneginf().sum(0).tolist() == [0, 0, 0, 3]
+
+
 def test_known_matroids() -> None:
     scores = scores_of(Budget(5, 2), 50)
     assert torch.equal(Matroid(5, at_most_two).maximize(scores), Budget(5, 2, exactly=True).maximize(scores))
@@ -185,9 +197,6 @@ def test_known_matroids() -> None:
     assert same.rank == 4
     scores = scores_of(graphic, 50)
     assert torch.equal(same.maximize(scores), graphic.maximize(scores))
-
-
-KITE = SpanningTree([(0, 1), (1, 2), (0, 2), (2, 3)])
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,20 @@ def test_running_mean_leaves_out_what_is_not_finite() -> None:
     assert gradient.isfinite().all()
 
 
+def test_running_mean_of_a_batch_that_is_not_finite_and_recomputed() -> None:
+    """It was not counted, and so there is nothing to take out again."""
+    baseline, used = RunningMean(), []
+    baseline(torch.full((1, 2), 2.0), torch.zeros(0, 2), None)
+
+    def piece(costs: Tensor) -> Tensor:
+        used.append(float(baseline(costs, costs[:0], None).value))
+        return costs.sin()
+
+    costs = torch.tensor([[1.0, 2.0, 3.0, torch.inf]], requires_grad=True)
+    checkpoint(piece, costs, use_reentrant=False)[0, :3].sum().backward()
+    assert used == [2, 2]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_running_mean_of_a_module_in_half_precision(dtype: torch.dtype) -> None:
     baseline = torch.nn.Sequential(RunningMean()).to(dtype)[0]

@@ -307,11 +307,11 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             (2, 3),
             (2, 6, 3),
             torch.zeros(2, 1, dtype=torch.int64),
-            r"must be \[2\] int64, .*, not \[2, 1\] torch.int64",
+            r"must be \[2\] ints, .*, not \[2, 1\] torch.int64",
         ),
-        ((2, 3), (2, 6, 3), torch.zeros(2), r"position must be \[2\] int64, .*, not \[2\] torch.float32"),
-        ((2, 3), (2, 3), torch.zeros(2, dtype=torch.int64), r"images \[B, n, 3\], not \[2, 3\] and \[2, 3\]"),
-        ((2, 3), (3, 6, 3), torch.zeros(2, dtype=torch.int64), r"not \[2, 3\] and \[3, 6, 3\]"),
+        ((2, 3), (2, 6, 3), torch.zeros(2), r"position must be \[2\] ints, .*, not \[2\] torch.float32"),
+        ((2, 3), (2, 3), torch.zeros(2, dtype=torch.int64), r"images must be \[B, n, features\], not \[2, 3\]"),
+        ((2, 3), (3, 6, 3), torch.zeros(2, dtype=torch.int64), r"position must be \[3\] ints"),
     ],
 )
 def test_games_that_do_not_fit_are_refused(

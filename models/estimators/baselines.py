@@ -58,7 +58,7 @@ class RunningMean(Baseline):
     example. Where training is distributed, each process averages its own costs; DDP then hands the first one's to all.
 
     A forward pass that `torch.utils.checkpoint` repeats is counted once, and its own costs are no part of what it is given.
-    Batches whose mean is not finite are left out. The mean is kept in float32 whatever the dtype of the module.
+    Batches whose mean is not finite are left out. The mean is kept in float32 at least, whatever the dtype of the module.
     """
 
     def __init__(self) -> None:
@@ -78,9 +78,10 @@ class RunningMean(Baseline):
     def forward(self, costs: Tensor, critics: Tensor, context: Tensor | None) -> BaselineValue:
         used = self.mean.clone().to(costs)  # a copy: the update below must not reach it
         if self.training and costs.numel():
-            own = costs.mean().to(self.mean)
+            own = costs.detach().mean().to(self.mean)
             if recomputing():
-                used = ((self.mean * self.count - own) / (self.count - 1).clamp(min=1)).to(costs)
+                before = (self.mean * self.count - own) / (self.count - 1).clamp(min=1)
+                used = torch.where(own.isfinite(), before, self.mean).to(costs)
             else:
                 sound = own.isfinite()  # one overflow, which mixed precision skips, would stay for good
                 self.count += sound

@@ -39,6 +39,8 @@ class GumbelSoftmax(Estimator):
         ValueError: another polytope.
     """
 
+    _seen = False  # whether a cost has been looked at
+
     def __init__(self, polytope: Polytope, temperature: Temperature, straight_through: bool = False) -> None:
         super().__init__()
         if isinstance(polytope, Simplex):
@@ -54,7 +56,6 @@ class GumbelSoftmax(Estimator):
         self.temperature = check_temperature(temperature, "GumbelSoftmax")
         self.straight_through = straight_through
         self.dim = polytope.dim
-        self._seen = False
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_batch(scores, self.polytope)

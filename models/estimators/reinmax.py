@@ -39,6 +39,8 @@ class ReinMax(Estimator):
         ValueError: another polytope.
     """
 
+    _seen = False  # whether a cost has been looked at
+
     def __init__(self, polytope: Polytope, temperature: Temperature | None = None) -> None:
         super().__init__()
         if isinstance(polytope, Simplex):
@@ -50,7 +52,6 @@ class ReinMax(Estimator):
         self.polytope = polytope
         self.temperature = check_temperature(ConstantTemperature(1.0) if temperature is None else temperature, "ReinMax")
         self.dim = polytope.dim
-        self._seen = False
 
     def forward(self, scores: Tensor, cost: Cost, *, context: Tensor | None = None) -> Estimate:
         check_batch(scores, self.polytope)

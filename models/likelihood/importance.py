@@ -102,12 +102,13 @@ def _climb(log_likelihood: LogLikelihood, starts: Tensor) -> tuple[Peaks, int]:
         rising = (change > 0).any(-1)
         if climb == CLIMBS or not bool(rising.any()):
             break
-        climbing, here, change, one = climbing[rising], here[rising], change[rising], found[rising].amax(-1)
+        climbing, here, change = climbing[rising], here[rising], change[rising]
+        one, best = found[rising].max(-1)  # not of the changes: from an impossible code all are infinite
         # All flips that help alone; if they do not help together, the best one.
         together = torch.where(change > 0, 1 - here, here)
         reached, evaluated = _evaluate_rows(log_likelihood, together, images[climbing])
         evaluations += evaluated
-        alone = torch.where(identity[change.argmax(-1)], 1 - here, here)
+        alone = torch.where(identity[best], 1 - here, here)
         codes[climbing] = torch.where((reached > one)[:, None], together, alone)
         values[climbing] = torch.maximum(reached, one)
     shape = (count, batch)

@@ -1,5 +1,6 @@
 """Sets of items that fit into a knapsack."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,14 +62,13 @@ class Knapsack(Derivations):
 
 
 def _whole(what: str, given: Any) -> int:
-    number = given.item() if isinstance(given, Tensor) and given.dim() == 0 else given
-    if (
-        isinstance(number, bool)
-        or not isinstance(number, int | float | np.integer | np.floating)
-        or number % 1 != 0
-        or number < 0
-    ):  # NaN and infinity leave NaN
+    number = given.item() if isinstance(given, Tensor | np.ndarray | np.generic) and math.prod(given.shape) == 1 else given
+    try:
+        whole = -1 if isinstance(number, bool) else int(number)
+    except (TypeError, ValueError, OverflowError):  # not a number; NaN; infinity
+        whole = -1
+    if whole < 0 or whole != number:
         raise ValueError(
             f"Knapsack needs integers of at least 0, but its {what} is {number!r}: scale and round weights and capacity"
         )
-    return int(number)
+    return whole

@@ -60,7 +60,7 @@ class Arborescence(OverArcs, Polytope):
 
     def topk(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best trees: k rounds of at most n maximisations a row."""
-        check_moderate(scores)
+        check_moderate(scores, k)
         present = self.arcs.present(scores)
 
         def maximize(forced: Tensor, sentence: Tensor) -> Tensor:

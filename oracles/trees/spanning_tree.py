@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import MAX_ENUMERATED, Halfspaces, Polytope
-from ..checks import broadcasts, check_count, check_dimension, check_pairs
+from ..checks import check_count, check_dimension, check_pairs, fits
 from ..kbest import partition
 from ..placement import lasting, placed
 from ..row_kernels import best_in_rows
@@ -109,27 +109,27 @@ class SpanningTree(Polytope):
         """The scores [*B, D] of the graphs on some of the nodes, [*B, V] bool.
 
         Raises:
-            ValueError: a graph has fewer than two nodes, or one that no edge of `scores` joins to another.
+            ValueError: a graph has fewer than two nodes, or one that no edge joins to another.
         """
         check_dimension(scores, self)
-        shape = [*scores.shape[:-1], self.nodes]
-        if not isinstance(nodes, Tensor) or nodes.dtype != torch.bool or not broadcasts(nodes.shape, shape):
+        shape = (*scores.shape[:-1], self.nodes)
+        boolean = isinstance(nodes, Tensor) and nodes.dtype == torch.bool
+        if not boolean or not (fits(nodes.shape[:-1], shape[:-1]) and nodes.shape[-1:] == shape[-1:]):
             got = f"{nodes.dtype} {list(nodes.shape)}" if isinstance(nodes, Tensor) else type(nodes).__name__
-            raise ValueError(f"{self!r}: nodes must be bool {shape}, the nodes that are there, not {got}")
+            raise ValueError(f"{self!r}: nodes must be bool {list(shape)}, the nodes that are there, not {got}")
         few = (nodes.sum(-1) < 2).nonzero()
         if len(few):
             place = tuple(few[0].tolist())
             shown = place[0] if len(place) == 1 else place
             raise ValueError(f"{self!r}: problem {shown} has {int(nodes[place].sum())} nodes, but needs at least 2")
-        ends = placed(self._ends, scores.device)
-        masked = torch.where(nodes[..., ends].all(-1), scores, -torch.inf)
-        present = self._bonds.present(masked.detach().reshape(-1, self.dim)).reshape(shape)
-        lone = (nodes & ~present).nonzero()
+        joined = nodes[..., placed(self._ends, scores.device)].all(-1)
+        edges = torch.where(joined, 0.0, -torch.inf).reshape(-1, self.dim)
+        lone = (nodes & ~self._bonds.present(edges).reshape(nodes.shape)).nonzero()
         if len(lone):
             place = tuple(lone[0].tolist())
             shown = place[0] if len(place) == 2 else place[:-1]
             raise ValueError(f"{self!r}: problem {shown} has node {place[-1]}, but no edge from there to another of its nodes")
-        return masked
+        return torch.where(joined, scores, -torch.inf)
 
     def halfspaces(self) -> Halfspaces:
         """x >= 0, V - 1 edges, and within any set of nodes one less than it has (Edmonds 1971): 2^V rows, for V up to 12.
