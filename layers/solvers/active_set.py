@@ -71,8 +71,8 @@ class ActiveSet(Solver):
     Cost: an iteration is O(B S (S + D)) and one oracle call, on the rows that have not converged. On the CPU, with Numba
     installed, what is not the oracle runs as one compiled pass (`compiled_rows`), with no call where an atom is dropped; where
     the oracle is compiled too (`oracles.row_kernels.row_oracle`: cube, budget, simplex, dynamic programs, trees), each row runs
-    to its end while its small state is in the cache, twice as fast again. 0/1 structures are then bits (`bit_atoms`), of long
-    ones bits of what was seen to change (`seen_bits`), and never padded: the support stays packed, with its Jacobian
+    to its end while its small state is in the cache, 1.2 to 6 times as fast again. 0/1 structures are then bits (`bit_atoms`),
+    of long ones bits of what was seen to change (`seen_bits`), and never padded: the support stays packed, with its Jacobian
     (`solve_packed`). On a GPU cube, budget and simplex of up to 512 dimensions are solved in one Triton kernel, oracle and all,
     and packed by another. A row of theirs that needs more than 128 atoms, a batch with forbidden coordinates, and any other
     polytope take one kernel beside the oracle an iteration (`triton_rows`), or tensor operations where not all coordinates are

@@ -3,11 +3,7 @@
 `oracles.row_kernels.row_oracle` has that of a polytope. Importing this module needs Numba.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from numba.extending import overload
-
+from ...kernels.choice import choose_by_type
 from ...kernels.vectors import Array
 from . import bit_rows, chain_rows, derivation_rows, edmonds_rows, projective_rows, spanning_rows
 from .bit_rows import BitVectors
@@ -37,8 +33,4 @@ def best_of_row(row: int, oracle: RowOracle, scores: Array, work: Array, structu
     """
 
 
-def _chosen(row: Any, oracle: Any, scores: Any, work: Any, structure: Any) -> Callable[..., None]:
-    return MODULES[oracle.instance_class].best_of_row
-
-
-overload(best_of_row, inline="always", strict=False)(_chosen)  # not strict: annotations differ
+choose_by_type(best_of_row, "oracle", MODULES)

@@ -4,12 +4,7 @@ Here is what each function means; how it is done stands in `bit_atoms`, `seen_bi
 needed becomes a part of what calls it when that is compiled. S are the slots of a row.
 """
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
-from numba.extending import overload
-
+from ....kernels.choice import choose_by_type
 from ....kernels.vectors import Array
 from . import bit_atoms, real_atoms, seen_bits
 from .bit_atoms import Bits, BitScratch, BitStructures
@@ -78,15 +73,5 @@ def write(
 KINDS = {Bits: bit_atoms, SeenBits: seen_bits, Reals: real_atoms}
 
 
-def _choose(function: Callable[..., Any]) -> None:
-    """Makes calls of a function one of that of its state's kind, in what Numba compiles."""
-    place = list(inspect.signature(function).parameters).index("state")
-
-    def chosen(*types: Any) -> Callable[..., Any]:
-        return getattr(KINDS[types[place].instance_class], function.__name__)
-
-    overload(function, inline="always", strict=False)(chosen)  # not strict: annotations differ
-
-
 for _function in (gradient, relate, see_mean, slopes, compare, distance, put, move, square_unit, write):
-    _choose(_function)
+    choose_by_type(_function, "state", KINDS)

@@ -108,7 +108,7 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
     have one. `work` is [3, D].
     """
     slots, dim = rows.on.shape[1], rows.origin.shape[1]
-    question, answer = work[0:1], work[1:2]
+    question, answer, room = work[0:1], work[1:2], work[2:3]
     asked, vertex = question[0], answer[0]
     for row in live:
         while not rows.converged[row] and rows.iterations[row] < most:
@@ -121,7 +121,7 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
                 _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
                 if oracle.forbidden.shape[0] > 0:
                     _forbid(oracle.forbidden[row], asked)
-                best_of_row(row, oracle.of_rows, question, work[2:3], answer)
+                best_of_row(row, oracle.of_rows, question, room, answer)
             _iterate(row, vertex, limits, rows, scratch)
 
 
