@@ -20,6 +20,7 @@ H100 = ("cuda", 90, 32)
 @pytest.mark.parametrize(
     ("name", "chosen"),
     [
+        ("races_checks.py", ""),
         ("triton_checks.py", ""),
         ("triton_rows_checks.py", ""),
         ("triton_supports_checks.py", ""),

@@ -164,6 +164,7 @@ def iterate(
             if pivot > pivot_noise * (1.0 + size):
                 change = tl.where(s == slot, -1.0, combination)
                 factor = 1.0 / pivot
+                tl.debug_barrier()  # all threads have read what was in the slot before
                 tl.store(atoms + slot * dim + d, found.to(atoms.dtype.element_ty), mask=d < dim)
                 on = on | (s == slot)
                 deviation = tl.where(s == slot, now, deviation)
