@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
 
@@ -47,6 +48,10 @@ def _replaces(values, BARRIER: tl.constexpr):
     tl.store(values + place, -1.0, mask=place < 2)
 
 
+def run(kernel: Any, programs: int, values: Tensor, given: int) -> None:
+    kernel[(programs,)](values, given)
+
+
 @pytest.mark.parametrize(
     ("kernel", "what"),
     [
@@ -57,9 +62,9 @@ def _replaces(values, BARRIER: tl.constexpr):
     ],
 )
 def test_between_threads_there_is_a_barrier(kernel: Any, what: str) -> None:
-    kernel[(1,)](torch.arange(16.0), BARRIER=True)
+    run(kernel, 1, torch.arange(16.0), True)
     with pytest.raises(InterpreterError, match=what):
-        kernel[(1,)](torch.arange(16.0), BARRIER=False)
+        run(kernel, 1, torch.arange(16.0), False)
 
 
 @triton.jit
@@ -74,25 +79,25 @@ def _gathers(values, STEP: tl.constexpr):
 
 
 def test_programs_keep_to_themselves() -> None:
-    _passes_on[(4,)](torch.zeros(16), STEP=8)
+    run(_passes_on, 4, torch.zeros(16), 8)
     with pytest.raises(InterpreterError, match="loaded where another program stored"):
-        _passes_on[(4,)](torch.zeros(16), STEP=1)
+        run(_passes_on, 4, torch.zeros(16), 1)
     with pytest.raises(InterpreterError, match="stored where another program loaded"):
-        _passes_on[(4,)](torch.arange(16.0), STEP=-1)
+        run(_passes_on, 4, torch.arange(16.0), -1)
     with pytest.raises(InterpreterError, match="stored where another program did"):
-        _gathers[(2,)](torch.zeros(16), STEP=4)
+        run(_gathers, 2, torch.zeros(16), 4)
 
 
 def test_the_end_of_a_tensor_is_that_of_its_memory() -> None:
     values = torch.arange(32.0)
-    _passes_on[(4,)](values[:12], STEP=4)
+    run(_passes_on, 4, values[:12], 4)
     for step, given in ((8, values[:12]), (-8, values[8:])):  # of memory that is there, but not the kernel's
         with pytest.raises(InterpreterError, match="outside of the tensors"):
-            _passes_on[(4,)](given, STEP=step)
+            run(_passes_on, 4, given, step)
 
 
 def test_what_is_there_may_be_stored_again() -> None:
     values = torch.arange(8.0)
-    _turns[(1,)](torch.ones(8), BARRIER=False)
-    _turns[(1,)](values, BARRIER=True)
+    run(_turns, 1, torch.ones(8), False)
+    run(_turns, 1, values, True)
     assert values.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
