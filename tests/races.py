@@ -100,14 +100,16 @@ def _bytes(tensor: Tensor) -> int:
 
 def forbid_races() -> None:
     """In all kernels that this process interprets from now on."""
-    launcher, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    launcher: Any = interpreter.GridExecutor
+    builder: Any = interpreter.InterpreterBuilder
+    running: Any = interpreter.interpreter_builder
     prepare, begin = launcher._init_args_hst, builder.set_grid_idx
     load, store = builder.create_masked_load, builder.create_masked_store
 
     def watched_launch(self: Any, arguments: Any, by_name: Any) -> Any:
         given, given_by_name = prepare(self, arguments, by_name)
         tensors = [value for value in (*given, *given_by_name.values()) if isinstance(value, Tensor)]
-        interpreter.interpreter_builder.launch = _Launch(tensors)
+        running.launch = _Launch(tensors)
         return given, given_by_name
 
     def watched_program(self: Any, *indices: int) -> None:
