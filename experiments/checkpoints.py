@@ -23,7 +23,7 @@ class Checkpoints(Checkpoint):
     Any of them can be resumed bit for bit, but for a `best.ckpt` of a validation in the middle of a step. Where a validation is
     about to run, the step checkpoint waits, because a run resumed from a checkpoint written just before a validation leaves
     that validation out. Where gradients are accumulated, `last.ckpt` waits for the end of the step, because a checkpoint has
-    none.
+    none. A process that is asked to end (SIGTERM) writes it first, unless it is one of several.
 
     What `Task` itself logs is as complete as that. Of other metrics, what Lightning logs just after a checkpoint is written is
     lost if the process dies in between; and what it averages over an epoch of training, it averages from the last start on.
@@ -61,7 +61,7 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         due = self._owed or trainer.global_step - self._saved_step >= self.every_n_steps
-        stopping = trainer.global_step == trainer.max_steps
+        stopping = trainer.global_step == trainer.max_steps or _told_to_end(trainer)
         if (due or stopping) and not _in_mid_step(trainer) and not _validation_follows(trainer, batch_idx):
             self._save(trainer, "last")
 
@@ -190,6 +190,11 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def _told_to_end(trainer: Trainer) -> bool:
+    """Of several processes one may not know yet, and they write together."""
+    return trainer.received_sigterm and trainer.world_size == 1
 
 
 def _in_mid_step(trainer: Trainer) -> bool:

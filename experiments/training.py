@@ -3,6 +3,7 @@
 import errno
 import logging
 import shlex
+import signal
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..oracles.checks import NotFinite
 from .allocator import keep_freed_memory
@@ -46,6 +48,7 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     Raises:
         UsageError: a mistake in the arguments, the configuration, the data folder or the checkpoint; or the run's folder
             cannot be written, from the start or because the disk is full: what was saved before stays as it is.
+        SystemExit: the process was asked to end (SIGTERM) before it was done; with that signal's exit code.
     """
     _silence()
     keep_freed_memory()
@@ -53,6 +56,8 @@ def run(arguments: list[str]) -> "ExperimentCLI":
     try:
         with ExitStack() as held:
             return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
+    except SIGTERMException as stopped:  # its own exit code is that of success
+        raise SystemExit(128 + signal.SIGTERM) from stopped
     except NotFinite as error:
         raise Diverged(
             f"the training diverged: {error}. Lower the learning rate (--model.init_args.learning_rate), clip the gradient "

@@ -301,6 +301,24 @@ def test_a_run_that_dies_after_any_of_its_checkpoints_loses_nothing(
     assert deadly > 5
 
 
+def test_run_that_is_asked_to_end_saves_its_last_step_and_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that `fit && test` does not go on with half a run. No other checkpoint is due before the end of the epoch."""
+
+    def ask(self: Checkpoints, trainer: Trainer, *others: Any) -> None:
+        if trainer.global_step == 3:
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+            signal.raise_signal(signal.SIGTERM)
+
+    in_short_epochs("whole", 7)
+    with monkeypatch.context() as asked, pytest.raises(SystemExit) as stopped:
+        asked.setattr(Checkpoints, "on_train_batch_start", ask)
+        in_short_epochs("parts", 7)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    in_short_epochs("parts", 7, "--ckpt_path", "last")
+    assert_same_run(Path("parts"), Path("whole"))
+
+
 def test_the_step_that_a_validation_fell_into_ends_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten batches in an epoch, three in a step, a validation after four of them: the next step's end is two batches later."""
     written: list[tuple[str, int]] = []
