@@ -310,9 +310,10 @@ def test_run_that_is_asked_to_end_saves_its_last_step_and_is_no_success(monkeypa
             signal.raise_signal(signal.SIGTERM)
 
     in_short_epochs("whole", 7)
-    with monkeypatch.context() as asked, pytest.raises(SystemExit) as stopped:
+    with monkeypatch.context() as asked:
         asked.setattr(Checkpoints, "on_train_batch_start", ask)
-        in_short_epochs("parts", 7)
+        with pytest.raises(SystemExit) as stopped:
+            in_short_epochs("parts", 7)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     in_short_epochs("parts", 7, "--ckpt_path", "last")
