@@ -264,6 +264,8 @@ def test_bad_folders_are_refused(tmp_path: Path, content: dict[str, str] | None,
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         find_runs([tmp_path])
+    assert cli.main(["report", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="expected the folder of a run"):
         find_runs([tmp_path / "none"])
 

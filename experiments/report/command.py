@@ -46,6 +46,8 @@ def run(arguments: list[str]) -> None:
     """Draw the figures and write RESULTS.md."""
     known = _parse(arguments[1:])
     groups = group(find_runs(known.runs))
+    check_writable_folder("--output", known.output)
+    check_writable_folder("--figures", known.output / known.figures)
     if known.keep:
         for one in groups:
             for member in one.runs:
@@ -77,7 +79,4 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("report"), help="where RESULTS.md goes; by default %(default)s")
     parser.add_argument("--figures", default="figures", help="folder of the figures in it; by default %(default)s")
     parser.add_argument("--keep", type=Path, help="copy what a report needs of the runs into this folder: some 100 kB each")
-    known = parser.parse_args(arguments)
-    check_writable_folder("--output", known.output)
-    check_writable_folder("--figures", known.output / known.figures)
-    return known
+    return parser.parse_args(arguments)
