@@ -129,7 +129,7 @@ def _explanation(device: torch.device) -> str:
     kernels = {
         "sparsemax": (".kernels.simplex_rows", "sparsemarg.oracles", "project_rows"),
         "ActiveSet's iteration": (".solvers.kernels.compiled_rows", "sparsemarg.layers", "solve"),
-        "sorted decomposition on cube and budget": (".solvers.kernels.cut_rows", "sparsemarg.layers", "write"),
+        "sorted decomposition on cube and budget": (".solvers.kernels.chained_rows", "sparsemarg.layers", "find"),
         "top-k sparsemax on the cube": (".solvers.kernels.flip_rows", "sparsemarg.layers", "find"),
         "trees by Chu-Liu and Edmonds": (".kernels.edmonds_rows", "sparsemarg.oracles", "best"),
         "spanning trees": (".kernels.spanning_rows", "sparsemarg.oracles", "best"),

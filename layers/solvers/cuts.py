@@ -11,7 +11,6 @@ weights' derivative in the scores is a difference of sums of differences, and no
 that of the KKT system (paper eq. 17), because the structures span the face of the solution.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -48,49 +47,46 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
     """
     if type(polytope) not in (BernoulliCube, Budget):
         return None
-    module = ".kernels.triton_chained" if isinstance(polytope, Budget) else ".kernels.triton_nested"
-    on_gpu = in_triton(module, __package__, "solve_packed", scores.device)
+    form = "chained" if isinstance(polytope, Budget) else "nested"
+    on_gpu = in_triton(f".kernels.triton_{form}", __package__, "solve_packed", scores.device)
     if on_gpu is not None:
         return on_gpu(scores, polytope, dtype)
-    if compiled(".kernels.cut_rows", __package__, "write", scores.device) is None:
+    kernels = f".kernels.{form}_rows"
+    if compiled(kernels, __package__, "find", scores.device) is None:
         return None
-    cuts = _Cuts.of(scores, polytope)
+    cuts = _Cuts.of(scores, polytope, _module(kernels))
     if cuts is None:
         return None
     found = (cuts.rows.gap, cuts.rows.converged, cuts.rows.margin)
     return cuts.packed(SolverStats(scores.new_zeros(len(scores), dtype=torch.int64), *map(torch.from_numpy, found)), dtype)
 
 
-@dataclass(frozen=True)
 class _Cuts(PackedRows):
-    """The structures of a batch, by the kernels of `cut_rows`; `chained` is whether intervals lie end to end."""
-
-    chained: bool
+    """The structures of a batch, by the kernels of `nested_rows` or `chained_rows`."""
 
     @staticmethod
-    def of(scores: Tensor, polytope: Polytope) -> "_Cuts | None":
+    def of(scores: Tensor, polytope: Polytope, kernels: Any) -> "_Cuts | None":
         """The structures of scores [B, D] float64; None where one row has another form."""
-        target, chained = scores.contiguous().numpy(), isinstance(polytope, Budget)
+        target = scores.contiguous().numpy()
         batch, dim = target.shape
         lines, numbers = np.empty((4, batch, dim), np.int32), np.empty((2, batch))
         counts, flags, weights = np.zeros((2, batch), np.int64), np.empty((2, batch), bool), np.empty((batch, dim + 1))
-        kernels = _kernels()
         rows = kernels.Rows(*lines[:2], counts[0], *lines[2:], counts[1], flags[0], weights, *numbers, flags[1])
-        given = (polytope.budget, polytope.exactly) if isinstance(polytope, Budget) else ()
-        find = kernels.find_chained if chained else kernels.find_nested
-        passes = PASSES_CHAINED if chained else PASSES
-        in_threads(
-            lambda part: find(target[part], *given, kernels.line_of(dim), part_of(rows, part)), batch, passes * target.size
-        )
+        given, passes = ((polytope.budget, polytope.exactly), PASSES_CHAINED) if isinstance(polytope, Budget) else ((), PASSES)
+
+        def find(part: slice) -> None:
+            kernels.find(target[part], *given, kernels.line_of(dim), part_of(rows, part))
+
+        in_threads(find, batch, passes * target.size)
         if not kernels.runs.none_empty(rows.number):
             return None
-        return _Cuts(kernels, rows, dim, kernels.runs.first_of(rows.number), chained)
+        return _Cuts(kernels, rows, dim, kernels.runs.first_of(rows.number))
 
-    def arguments(self, part: slice) -> tuple[Any, bool, np.ndarray]:
+    def arguments(self, part: slice) -> tuple[Any, np.ndarray]:
         """See `PackedRows`."""
-        return part_of(self.rows, part), self.chained, self.first[part.start : part.stop + 1]
+        return part_of(self.rows, part), self.first[part.start : part.stop + 1]
 
 
 @cache
-def _kernels() -> Any:
-    return import_module(".kernels.cut_rows", __package__)
+def _module(name: str) -> Any:
+    return import_module(name, __package__)

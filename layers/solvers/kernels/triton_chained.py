@@ -1,4 +1,4 @@
-"""The sorted decomposition on the budget polytope in Triton, for tensors on a GPU: the twin of the chained half of `cut_rows`.
+"""The sorted decomposition on the budget polytope in Triton, for tensors on a GPU: the twin of `chained_rows`.
 
 A program has a row and counts instead of sorting, as in `triton_nested`. Along the line each coordinate is an interval; the
 structure changes at cuts, where one interval ends and the next begins. So a coordinate is on or not in the first structure, and
@@ -123,7 +123,7 @@ def _nth_largest(values_at, values, n, dim, CHUNK: tl.constexpr, DIMENSIONS: tl.
 
 @triton.jit
 def _multiplier(relative, inside, budget, MOST_STEPS: tl.constexpr):
-    """The lambda in [-1, 0] with sum clip(r - lambda, 0, 1) = budget, as `cut_rows._multiplier` finds it, or NaN."""
+    """The lambda in [-1, 0] with sum clip(r - lambda, 0, 1) = budget, as `chained_rows._multiplier` finds it, or NaN."""
     nothing = tl.sum(relative * 0.0, 0)
     low, high, shift = nothing - 1.5, nothing + 0.5, nothing - 0.5
     ones_before, between_before, steps, going = -1, -1, 0, True

@@ -1,4 +1,4 @@
-"""The sorted decomposition on the cube in Triton, for tensors on a GPU: the twin of the nested half of `cut_rows`.
+"""The sorted decomposition on the cube in Triton, for tensors on a GPU: the twin of `nested_rows`.
 
 A program has a row. It does not sort: how many coordinates come before one is counted, and what lies between it and the one
 before is a minimum. So a coordinate knows its slot, which is the structure that first has it on, by itself:
@@ -179,7 +179,7 @@ def _find(
     tl.store(level, 1.0)
     tl.store(level + count, 0.0)
 
-    # The gap is 0 where a mean is its score, and elsewhere up to what cancels in it: see `cut_rows`.
+    # The gap is 0 where a mean is its score, and elsewhere up to what cancels in it: see `nested_rows`.
     outside = inside & ~between & (value > -float("inf"))
     residual = tl.where(outside, value - mean, 0.0)
     gap = tl.sum(tl.maximum(residual, 0.0) - residual * mean, 0)
