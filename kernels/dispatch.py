@@ -71,11 +71,14 @@ def readable(tensor: Tensor) -> bool:
 
     Not while code is compiled or a `torch.func` transform is active, be the tensor part of it or not; not in forward mode; not
     if the tensor stands for many, as the gradients in `torch.autograd.grad(..., is_grads_batched=True)` do; and not where
-    operations are recorded, counted or replaced by a `TorchDispatchMode` (`make_fx`) or by the tensor's own class.
+    operations are recorded, counted or replaced by a `TorchDispatchMode` (`make_fx`) or by the tensor's own class. Nor if its
+    memory holds the negative of its values, as that of `z.conj().imag` does.
     """
     # torch has no public way to ask for the second, the third and the fifth; they are in every torch that we support.
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if transformed or torch._C._len_torch_dispatch_stack() or not torch._C._has_storage(tensor):
+        return False
+    if tensor.is_neg():
         return False
     if type(tensor).__torch_dispatch__ is not _NO_DISPATCH:  # pyright: ignore[reportAttributeAccessIssue]
         return False

@@ -66,7 +66,7 @@ def sparsemap_loss(
         got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"sparsemap_loss needs one target a row, a tensor [*B, D] = {list(scores.shape)}, not {got}")
     # The mean as it was found, not rounded to the dtype: off the polytope, large scores would count what it is off by.
-    precise = scores.double()
+    precise = scores.resolve_neg().double()
     mean = sparsemap_marginals(precise, polytope, coding=coding, solver=solver, check=check)
     parts = Parts.of(polytope, scores.device)
     return _fenchel_young(coded(precise, polytope, coding), mean, target.double(), parts).to(scores.dtype)

@@ -94,7 +94,7 @@ def lp_sparsemap(
     _check_method(solver)
     refuse_vmap(scores, "lp_sparsemap")
     shape = scores.shape[:-1]
-    precise = scores.double().reshape(shape.numel(), graph.variables)
+    precise = scores.resolve_neg().double().reshape(shape.numel(), graph.variables)
     extra = _grouped(additional, scores, graph, check)
     for given in (scores, *(each for each in additional or [] if each is not None)):
         refuse_all_but_backward(given, "lp_sparsemap")
@@ -297,4 +297,4 @@ def _extra(given: Tensor | None, place: int, graph: FactorGraph, scores: Tensor,
         check_finite(given)
         if given.detach().isneginf().any():
             raise ValueError(f"additional[{place}] must be finite; forbid a structure by a variable's score of -inf instead")
-    return given.double()
+    return given.resolve_neg().double()

@@ -31,7 +31,7 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, None, None]:
-        found = _apply(gradients[0].double(), ctx.support, True)
+        found = _apply(gradients[0].resolve_neg().double(), ctx.support, True)
         if ctx.slope != 1:
             found = found * ctx.slope if torch.is_grad_enabled() else found.mul_(ctx.slope)
         return found.to(ctx.dtype).reshape(ctx.shape), None, None

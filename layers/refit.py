@@ -98,5 +98,6 @@ def _check_independent(factor: Tensor, info: Tensor) -> None:
         row = int(dependent.nonzero()[0])
         raise ValueError(
             f"the structures in the support of row {row} are affinely dependent, so the scores do not determine their "
-            f"weights; a solver or `decompose` must return affinely independent structures (at most dim + 1)"
+            f"weights; a solver or `decompose` must return affinely independent structures (at most dim + 1). Structures "
+            f"whose coordinates differ in size by 1e5 and more look so in float64, too: bring them to like sizes"
         )

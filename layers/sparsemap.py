@@ -90,7 +90,7 @@ def sparsemap(
     refuse_vmap(scores, "sparsemap")
     if check and support is None:
         check_finite(scores)
-    flat = coded(scores.double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
+    flat = coded(scores.resolve_neg().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
     if support is None and supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
         if check:
@@ -133,7 +133,7 @@ def sparsemap_marginals(
         check_coding(coding)
         if check:
             check_finite(scores)
-        target = coded(scores.double(), polytope, coding).reshape(scores.shape[:-1].numel(), scores.shape[-1])
+        target = coded(scores.resolve_neg().double(), polytope, coding).reshape(scores.shape[:-1].numel(), scores.shape[-1])
         if check:
             with torch.no_grad():
                 if allowed(target)[1] is not None:

@@ -43,7 +43,7 @@ def topk_sparsemax(scores: Tensor, polytope: Polytope, k: int, *, check: bool = 
     check_dimension(scores, polytope)
     if supports(polytope, SupportsFlips):
         return _of_flips(scores, polytope, check_count("k", k, 1), check)
-    best = k_best(polytope, scores.double(), k, check=check)
+    best = k_best(polytope, scores.resolve_neg().double(), k, check=check)
     if check:
         _check_allowed(best.valid, polytope)
     probs = project_simplex(best.scores)

@@ -20,6 +20,10 @@ class Explicit(Polytope):
     Ties go to the lower row where the sums <row, scores> are exact in float64. Sums that are equal on paper and not as rounded
     are ordered by their rounding, which may depend on the batch; solvers ask with rounded scores, and do not mind.
 
+    Columns should be of like sizes. Solvers measure structures by the largest coordinate, and float64 holds the others to some
+    1e-8 of it: where one column is 1e6 times another, the mean of the small one may be wrong on rows that count as converged
+    (`stats.gap` bounds the squared error), and weights may be refused as not determined.
+
     Args:
         vertices: [V, D] tensor, array or nested list of any real dtype, or a sequence of V tensors [D] of one dtype. Rows
             must be distinct; they need not be 0/1, nor all be extreme. Kept in float64; structures are returned in the

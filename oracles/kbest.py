@@ -33,7 +33,9 @@ def topk(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> t
         ValueError: k below 1, NaN or +inf scores, scores of another width, structures that are not 0/1 where Lawler's
             partition needs them.
 
-    Ties are broken deterministically, by a rule that is the polytope's own.
+    Ties are broken deterministically, by a rule that is the polytope's own. Where all structures are enumerated (`Explicit`,
+    and polytopes with `vertices` and no `topk` of their own), sums that are equal on paper and not as rounded are ordered by
+    their rounding, which may depend on the batch.
     """
     check_dimension(scores, polytope)
     k = check_count("k", k, 1)

@@ -1,6 +1,7 @@
 """The numerics contract: dtypes, forbidden entries, degenerate shapes, extreme scales, bad scores."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, sparsem
 from sparsemarg.layers.solvers import ActiveSet, Solver, SortedDecomposition
 from sparsemarg.layers.stats import SolverStats
 from sparsemarg.models.estimators import DenseMarginalize
-from sparsemarg.oracles import BernoulliCube, Budget, Explicit, KBest, Polytope, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, Explicit, KBest, Polytope, ShortestPath, Simplex
 from torch import Tensor
 
 OPERATORS = {
@@ -281,6 +282,54 @@ def test_structures_of_any_size(size: float) -> None:
     assert scaled.stats.converged.all()  # pyright: ignore
     torch.testing.assert_close(scaled.mean() / size, plain.mean(), atol=1e-7, rtol=0)
     torch.testing.assert_close(plain.mean(), projection(vertices, scores), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        sparsemax,
+        lambda scores: sparsemap(scores, BernoulliCube(6)).mean(),
+        lambda scores: sparsemap(scores, Budget(6, 2), solver=SortedDecomposition()).mean(),
+        lambda scores: sparsemap(scores, Explicit(torch.eye(6))).mean(),
+        lambda scores: sparsemap_marginals(scores, ShortestPath([(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (0, 3)])),
+        lambda scores: topk_sparsemax(scores, BernoulliCube(6), 3).mean(),
+        lambda scores: topk_sparsemax(scores, Budget(6, 2), 3).mean(),
+    ],
+)
+def test_memory_that_holds_the_negative_of_scores_and_gradients(operator: Callable[[Tensor], Tensor]) -> None:
+    """As that of `z.conj().imag` does."""
+    generator = torch.Generator().manual_seed(0)
+    values, gradients = (torch.randn(4, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    negative, gradient = (torch.view_as_complex(given).conj().imag for given in (values, gradients))
+    assert negative.is_neg()
+    plain = (-values[..., 1]).requires_grad_()
+    torch.testing.assert_close(operator(negative), operator(plain))
+    mine, other = (
+        torch.autograd.grad(operator(scores), scores, given)[0]
+        for scores, given in ((negative.detach().requires_grad_(), gradient), (plain, -gradients[..., 1]))
+    )
+    torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e5])
+def test_structures_of_unlike_coordinates(size: float, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores are in the hull, so that they are the mean. Beyond this size float64 does not hold the others' digits."""
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
+    table = [[0, 0, 0], [1, 0, size], [0, 1, -size], [1, 1, 2 * size], [-1, 1, size], [1, -1, 0], [0, -1, -2 * size]]
+    scores = torch.tensor([[0.3, 0.2, 0.1]], dtype=torch.float64)
+    q = sparsemap(scores, Explicit(table))
+    assert q.stats.converged.all()  # pyright: ignore
+    torch.testing.assert_close(q.mean(), scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_structures_that_float64_takes_for_dependent(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
+    generator = torch.Generator().manual_seed(186)
+    table = torch.randn(8, 3, generator=generator, dtype=torch.float64) * torch.tensor([1, 1, 1e6])
+    with pytest.raises(ValueError, match="bring them to like sizes"):
+        sparsemap(torch.randn(1, 3, generator=generator, dtype=torch.float64), Explicit(table))
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,8 @@ class _CompiledRows:
             on = self.rows.on[row].nonzero()[0]
             atoms = self.kind.atoms(row, on, self.rows.atoms)
             factor, info = torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))
-            fresh = torch.cholesky_inverse(factor).numpy()
-            if info == 0 and np.isfinite(fresh).all():
+            fresh = torch.cholesky_inverse(factor).numpy() if info == 0 else np.array(np.nan)
+            if np.isfinite(fresh).all():
                 whole = np.zeros((self.rows.high[row], self.rows.high[row]))
                 whole[np.ix_(on, on)] = fresh
                 put(whole, self.rows.inverse[row])
