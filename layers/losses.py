@@ -17,6 +17,9 @@ from .solvers.base import Solver, check_solver
 from .sparsemap import Coding, check_coding, coded, sparsemap_marginals
 from .sparsemax import sparsemax
 
+# A loss this far below 0, relative to its terms, is not rounding.
+NEGATIVE = 1e-3
+
 
 def sparsemax_loss(scores: Tensor, target: Tensor, *, check: bool = True) -> Tensor:
     """The sparsemax loss of each row (Martins and Astudillo 2016, eq. 19).
@@ -58,8 +61,11 @@ def sparsemap_loss(
             (1 + t) / 2, and its gradient in t is half of mu* - y.
 
     Returns:
-        [*B] in the dtype of the scores, computed in float64; at least 0 up to rounding if the target lies in the polytope,
-        which is not checked.
+        [*B] in the dtype of the scores, computed in float64; at least 0 up to rounding if the target lies in the polytope.
+        That is not checked but by this: of a point outside the loss may be negative.
+
+    Raises:
+        ValueError: a target of another shape, or bad scores; with `check`, a loss that is negative.
     """
     check_dimension(scores, polytope)
     if not isinstance(target, Tensor) or target.shape != scores.shape:
@@ -69,25 +75,39 @@ def sparsemap_loss(
     precise = scores.resolve_neg().double()
     mean = sparsemap_marginals(precise, polytope, coding=coding, solver=solver, check=check)
     parts = Parts.of(polytope, scores.device)
-    return _fenchel_young(coded(precise, polytope, coding), mean, target.double(), parts).to(scores.dtype)
+    shown, wanted = coded(precise, polytope, coding), target.double()
+    loss = _fenchel_young(shown, mean, wanted, parts)
+    if check and not cannot_branch(loss):
+        _check_not_negative(loss.detach(), shown.detach(), mean.detach(), wanted.detach(), polytope)
+    return loss.to(scores.dtype)
 
 
 class SparsemaxLoss(nn.Module):
-    """The mean of `functional.sparsemax_loss` over the batch, a drop-in for `nn.CrossEntropyLoss`."""
+    """The mean of `functional.sparsemax_loss` over the batch, where `nn.CrossEntropyLoss` takes [B, K] and targets [B].
+
+    With more dimensions that has the classes in dimension 1; here they are in the last, as in all of this library.
+
+    Args:
+        check: see `functional.sparsemax_loss`.
+    """
+
+    def __init__(self, check: bool = True) -> None:
+        super().__init__()
+        self.check = check
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """scores [*B, K], target [*B] int64 or [*B, K] -> scalar."""
-        return sparsemax_loss(scores, target).mean()
+        return sparsemax_loss(scores, target, check=self.check).mean()
 
 
 class SparseMAPLoss(nn.Module):
     """The mean of `functional.sparsemap_loss` over the batch.
 
     Args:
-        polytope, coding, solver: see `functional.sparsemap`.
+        polytope, coding, solver, check: see `functional.sparsemap_loss`.
     """
 
-    def __init__(self, polytope: Polytope, coding: Coding = "bits", solver: Solver | None = None) -> None:
+    def __init__(self, polytope: Polytope, coding: Coding = "bits", solver: Solver | None = None, check: bool = True) -> None:
         super().__init__()
         check_polytope(polytope)
         check_coding(coding)
@@ -95,10 +115,12 @@ class SparseMAPLoss(nn.Module):
             check_solver(solver, ADMM)
         self.polytope, self.solver = polytope, solver
         self.coding: Coding = coding
+        self.check = check
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """scores and target [*B, D] -> scalar."""
-        return sparsemap_loss(scores, target, self.polytope, coding=self.coding, solver=self.solver).mean()
+        options = {"coding": self.coding, "solver": self.solver, "check": self.check}
+        return sparsemap_loss(scores, target, self.polytope, **options).mean()
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -114,6 +136,19 @@ def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor, parts: Parts | 
     loss = (finite * (mean - target)).sum(-1) - bent.sum(-1) / 2
     impossible = (scores.isneginf() & (target != 0)).any(-1)
     return torch.where(impossible, torch.inf, loss)
+
+
+def _check_not_negative(loss: Tensor, scores: Tensor, mean: Tensor, target: Tensor, polytope: Polytope) -> None:
+    """Far beyond rounding, and beyond what a solver that has not converged leaves."""
+    size = (torch.where(scores.isneginf(), 0, scores).abs() * (mean.abs() + target.abs())).sum(-1) + mean.square().sum(-1)
+    negative = loss < -NEGATIVE * (size + target.square().sum(-1))
+    if negative.any():
+        row = negative.nonzero()[0].tolist()
+        raise ValueError(
+            f"the loss of row {row[0] if len(row) == 1 else tuple(row)} is {loss[tuple(row)].item():.3g}, and for a point of "
+            f"{polytope} it is never negative: its target is not in the polytope. A target is a structure, or a mean of "
+            "structures, with all of its coordinates (those of transitions, too)"
+        )
 
 
 def _as_distribution(target: Tensor, scores: Tensor, check: bool) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from estimator_cases import ENUMERABLE, Bare, cost_of, enumerated, scores_of, structures_of, theta_of
-from sparsemarg.layers import SparseMAP
+from sparsemarg.layers import LPSparseMAP, SparseMAP
 from sparsemarg.layers.functional import sparsemap
 from sparsemarg.models.estimators import (
     IMLE,
@@ -25,7 +25,7 @@ from sparsemarg.models.estimators import (
     SelfCritic,
     SumAndSample,
 )
-from sparsemarg.oracles import BernoulliCube, Polytope, Simplex
+from sparsemarg.oracles import BernoulliCube, Factor, FactorGraph, Polytope, Simplex
 from torch import Tensor
 
 
@@ -230,6 +230,8 @@ def test_what_estimators_are_built_of() -> None:
     for layer in (BernoulliCube(3), SparseMAP):
         with pytest.raises(ValueError, match="Marginalize needs a layer"):
             Marginalize(layer)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="LPSparseMAP, a relaxation, has a mean only"):
+        Marginalize(LPSparseMAP(FactorGraph(3, [Factor(BernoulliCube(3), range(3))])))
     with pytest.raises(ValueError, match="step must be above 0 and finite, not 'a'"):
         IMLE(Simplex(3), "a")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="IMLE takes the cost's derivative in the structure, and this cost has none"):

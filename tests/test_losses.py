@@ -6,7 +6,7 @@ from cases import enumerated, projection, scores_for
 from sparsemarg.layers import SparseMAPLoss, SparsemaxLoss
 from sparsemarg.layers.functional import sparsemap_loss, sparsemap_marginals, sparsemax, sparsemax_loss
 from sparsemarg.layers.solvers import ADMM
-from sparsemarg.oracles import BernoulliCube, Budget, Polytope, Simplex
+from sparsemarg.oracles import BernoulliCube, Budget, LinearChain, Polytope, Simplex
 
 
 def test_sparsemax_loss_is_the_published_formula() -> None:
@@ -41,6 +41,25 @@ def test_zero_exactly_at_the_target() -> None:
     target = torch.tensor([[1.0, 0.0, 1.0]])
     assert sparsemap_loss(3 * target - 1, target, BernoulliCube(3)).item() == 0
     assert sparsemax_loss(torch.tensor([[5.0, 0.0]]), torch.tensor([0])).item() == 0
+
+
+def test_targets_outside_are_refused_where_the_loss_tells() -> None:
+    """A chain's tags without its transitions; and what is no path. Structures, and means of them, are taken at any scale."""
+    chain = LinearChain(6, 3, regularize_transitions=False)
+    scores = 10 * torch.randn(4, chain.dim, generator=torch.Generator().manual_seed(0))
+    gold = chain.maximize(scores)
+    tags = gold.clone()
+    tags[2] = 0
+    tags[2, :18] = torch.nn.functional.one_hot(scores[2, :18].unflatten(0, (6, 3)).argmax(-1), 3).flatten()
+    with pytest.raises(ValueError, match=r"the loss of row 2 is -.* its target is not in the polytope"):
+        sparsemap_loss(scores, tags, chain)
+    assert (sparsemap_loss(scores, tags, chain, check=False)[2] < -1).all()
+    with pytest.raises(ValueError, match="target is not in the polytope"):
+        SparseMAPLoss(chain)(scores, tags)
+    assert SparseMAPLoss(chain, check=False)(scores, tags).isfinite()
+    for scale in (0, 1e-6, 1, 1e8):
+        for target in (gold, gold.flip(0), (gold + gold.flip(0)) / 2):
+            sparsemap_loss(scale * scores, target, chain)
 
 
 def test_forbidden_target_is_infinite() -> None:

@@ -21,6 +21,7 @@ from sparsemarg.verification.enumeration import projection as reference_projecti
 from sparsemarg.verification.enumeration import sparsemax as reference_sparsemax
 from sparsemarg.verification.kkt import face_projector, margin, sparsemax_jacobian, weights, weights_jacobian
 from sparsemarg.verification.results import SHIPPED
+from sparsemarg.verification.shrink import as_code
 from torch import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:cvxpylayers")
@@ -327,6 +328,36 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     assert len(json.loads(raw.read_text())) == 33
     assert main(["test_verification:SecondBest", "--only", "maximize: optimal"]) == 1
     assert "FAILED maximize: optimal" in capsys.readouterr().out
+    assert main(["test_verification:Window", "--n", "6", "--w", "2", "--s=1", *quick]) == 0  # not --write, --skip or --seed
+
+
+class Window(Polytope):
+    """Runs of w ones among n."""
+
+    def __init__(self, n: int, w: int, s: int = 1) -> None:
+        self.dim, self.runs = n, torch.eye(n).unfold(0, w, s).sum(-1)
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        runs = self.runs.to(scores)
+        return runs[(scores @ runs.T).argmax(-1)]
+
+
+def test_polytopes_as_code() -> None:
+    """What an inherited `__repr__` says is no code, unless the constructor takes the dimension."""
+    assert as_code(Window(6, 2)) == "Window(...)"
+    assert as_code(Simplex(3)) == "Simplex(dim=3)"
+    assert as_code(SecondBest()) == "SecondBest()"
+    assert as_code(Pair()) == "Pair()"
+    assert as_code(Budget(4, 2)) == "Budget(dim=4, budget=2, exactly=False)"
+
+
+class Pair(Polytope):
+    """One of two."""
+
+    dim = 2
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(scores.argmax(-1), 2).to(scores)
 
 
 @pytest.mark.parametrize(

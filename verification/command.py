@@ -36,7 +36,10 @@ def run(arguments: list[str]) -> None:
 def main(arguments: list[str]) -> int:
     """The same with the exit code returned: 0 passed, 1 failed, 2 misused."""
     parser = argparse.ArgumentParser(
-        "sparsemarg verify", description=_DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter
+        "sparsemarg verify",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,  # what is left are the arguments of a class
     )
     parser.add_argument("target", nargs="?", help="module:Class (or module:instance) of a polytope")
     parser.add_argument("--all", action="store_true", help="verify every polytope that ships")

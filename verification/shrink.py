@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -117,6 +118,10 @@ def as_code(polytope: Polytope) -> str:
         return f"Explicit(torch.tensor({table.tolist()}, dtype=torch.float64))" if len(table) <= _SHOWN else repr(polytope)
     if type(polytope) is Product:
         return f"Product({', '.join(map(as_code, polytope.parts))})"
+    if type(polytope).__repr__ is Polytope.__repr__:  # which does not know what its constructor takes
+        taken = [each.name for each in signature(type(polytope)).parameters.values()]
+        given = f"dim={polytope.dim}" if taken == ["dim"] else "..." if taken else ""
+        return f"{type(polytope).__name__}({given})"
     text = in_words(polytope)
     if not text.startswith("<"):
         return text

@@ -101,6 +101,7 @@ class ActiveSet(Solver):
             check_count("ActiveSet: max_iter", self.max_iter, 1)
         if not self.tol >= 0:
             raise ValueError(f"ActiveSet: tol must be at least 0, not {self.tol}")
+        object.__setattr__(self, "tol", float(self.tol))  # an int would be compiled for anew
 
     @uncompiled
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ...layers import SparseDistribution
+from ...layers import LPSparseMAP, SparseDistribution
 from ...oracles.checks import check_count
 from .base import Cost, Estimate, Estimator, checked_cost
 
@@ -23,6 +23,11 @@ class Marginalize(Estimator):
         super().__init__()
         if isinstance(layer, type) or not callable(layer):
             raise ValueError(f"Marginalize needs a layer, e.g. SparseMAP(polytope) or Sparsemax(), not {layer!r}")
+        if isinstance(layer, LPSparseMAP):
+            raise ValueError(
+                "Marginalize needs a distribution over structures, and LPSparseMAP, a relaxation, has a mean only: give the "
+                "mean to the model itself, or marginalize over the polytope of one factor"
+            )
         self.layer = layer
         self.max_atoms = None if max_atoms is None else check_count("Marginalize: max_atoms", max_atoms, 1)
         self.dim = getattr(getattr(layer, "polytope", None), "dim", None)
