@@ -47,6 +47,7 @@ def test_targets_outside_are_refused_where_the_loss_tells() -> None:
     """A chain's tags without its transitions; and what is no path. Structures, and means of them, are taken at any scale."""
     chain = LinearChain(6, 3, regularize_transitions=False)
     scores = 10 * torch.randn(4, chain.dim, generator=torch.Generator().manual_seed(0))
+    scores[2, 18:] = -scores[2, 18:].abs()
     gold = chain.maximize(scores)
     tags = gold.clone()
     tags[2] = 0
