@@ -9,6 +9,7 @@ from ..base import Halfspaces
 from ..checks import broadcasts, check_count, check_dimension, check_lengths
 from ..placement import lasting
 from ..row_kernels import best_in_rows
+from ..written import check_structures, checked_numbers
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -18,7 +19,7 @@ class LinearChain(Derivations):
     """Sequences s_1 ... s_L of S states, as indicators of each state and of each pair of neighbouring states.
 
     Coordinates: unary u[t, s] = [s_t = s] for t < L, then transitions v[t, s, s'] = [s_t = s, s_{t+1} = s'] for t < L - 1, both
-    in row-major order: D = L S + (L - 1) S^2. `scores` and `parts` convert.
+    in row-major order: D = L S + (L - 1) S^2. `scores` and `parts` convert; `tags` reads a structure, `structures` writes one.
 
     Shorter sequences in the same batch: a position whose S states all score `-inf` ends the chain, and all coordinates from
     there on are 0. `mask` sets those scores. Such a row gives what the shorter chain alone gives.
@@ -32,7 +33,7 @@ class LinearChain(Derivations):
 
     >>> chain = LinearChain(3, 2)
     >>> structure = chain.maximize(chain.scores(torch.tensor([[[0.0, 1], [0, 1], [2, 0]]]), torch.zeros(1, 2, 2, 2)))
-    >>> chain.parts(structure)[0].argmax(-1)
+    >>> chain.tags(structure)
     tensor([[1, 1, 0]])
     """
 
@@ -88,6 +89,34 @@ class LinearChain(Derivations):
         unary, pairs = structures.split([self.length * self.states, self.dim - self.length * self.states], -1)
         shape = (self.length - 1, self.states, self.states)
         return unary.unflatten(-1, (self.length, self.states)), pairs.reshape(*structures.shape[:-1], *shape)
+
+    def tags(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, L] int64: the state at each position; -1 beyond the end of a shorter chain.
+
+        Raises:
+            ValueError: no structures, but means of some.
+        """
+        check_structures(f"{self!r}.tags", structures, "of a mean mu, `maximize(mu)` has a sequence")
+        unary = self.parts(structures)[0]
+        return torch.where(unary.sum(-1) > 0, unary.argmax(-1), -1)
+
+    def structures(self, tags: Tensor, lengths: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The sequences of these states, with their transitions: the inverse of `tags`, for targets.
+
+        Args:
+            tags: [*B, L] ints, -1 beyond the end.
+            lengths: [*B] ints, of the chains; tags beyond do not count.
+            dtype: of the result, by default torch's.
+
+        Returns:
+            [*B, D].
+
+        Raises:
+            ValueError: tags of another shape, or such a state does not exist.
+        """
+        tags = checked_numbers(f"{self!r}.structures", tags, self.length, self.states - 1, lengths)
+        unary = (tags[..., None] == torch.arange(self.states, device=tags.device)).to(dtype or torch.get_default_dtype())
+        return self.scores(unary, unary[..., :-1, :, None] * unary[..., 1:, None, :])
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """The scores [*B, D] of chains of these lengths [*B] int64: `-inf` beyond each.

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..base import Halfspaces
-from ..checks import check_count, check_dimension, check_lengths
+from ..checks import cannot_branch, check_count, check_dimension, check_lengths
 from ..placement import lasting
+from ..written import check_structures, checked_numbers, refuse
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -17,7 +18,7 @@ class Segmentation(Derivations):
     """Ways to cut L positions into segments of at most W positions with one of K labels each (Sarawagi and Cohen 2004).
 
     Coordinates: [a segment of width w with label k starts at i], for i < L, 1 <= w <= W, k < K, row-major, also those that
-    would not fit (always 0): D = L W K. `cells` shapes them.
+    would not fit (always 0): D = L W K. `cells` shapes them; `segments` reads a structure, `structures` writes one.
 
     Shorter sequences in the same batch: the sequence ends at the first position at which no segment may start, all its scores
     being `-inf`. `mask` sets those scores, and those of segments that would cross the end. To rule out that a
@@ -49,6 +50,55 @@ class Segmentation(Derivations):
     def cells(self, scores: Tensor) -> Tensor:
         """[*B, D] -> [*B, L, W, K]."""
         return scores.unflatten(-1, (self.length, self.width, self.labels))
+
+    def segments(self, structures: Tensor) -> tuple[Tensor, Tensor]:
+        """[*B, D] -> the label of each position, [*B, L] int64, -1 beyond the end; and whether a segment starts there, bool.
+
+        Raises:
+            ValueError: no structures, but means of some.
+        """
+        check_structures(f"{self!r}.segments", structures, "of a mean mu, `maximize(mu)` has a segmentation")
+        cells = (self.cells(structures) > 0).flatten(-2)
+        starts, place = cells.any(-1), torch.arange(self.length, device=structures.device)
+        first = torch.where(starts, place, 0).cummax(-1).values  # of the segment that each position is in
+        cell = cells.to(torch.int64).argmax(-1).gather(-1, first)
+        return torch.where(place - first <= cell // self.labels, cell % self.labels, -1), starts
+
+    def structures(
+        self, labels: Tensor, starts: Tensor, lengths: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The segmentations of these labels: the inverse of `segments`, for targets.
+
+        Args:
+            labels: [*B, L] ints, of each position; -1 beyond the end.
+            starts: [*B, L] bool, whether a segment starts there; the first position always does.
+            lengths: [*B] ints, of the sequences; what is beyond does not count.
+            dtype: of the result, by default torch's.
+
+        Returns:
+            [*B, D].
+
+        Raises:
+            ValueError: labels or starts of another shape, a label that does not exist or that changes within a segment, or a
+                segment that is too wide.
+        """
+        name = f"{self!r}.structures"
+        labels = checked_numbers(name, labels, self.length, self.labels - 1, lengths)
+        if starts.shape != labels.shape or starts.dtype != torch.bool:
+            raise ValueError(f"{name} takes starts {list(labels.shape)} bool, not {list(starts.shape)} {starts.dtype}")
+        place = torch.arange(self.length, device=labels.device)
+        there = labels >= 0
+        starts = (starts | (place == 0)) & there
+        first = torch.where(starts, place, 0).cummax(-1).values  # of the segment that each position is in
+        if not cannot_branch(labels):
+            differs = there & (labels != labels.gather(-1, first))
+            refuse(name, labels, differs, "the segment that it is in has another label where it starts")
+            too_wide = there & (place - first >= self.width)
+            refuse(name, labels, too_wide, f"the segment that it is in has more than {self.width} positions")
+        ends = there & torch.cat([starts[..., 1:] | ~there[..., 1:], torch.ones_like(there[..., :1])], -1)
+        cell = ((first * self.width + place - first) * self.labels + labels).clamp(0, self.dim - 1)
+        structures = torch.zeros(*labels.shape[:-1], self.dim, dtype=dtype or torch.get_default_dtype(), device=labels.device)
+        return structures.scatter_add(-1, cell, ends.to(structures))
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """The scores [*B, D] of sequences of these lengths [*B] int64: `-inf` for what goes beyond.

@@ -5,8 +5,9 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_lengths
+from ..checks import cannot_branch, check_count, check_lengths
 from ..placement import lasting, placed
+from ..written import check_structures, checked_numbers, refuse
 
 
 class DependencyArcs:
@@ -80,7 +81,12 @@ class OverArcs:
     Args:
         words: n.
         single_root: whether exactly one word hangs on the root; any number otherwise.
+
+    Attributes:
+        projective: whether arcs may not cross.
     """
+
+    projective = False
 
     def __init__(self, words: int, *, single_root: bool) -> None:
         self.words = check_count(f"{type(self).__name__}: words", words, 1)
@@ -95,8 +101,51 @@ class OverArcs:
         return self.arcs.of(matrix)
 
     def heads(self, structures: Tensor) -> Tensor:
-        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence."""
+        """[*B, D] -> [*B, n] int64: each word's head, 0 for the root; -1 beyond the sentence.
+
+        Raises:
+            ValueError: no structures, but means of some.
+        """
+        check_structures(f"{self!r}.heads", structures, "of a mean mu, `maximize(mu)` has the tree of most expected arcs")
         return self.arcs.heads_of(structures)
+
+    def structures(self, heads: Tensor, lengths: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The trees in which words 1..n have these heads: the inverse of `heads`, for targets.
+
+        Args:
+            heads: [*B, n] ints, 0 for the root, -1 for words beyond the sentence.
+            lengths: [*B] ints, of the sentences; what heads say of words beyond does not count.
+            dtype: of the result, by default torch's.
+
+        Returns:
+            [*B, D].
+
+        Raises:
+            ValueError: heads of another shape; a head that is no word of the sentence or the word itself; no tree; more than
+                one word at the root (`single_root`), or arcs that cross, where the polytope has no such trees.
+        """
+        name = f"{self!r}.structures"
+        heads = checked_numbers(name, heads, self.words, self.words, lengths)
+        if not cannot_branch(heads):
+            self._check_heads(name, heads)
+        return self.arcs.structures(heads, dtype or torch.get_default_dtype())
+
+    def _check_heads(self, name: str, heads: Tensor) -> None:
+        word = torch.arange(1, self.words + 1, device=heads.device)
+        there = heads >= 0
+        refuse(name, heads, heads > there.sum(-1, keepdim=True), "the sentence has no such word")
+        refuse(name, heads, heads == word, "that is the word itself")
+        above = torch.cat([torch.zeros_like(heads[..., :1]), heads.clamp(min=0)], -1)
+        for _ in range(self.words.bit_length()):  # from twice as far up each time
+            above = above.gather(-1, above)
+        refuse(name, heads, above[..., 1:] > 0, "following heads from this word never ends at the root")
+        at_root = heads == 0
+        refuse(name, heads, at_root & (at_root.cumsum(-1) > 1) & self.single_root, "another word is at the root already")
+        if self.projective:
+            first, last = torch.minimum(heads, word), torch.maximum(heads, word)
+            inside = (first[..., None] < first[..., None, :]) & (first[..., None, :] < last[..., None])
+            crossing = inside & (last[..., None] < last[..., None, :]) & there[..., None] & there[..., None, :]
+            refuse(name, heads, crossing.any(-1), "its arc crosses another, and the polytope has projective trees only")
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """The scores [*B, D] of sentences of these lengths [*B] int64.

@@ -16,7 +16,8 @@ from .dependency_arcs import OverArcs
 class ProjectiveTree(OverArcs, Derivations):
     """Projective dependency trees over n words: no two arcs cross (Eisner 1996).
 
-    Coordinates: `arcs`, a `DependencyArcs`. `scores` makes them from a matrix, `heads` reads a structure.
+    Coordinates: `arcs`, a `DependencyArcs`. `scores` makes them from a matrix, `heads` reads a structure,
+    `structures` writes one.
 
     Shorter sentences in the same batch: the first word that no arc may reach, all of them scoring `-inf`, ends the sentence;
     `mask` sets those scores.
@@ -27,6 +28,8 @@ class ProjectiveTree(OverArcs, Derivations):
 
     Cost: O(n^3) a row, in 2 n steps for the whole batch where there is no kernel for it.
     """
+
+    projective = True
 
     @lasting
     def __init__(self, words: int, *, single_root: bool = False) -> None:

@@ -1,0 +1,45 @@
+"""Structures as one writes them down, a number for each position: heads, tags. Beyond the end of a shorter one it is -1."""
+
+import torch
+from torch import Tensor
+
+from .checks import cannot_branch, check_lengths
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def checked_numbers(name: str, numbers: Tensor, positions: int, largest: int, lengths: Tensor | None) -> Tensor:
+    """The numbers [*B, positions] as int64, those beyond the lengths [*B] replaced by -1.
+
+    Raises:
+        ValueError: no tensor of ints of that shape; a number that is not between 0 and the largest, but for -1 at the end; or
+            nothing but -1.
+    """
+    if not isinstance(numbers, Tensor) or numbers.dtype not in WHOLE or numbers.shape[-1:] != (positions,):
+        got = f"{list(numbers.shape)} {numbers.dtype}" if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise ValueError(f"{name} takes a tensor of ints [*B, {positions}], a number for each position, not {got}")
+    numbers = numbers.to(torch.int64)
+    if lengths is not None:
+        check_lengths(lengths, positions, name, numbers)
+        beyond = torch.arange(positions, device=numbers.device) >= lengths.to(numbers.device)[..., None]
+        numbers = torch.where(beyond, -1, numbers)
+    if not cannot_branch(numbers):
+        ended = (numbers == -1).cumsum(-1) > 0
+        refuse(name, numbers, (numbers < -1) | (numbers > largest), f"it must be between 0 and {largest}, or -1 beyond the end")
+        refuse(name, numbers, ended & (numbers >= 0), "it comes after a -1, which says that there is nothing more")
+        refuse(name, numbers, ended & (torch.arange(positions, device=numbers.device) == 0), "there is no position at all")
+    return numbers
+
+
+def refuse(name: str, numbers: Tensor, wrong: Tensor, why: str) -> None:
+    """Raises ValueError if something is wrong with one of the numbers, and shows the first."""
+    if wrong.any():
+        *problem, place = wrong.nonzero()[0].tolist()
+        row = f" of problem {problem[0] if len(problem) == 1 else tuple(problem)}" if problem else ""
+        raise ValueError(f"{name}: number {numbers[(*problem, place)].item()} at position {place}{row}: {why}")
+
+
+def check_structures(name: str, structures: Tensor, instead: str) -> None:
+    """Raises ValueError if there are entries besides 0 and 1, as in a mean, which cannot be read."""
+    if not cannot_branch(structures) and not ((structures == 0) | (structures == 1)).all():
+        raise ValueError(f"{name} reads structures, of 0s and 1s, such as those of `maximize`, `mode()` or `atoms`; {instead}")

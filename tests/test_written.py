@@ -1,0 +1,142 @@
+"""Structures written down and read. Truth is enumeration: all that a polytope has, and nothing else."""
+
+from itertools import product
+
+import pytest
+import torch
+from sparsemarg.layers.functional import sparsemap, sparsemap_loss
+from sparsemarg.oracles import Arborescence, LinearChain, Polytope, ProjectiveTree, Segmentation, topk
+from torch import Tensor
+
+TREES = [
+    kind(words, single_root=single) for kind in (ProjectiveTree, Arborescence) for words in (1, 4) for single in (False, True)
+]
+
+
+def every(polytope: Polytope, lengths: Tensor, kept: int = 400) -> Tensor:
+    """Structures of these lengths: the best ones by random scores."""
+    scores = torch.rand(len(lengths), polytope.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, valid = topk(polytope, polytope.mask(scores, lengths), kept)  # pyright: ignore[reportAttributeAccessIssue]
+    assert not valid[:, -1].any(), "there are more"
+    return found[valid]
+
+
+@pytest.mark.parametrize("polytope", TREES, ids=repr)
+def test_trees(polytope: ProjectiveTree | Arborescence) -> None:
+    """Of all numbers that could be heads just those of trees are taken, and each is read as it was written."""
+    n = polytope.words
+    there = every(polytope, torch.arange(1, n + 1))
+    taken = []
+    for length in range(1, n + 1):
+        for heads in product(range(length + 1), repeat=length):
+            written = torch.tensor([*heads, *[-1] * (n - length)])
+            try:
+                structure = polytope.structures(written, dtype=torch.float64)
+            except ValueError:
+                continue
+            assert torch.equal(polytope.heads(structure), written)
+            taken.append(structure)
+    assert sorted(map(tuple, torch.stack(taken).tolist())) == sorted(map(tuple, there.tolist()))
+
+
+@pytest.mark.parametrize(
+    "polytope", [LinearChain(3, 2), LinearChain(1, 3), Segmentation(4, 2, 2), Segmentation(4, 1, 3)], ids=repr
+)
+def test_sequences(polytope: LinearChain | Segmentation) -> None:
+    structures = every(polytope, torch.arange(1, polytope.length + 1))
+    if isinstance(polytope, LinearChain):
+        tags = polytope.tags(structures)
+        again = polytope.structures(tags, dtype=torch.float64)
+        assert len(structures) == sum(polytope.states**length for length in range(1, polytope.length + 1))
+    else:
+        tags, starts = polytope.segments(structures)
+        again = polytope.structures(tags, starts, dtype=torch.float64)
+        assert starts[:, 0].all()
+        # Labels and starts of every structure, written by hand.
+        for structure, labels, start in zip(structures, tags.tolist(), starts.tolist(), strict=True):
+            wanted, begun = [-1] * polytope.length, [False] * polytope.length
+            for place, width, label in polytope.cells(structure).nonzero().tolist():
+                wanted[place : place + width + 1], begun[place] = [label] * (width + 1), True
+            assert (labels, start) == (wanted, begun)
+    assert torch.equal(again, structures)
+    assert len(tags.unique(dim=0)) <= len(structures)
+
+
+def test_lengths_say_what_is_padding() -> None:
+    """Whatever it is padded with; and the loss of such targets is finite and, at the best structure, that of the best."""
+    lengths = torch.tensor([2, 4, 1])
+    tree, heads = ProjectiveTree(4), torch.tensor([[2, 0, 0, 0], [0, 1, 2, 3], [0, 7, -3, 9]])
+    gold = tree.structures(heads, lengths)
+    assert tree.heads(gold).tolist() == [[2, 0, -1, -1], [0, 1, 2, 3], [0, -1, -1, -1]]
+    scores = tree.mask(torch.randn(3, tree.dim, generator=torch.Generator().manual_seed(0)), lengths)
+    assert sparsemap_loss(scores, gold, tree).isfinite().all()
+    chain = LinearChain(4, 3)
+    assert chain.tags(chain.structures(torch.zeros(3, 4, dtype=torch.int64), lengths)).tolist() == [
+        [0, 0, -1, -1],
+        [0, 0, 0, 0],
+        [0, -1, -1, -1],
+    ]
+    best = chain.maximize(chain.mask(torch.randn(3, chain.dim, generator=torch.Generator().manual_seed(0)), lengths))
+    assert torch.equal(chain.structures(chain.tags(best)), best)
+    segments = Segmentation(4, 2, 2)
+    labels, starts = torch.tensor([[1, 1, 0, 0]] * 3), torch.tensor([[True, False, True, True]] * 3)
+    read, begun = segments.segments(segments.structures(labels, starts, lengths))
+    assert read.tolist() == [[1, 1, -1, -1], [1, 1, 0, 0], [1, -1, -1, -1]]
+    assert begun.tolist() == [[True, False, False, False], [True, False, True, True], [True, False, False, False]]
+
+
+def test_one_by_itself_and_many_dimensions() -> None:
+    tree = Arborescence(3)
+    one = tree.structures(torch.tensor([0, 1, 1], dtype=torch.int32))
+    assert one.dtype == torch.get_default_dtype()
+    assert torch.equal(tree.structures(torch.tensor([[[0, 1, 1]], [[0, 1, 1]]])), one.expand(2, 1, -1))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda: Arborescence(3).structures(torch.tensor([[0, 1]])), r"a tensor of ints \[\*B, 3\].*not \[1, 2\] torch.int64"),
+        (lambda: Arborescence(3).structures(torch.zeros(1, 3)), r"not \[1, 3\] torch.float32"),
+        (lambda: Arborescence(3).structures([[0, 1, 1]]), "not list"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: Arborescence(3).structures(torch.tensor([[0, 1, 4]])),
+            "number 4 at position 2 of problem 0: it must be",
+        ),
+        (lambda: Arborescence(3).structures(torch.tensor([[0, 1, 1], [0, 3, -1]])), "position 1 of problem 1: .* no such word"),
+        (lambda: Arborescence(3).structures(torch.tensor([[0, 2, 1]])), "number 2 at position 1 .*the word itself"),
+        (lambda: Arborescence(3).structures(torch.tensor([2, 1, 0])), "number 2 at position 0: .* never ends at the root"),
+        (
+            lambda: Arborescence(3, single_root=True).structures(torch.tensor([0, 0, 1])),
+            "another word is at the root",
+        ),
+        (lambda: ProjectiveTree(4).structures(torch.tensor([3, 4, 0, 3])), "crosses another"),
+        (lambda: ProjectiveTree(3).structures(torch.tensor([0, -1, 1])), "it comes after a -1"),
+        (lambda: ProjectiveTree(2).structures(torch.tensor([-1, -1])), "no position at all"),
+        (lambda: ProjectiveTree(2).structures(torch.tensor([[0, 1]]), torch.tensor([3])), "lengths must be between 1 and 2"),
+        (lambda: LinearChain(2, 3).structures(torch.tensor([0, 3])), "must be between 0 and 2"),
+        (
+            lambda: Segmentation(3, 2, 2).structures(torch.tensor([0, 1, 1]), torch.tensor([True, False, True])),
+            "number 1 at position 1: the segment that it is in has another label",
+        ),
+        (
+            lambda: Segmentation(3, 2, 2).structures(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool)),
+            "position 2: the segment that it is in has more than 2 positions",
+        ),
+        (lambda: Segmentation(3, 2).structures(torch.tensor([0, 1, 1]), torch.ones(3)), r"takes starts \[3\] bool"),
+    ],
+)
+def test_what_is_none_is_refused(write, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write()
+
+
+def test_means_are_not_read() -> None:
+    for polytope, read in (
+        (ProjectiveTree(3), "heads"),
+        (Arborescence(3), "heads"),
+        (LinearChain(3, 2), "tags"),
+        (Segmentation(3, 2), "segments"),
+    ):
+        mean = sparsemap(torch.zeros(1, polytope.dim), polytope).mean()
+        with pytest.raises(ValueError, match=rf"{read} reads structures, of 0s and 1s"):
+            getattr(polytope, read)(mean)
