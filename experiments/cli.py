@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 
 from .errors import UsageError
 
@@ -74,6 +74,9 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
+    if arguments == ["--version"]:
+        print(f"sparsemarg {metadata.version('sparsemarg')}")
+        return 0
     try:
         if arguments[0] not in COMMANDS:
             raise UsageError(f"expected a command ({', '.join(COMMANDS)}), but got {arguments[0]!r}.")
@@ -104,7 +107,7 @@ def _reader_gone() -> bool:
 def _usage() -> str:
     width = 2 + max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: sparsemarg COMMAND [--help] ...", "", *lines])
+    return "\n".join(["usage: sparsemarg COMMAND [--help] ...", "       sparsemarg --version", "", *lines])
 
 
 if __name__ == "__main__":

@@ -165,6 +165,13 @@ class ExperimentCLI(LightningCLI):
         loggers = self._loggers(Path(options.folder))
         return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], max_steps=-1, **kwargs)
 
+    def after_fit(self) -> None:
+        """Says where the run is, and how good. Lightning calls this."""
+        if self.trainer.is_global_zero:
+            (saved,) = (each for each in self.trainer.callbacks if isinstance(each, Checkpoints))
+            best = "" if saved.best is None else f", best {saved.monitor} {saved.best:.6g}"
+            print(f"{self.trainer.default_root_dir}: {self.trainer.global_step} steps{best}")
+
     def _choose_checkpoint(self, options: jsonargparse.Namespace) -> None:
         """Replace `ckpt_path` by a file that exists, can be read and belongs to this configuration."""
         folder = Path(options.folder)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -362,3 +363,15 @@ def test_unusable_checkpoints_are_explained(capsys: pytest.CaptureFixture[str]) 
     assert "(100,000 bytes) is truncated, damaged" in complaint(capsys, *again, "--ckpt_path", "short.ckpt")
     torch.save({"state_dict": {}}, "foreign.ckpt")
     assert "holds something else" in complaint(capsys, "test", "--config", DIGITS, "--ckpt_path", "foreign.ckpt")
+
+
+def test_what_a_run_says_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--folder", "here", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2")
+    (row,) = (row for row in rows_of(Path("here/metrics.csv")) if row["val/negative_elbo"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"here: 2 steps, best val/negative_elbo {float(row['val/negative_elbo']):.6g}"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sparsemarg {metadata.version('sparsemarg')}\n"
