@@ -168,7 +168,7 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says where the run is, and how good. Lightning calls this."""
         if self.trainer.is_global_zero:
-            (saved,) = (each for each in self.trainer.callbacks if isinstance(each, Checkpoints))
+            (saved,) = (each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
             best = "" if saved.best is None else f", best {saved.monitor} {saved.best:.6g}"
             print(f"{self.trainer.default_root_dir}: {self.trainer.global_step} steps{best}")
 

@@ -107,6 +107,24 @@ class SparseDistribution:
         atoms, probs = self._spread(self.atoms, slots), self._spread(self.probs, slots)
         return atoms.reshape((*self.batch_shape, *atoms.shape[1:])), probs.reshape((*self.batch_shape, slots))
 
+    def top(self, count: int) -> tuple[Tensor, Tensor]:
+        """The most probable atoms of each row and their probabilities: [*B, count, D], [*B, count].
+
+        The most probable comes first, of equals the first; slots beyond the support are zero. Differentiable in the
+        probabilities.
+
+        >>> q = SparseDistribution.from_simplex(torch.tensor([[0.25, 0.0, 0.75]]))
+        >>> q.top(2)[1]
+        tensor([[0.7500, 0.2500]])
+        """
+        check_count("top: count", count, 1)
+        atoms, probs = self.padded()
+        spare = max(0, count - probs.shape[-1])
+        atoms = torch.nn.functional.pad(atoms, (0, 0, 0, spare))
+        probs = torch.nn.functional.pad(probs, (0, spare))
+        order = probs.detach().argsort(dim=-1, descending=True, stable=True)[..., :count]
+        return atoms.take_along_dim(order[..., None], -2), probs.gather(-1, order)
+
     def expectation(self, f: Callable[[Tensor, Tensor], Tensor], *, max_atoms: int | None = None) -> Tensor:
         """E_xi[f] = sum_n probs[n] f(atoms[n], row[n]), exactly (paper eq. 1), with f evaluated once on every pair.
 

@@ -296,3 +296,23 @@ def test_sums_in_half_precision_do_not_stop_short(dtype: torch.dtype) -> None:
     found = SparseDistribution.from_simplex(torch.full((1, 1000), 1e-3, dtype=dtype))
     total = found.expectation(lambda atoms, row: torch.ones(len(row), dtype=dtype))
     torch.testing.assert_close(total.float(), torch.ones(1), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_top(count: int) -> None:
+    """Against a list of each row's atoms, sorted; and with the derivative of what was chosen."""
+    scores = scores_for(BernoulliCube(6), "normal").requires_grad_()
+    q = sparsemap(scores.reshape(2, -1, 6), BernoulliCube(6))
+    atoms, probs = q.top(count)
+    assert atoms.shape == (2, len(scores) // 2, count, 6)
+    for row in range(len(scores)):
+        own = [(float(p), atom) for p, atom in zip(q.probs[q.row == row], q.atoms[q.row == row].tolist(), strict=True)]
+        wanted = sorted(own, key=lambda pair: -pair[0])[:count]
+        missing = count - len(wanted)
+        assert probs.flatten(0, 1)[row].tolist() == [p for p, _ in wanted] + [0] * missing
+        assert atoms.flatten(0, 1)[row].tolist() == [atom for _, atom in wanted] + [[0] * 6] * missing
+    if count == 50:
+        (both,) = torch.autograd.grad((probs * atoms.sum(-1)).sum(), scores)
+        torch.testing.assert_close(both, torch.autograd.grad(sparsemap(scores, BernoulliCube(6)).mean().sum(), scores)[0])
+    with pytest.raises(ValueError, match="top: count must be"):
+        q.top(0)
