@@ -259,13 +259,20 @@ def test_every_published_method_and_configuration_exists() -> None:
         ({"run.yaml": "config: a/b"}, r"cannot be read \(KeyError\('options'\)\)"),
     ],
 )
-def test_bad_folders_are_refused(tmp_path: Path, content: dict[str, str] | None, message: str) -> None:
+def test_bad_folders_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, str] | None, message: str
+) -> None:
     for name, text in (content or {}).items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         find_runs([tmp_path])
     assert cli.main(["report", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+    write_run(tmp_path / "runs", "bit_vector_vae/sparsemap", 1)
+    (tmp_path / "file").write_text("kept")
+    for folder in ("file", "file/below"):
+        assert cli.main(["report", str(tmp_path / "runs"), "--output", str(tmp_path / folder)]) == 2
+        assert "--output takes a folder, but" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UsageError, match="expected the folder of a run"):
         find_runs([tmp_path / "none"])
 
