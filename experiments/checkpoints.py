@@ -23,7 +23,8 @@ class Checkpoints(Checkpoint):
     Any of them can be resumed bit for bit, but for a `best.ckpt` of a validation in the middle of a step. Where a validation is
     about to run, the step checkpoint waits, because a run resumed from a checkpoint written just before a validation leaves
     that validation out. Where gradients are accumulated, `last.ckpt` waits for the end of the step, because a checkpoint has
-    none. A process that is asked to end (SIGTERM) writes it first, unless it is one of several.
+    none. A process that is asked to end (SIGTERM) writes it first, where it may: not if it is one of several, nor in the middle
+    of a step, nor just before or in a validation.
 
     What `Task` itself logs is as complete as that. Of other metrics, what Lightning logs just after a checkpoint is written is
     lost if the process dies in between; and what it averages over an epoch of training, it averages from the last start on.

@@ -4,6 +4,7 @@ import errno
 import logging
 import shlex
 import signal
+import sys
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,6 +58,7 @@ def run(arguments: list[str]) -> "ExperimentCLI":
         with ExitStack() as held:
             return ExperimentCLI(resolved, run_name or "unnamed", shlex.join(["sparsemarg", *arguments]), held)
     except SIGTERMException as stopped:  # its own exit code is that of success
+        print("sparsemarg: asked to end (SIGTERM); to go on: the same with --ckpt_path last", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from stopped
     except NotFinite as error:
         raise Diverged(
@@ -168,7 +170,7 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says where the run is, and how good. Lightning calls this."""
         if self.trainer.is_global_zero:
-            (saved,) = (each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
+            saved = next(each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
             best = "" if saved.best is None else f", best {saved.monitor} {saved.best:.6g}"
             print(f"{self.trainer.default_root_dir}: {self.trainer.global_step} steps{best}")
 

@@ -21,6 +21,8 @@ def checked_numbers(name: str, numbers: Tensor, positions: int, largest: int, le
     numbers = numbers.to(torch.int64)
     if lengths is not None:
         check_lengths(lengths, positions, name, numbers)
+        if lengths.shape != numbers.shape[:-1]:
+            raise ValueError(f"{name} takes a length for each problem, {list(numbers.shape[:-1])}, not {list(lengths.shape)}")
         beyond = torch.arange(positions, device=numbers.device) >= lengths.to(numbers.device)[..., None]
         numbers = torch.where(beyond, -1, numbers)
     if not cannot_branch(numbers):
@@ -39,7 +41,9 @@ def refuse(name: str, numbers: Tensor, wrong: Tensor, why: str) -> None:
         raise ValueError(f"{name}: number {numbers[(*problem, place)].item()} at position {place}{row}: {why}")
 
 
-def check_structures(name: str, structures: Tensor, instead: str) -> None:
-    """Raises ValueError if there are entries besides 0 and 1, as in a mean, which cannot be read."""
+def check_structures(name: str, structures: Tensor, dim: int, instead: str) -> None:
+    """Raises ValueError if they are not [*B, dim], or hold more than 0s and 1s, as a mean does, which cannot be read."""
+    if structures.shape[-1:] != (dim,):
+        raise ValueError(f"{name} reads structures [*B, {dim}], not {list(structures.shape)}")
     if not cannot_branch(structures) and not ((structures == 0) | (structures == 1)).all():
         raise ValueError(f"{name} reads structures, of 0s and 1s, such as those of `maximize`, `mode()` or `atoms`; {instead}")

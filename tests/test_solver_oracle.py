@@ -241,31 +241,3 @@ def test_derivatives_by_torch_func() -> None:
     on = projection(torch.eye(4, dtype=torch.float64), scores)[0] > 0
     wanted = torch.diag(on.double()) - on.double()[:, None] * on.double() / on.sum()  # of sparsemax
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
-
-
-def test_a_solver_that_minimises_is_found_out() -> None:
-    """As a shortest path solver does that is given the scores for costs; also problem by problem, once it returned another."""
-    least = OracleFromSolver(lambda scores: np.eye(4)[scores.argmin()], 4)
-    scores = torch.tensor([[0.0, 1, 2, 3], [3.0, 2, 1, 0]])
-    with pytest.raises(ValueError, match=r"for problem 0 the solver returned \[1.0, 0.0, 0.0, 0.0\], .* has 3"):
-        sparsemap(scores, least)
-    one_by_one = OracleFromSolver(lambda scores: np.eye(4)[scores.argmin()], 4)
-    one_by_one.maximize(scores[:1])
-    with pytest.raises(ValueError, match="minimises the negative scores"):
-        one_by_one.maximize(scores[1:])
-
-
-def test_a_solver_may_stop_at_a_gap() -> None:
-    """Ties, near ties and forbidden coordinates are no reason to complain, at any scale."""
-
-    def nearly(scores: np.ndarray) -> np.ndarray:
-        last = np.flatnonzero(scores >= scores.max() - 1e-3 * abs(scores.max()))[-1]
-        return np.eye(5)[last]
-
-    oracle = OracleFromSolver(nearly, 5)
-    for scale in (0, 1e-8, 1, 1e8):
-        for seed in range(20):
-            scores = scale * torch.randn(8, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            scores[:, 4] = scores[:, 3] + 1e-4 * scores[:, 3].abs()
-            scores[seed % 8, seed % 5] = -torch.inf
-            oracle.maximize(scores)

@@ -58,8 +58,15 @@ def test_sequences(polytope: LinearChain | Segmentation) -> None:
             for place, width, label in polytope.cells(structure).nonzero().tolist():
                 wanted[place : place + width + 1], begun[place] = [label] * (width + 1), True
             assert (labels, start) == (wanted, begun)
+        assert len(structures) == sum(segmentations(polytope, length) for length in range(1, polytope.length + 1))
     assert torch.equal(again, structures)
-    assert len(tags.unique(dim=0)) <= len(structures)
+
+
+def segmentations(polytope: Segmentation, length: int) -> int:
+    """How many there are of a length: of each first segment, as many as of the rest."""
+    if length == 0:
+        return 1
+    return sum(polytope.labels * segmentations(polytope, length - w) for w in range(1, min(polytope.width, length) + 1))
 
 
 def test_lengths_say_what_is_padding() -> None:
@@ -123,6 +130,13 @@ def test_one_by_itself_and_many_dimensions() -> None:
             "position 2: the segment that it is in has more than 2 positions",
         ),
         (lambda: Segmentation(3, 2).structures(torch.tensor([0, 1, 1]), torch.ones(3)), r"takes starts \[3\] bool"),
+        (lambda: Segmentation(2).structures(torch.tensor([0, 0]), [True, True]), "not list"),  # pyright: ignore
+        (
+            lambda: LinearChain(2, 3).structures(torch.tensor([0, 1]), torch.tensor([2])),
+            r"a length for each .*\[\], not \[1\]",
+        ),
+        (lambda: LinearChain(2, 3).tags(torch.zeros(2, 5)), r"reads structures \[\*B, 15\], not \[2, 5\]"),
+        (lambda: Arborescence(3).heads(torch.zeros(2, 5)), r"reads structures \[\*B, 9\], not \[2, 5\]"),
     ],
 )
 def test_what_is_none_is_refused(write, message: str) -> None:

@@ -96,7 +96,7 @@ class LinearChain(Derivations):
         Raises:
             ValueError: no structures, but means of some.
         """
-        check_structures(f"{self!r}.tags", structures, "of a mean mu, `maximize(mu)` has a sequence")
+        check_structures(f"{self!r}.tags", structures, self.dim, "of a mean mu, `maximize(mu)` has a sequence")
         unary = self.parts(structures)[0]
         return torch.where(unary.sum(-1) > 0, unary.argmax(-1), -1)
 

@@ -57,7 +57,7 @@ class Segmentation(Derivations):
         Raises:
             ValueError: no structures, but means of some.
         """
-        check_structures(f"{self!r}.segments", structures, "of a mean mu, `maximize(mu)` has a segmentation")
+        check_structures(f"{self!r}.segments", structures, self.dim, "of a mean mu, `maximize(mu)` has a segmentation")
         cells = (self.cells(structures) > 0).flatten(-2)
         starts, place = cells.any(-1), torch.arange(self.length, device=structures.device)
         first = torch.where(starts, place, 0).cummax(-1).values  # of the segment that each position is in
@@ -84,8 +84,9 @@ class Segmentation(Derivations):
         """
         name = f"{self!r}.structures"
         labels = checked_numbers(name, labels, self.length, self.labels - 1, lengths)
-        if starts.shape != labels.shape or starts.dtype != torch.bool:
-            raise ValueError(f"{name} takes starts {list(labels.shape)} bool, not {list(starts.shape)} {starts.dtype}")
+        if not isinstance(starts, Tensor) or starts.shape != labels.shape or starts.dtype != torch.bool:
+            got = f"{list(starts.shape)} {starts.dtype}" if isinstance(starts, Tensor) else type(starts).__name__
+            raise ValueError(f"{name} takes starts {list(labels.shape)} bool, not {got}")
         place = torch.arange(self.length, device=labels.device)
         there = labels >= 0
         starts = (starts | (place == 0)) & there

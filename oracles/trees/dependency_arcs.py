@@ -106,7 +106,9 @@ class OverArcs:
         Raises:
             ValueError: no structures, but means of some.
         """
-        check_structures(f"{self!r}.heads", structures, "of a mean mu, `maximize(mu)` has the tree of most expected arcs")
+        check_structures(
+            f"{self!r}.heads", structures, self.words**2, "of a mean mu, `maximize(mu)` has the tree of most expected arcs"
+        )
         return self.arcs.heads_of(structures)
 
     def structures(self, heads: Tensor, lengths: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
