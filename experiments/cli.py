@@ -36,7 +36,7 @@ class Command:
 
 
 COMMANDS = {
-    "fit": Command("train: --config NAME_OR_FILE, any setting as --a.b VALUE, --ckpt_path last resumes", ".training", "run"),
+    "fit": Command("train: --config NAME_OR_FILE, any setting as --a.b VALUE, --ckpt_path last resumes", ".training", "fit"),
     "test": Command("evaluate a trained run on its test split", ".training", "run"),
     "tune": Command("successive halving: --config NAME --grid OPTION=V1,V2 --steps N, any option of fit", ".tune", "run"),
     "report": Command("figures, tables and RESULTS.md from the folders of runs", ".report.command", "run"),

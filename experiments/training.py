@@ -43,6 +43,15 @@ from .task import STEP_ROW
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def fit(arguments: list[str]) -> None:
+    """`run`, and print at the end where the run is, and how good."""
+    trainer = run(arguments).trainer
+    if trainer.is_global_zero:
+        saved = next(each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
+        best = "" if saved.best is None else f", best {saved.monitor} {saved.best:.6g}"
+        print(f"{trainer.default_root_dir}: {trainer.global_step} steps{best}")
+
+
 def run(arguments: list[str]) -> "ExperimentCLI":
     """Run `fit` or `test` with command line arguments, such as ["fit", "--config", "bit_vector_vae/sparsemap"].
 
@@ -166,13 +175,6 @@ class ExperimentCLI(LightningCLI):
             kwargs["max_epochs"] = -1
         loggers = self._loggers(Path(options.folder))
         return super().instantiate_trainer(logger=loggers, plugins=[AtomicCheckpointIO()], max_steps=-1, **kwargs)
-
-    def after_fit(self) -> None:
-        """Says where the run is, and how good. Lightning calls this."""
-        if self.trainer.is_global_zero:
-            saved = next(each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoints))
-            best = "" if saved.best is None else f", best {saved.monitor} {saved.best:.6g}"
-            print(f"{self.trainer.default_root_dir}: {self.trainer.global_step} steps{best}")
 
     def _choose_checkpoint(self, options: jsonargparse.Namespace) -> None:
         """Replace `ckpt_path` by a file that exists, can be read and belongs to this configuration."""

@@ -366,7 +366,8 @@ def test_unusable_checkpoints_are_explained(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_what_a_run_says_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
-    fit("--folder", "here", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2")
+    often = ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2"]
+    assert main(["fit", "--config", DIGITS, "--folder", "here", "--trainer.max_steps", "2", *often, *QUIET]) == 0
     (row,) = (row for row in rows_of(Path("here/metrics.csv")) if row["val/negative_elbo"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"here: 2 steps, best val/negative_elbo {float(row['val/negative_elbo']):.6g}"
