@@ -85,9 +85,9 @@ def sparsemap_loss(
 
 
 class SparsemaxLoss(nn.Module):
-    """The mean of `functional.sparsemax_loss` over the batch, where `nn.CrossEntropyLoss` takes [B, K] and targets [B].
+    """The mean of `functional.sparsemax_loss` over the batch, for `nn.CrossEntropyLoss` on scores [B, K] and targets [B].
 
-    With more dimensions that has the classes in dimension 1; here they are in the last, as in all of this library.
+    Classes are in the last dimension, as in all of this library; in that of torch they are in dimension 1.
 
     Args:
         check: see `functional.sparsemax_loss`.
@@ -141,6 +141,9 @@ def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor, parts: Parts | 
 
 
 def _warn_if_negative(loss: Tensor, scores: Tensor, mean: Tensor, target: Tensor, polytope: Polytope) -> None:
+    """The loss [*B]; scores, mean and target [*B, D] float64."""
+    if not (loss < 0).any():
+        return
     size = (torch.where(scores.isneginf(), 0, scores).abs() * (mean.abs() + target.abs())).sum(-1) + mean.square().sum(-1)
     negative = loss < -NEGATIVE * (size + target.square().sum(-1))
     if negative.any():

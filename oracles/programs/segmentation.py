@@ -59,8 +59,8 @@ class Segmentation(Derivations):
         """
         check_structures(f"{self!r}.segments", structures, self.dim, "of a mean mu, `maximize(mu)` has a segmentation")
         cells = (self.cells(structures) > 0).flatten(-2)
-        starts, place = cells.any(-1), torch.arange(self.length, device=structures.device)
-        first = torch.where(starts, place, 0).cummax(-1).values  # of the segment that each position is in
+        starts = cells.any(-1)
+        place, first = _place_and_first(starts)
         cell = cells.to(torch.int64).argmax(-1).gather(-1, first)
         return torch.where(place - first <= cell // self.labels, cell % self.labels, -1), starts
 
@@ -87,10 +87,9 @@ class Segmentation(Derivations):
         if not isinstance(starts, Tensor) or starts.shape != labels.shape or starts.dtype != torch.bool:
             got = f"{list(starts.shape)} {starts.dtype}" if isinstance(starts, Tensor) else type(starts).__name__
             raise ValueError(f"{name} takes starts {list(labels.shape)} bool, not {got}")
-        place = torch.arange(self.length, device=labels.device)
         there = labels >= 0
-        starts = (starts | (place == 0)) & there
-        first = torch.where(starts, place, 0).cummax(-1).values  # of the segment that each position is in
+        place, first = _place_and_first(starts & there)
+        starts = there & (place == first)
         if not cannot_branch(labels):
             differs = there & (labels != labels.gather(-1, first))
             refuse(name, labels, differs, "the segment that it is in has another label where it starts")
@@ -148,3 +147,9 @@ class Segmentation(Derivations):
         b_eq = torch.zeros(len(a_eq), dtype=torch.float64)
         b_eq[0] = 1
         return Halfspaces(-torch.eye(self.dim, dtype=torch.float64), torch.zeros(self.dim, dtype=torch.float64), a_eq, b_eq)
+
+
+def _place_and_first(starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of positions [L], and the first one in the segment of each [*B, L]; one starts at 0 in any case."""
+    place = torch.arange(starts.shape[-1], device=starts.device)
+    return place, torch.where(starts, place, 0).cummax(-1).values

@@ -206,13 +206,15 @@ class _CompiledRows:
             on = self.rows.on[row].nonzero()[0]
             atoms = self.kind.atoms(row, on, self.rows.atoms)
             factor, info = torch.linalg.cholesky_ex(torch.from_numpy(atoms @ atoms.T + 1))
-            fresh = torch.cholesky_inverse(factor).numpy() if info == 0 else np.array(np.nan)
+            self.rows.stalled[row] = 0
+            if info != 0:
+                continue
+            fresh = torch.cholesky_inverse(factor).numpy()
             if np.isfinite(fresh).all():
                 whole = np.zeros((self.rows.high[row], self.rows.high[row]))
                 whole[np.ix_(on, on)] = fresh
                 put(whole, self.rows.inverse[row])
                 self.rows.level[row, on] = fresh.sum(1)
-            self.rows.stalled[row] = 0
 
     def _widen(self) -> None:
         """Makes room for half as many atoms more."""
