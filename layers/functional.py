@@ -2,8 +2,9 @@
 
 from .losses import sparsemap_loss, sparsemax_loss
 from .lp_sparsemap import lp_sparsemap
+from .marginals import sparsemap_marginals
 from .refit import refit
-from .sparsemap import sparsemap, sparsemap_marginals
+from .sparsemap import sparsemap
 from .sparsemax import sparsemax
 from .topk_sparsemax import topk_sparsemax
 

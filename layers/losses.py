@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..oracles import Parts, Polytope
 from ..oracles.checks import cannot_branch, check_dimension, check_polytope, check_probabilities
+from .marginals import sparsemap_marginals
 from .solvers.admm import ADMM
 from .solvers.base import Solver, check_solver
-from .sparsemap import Coding, check_coding, coded, sparsemap_marginals
+from .sparsemap import Coding, check_coding, coded
 from .sparsemax import sparsemax
 
 # A loss this far below 0, relative to its terms, is not rounding, not even that of a target in bfloat16.

@@ -10,6 +10,7 @@ from ..oracles.checks import all_finite, cannot_branch, check_finite, check_floa
 from ..oracles.contracts import checked_project
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
+from .marginals import mean_by_support
 from .refit import refit
 from .solvers.admm import ADMM, Consensus
 from .solvers.oracle import Oracle
@@ -61,8 +62,7 @@ def lp_sparsemap(
     tree, each sharing one variable (or the states of one) with the next.
 
     The solution is found without gradient, in float64, by `solver`; its derivative is the implicit one, by Jacobian-vector
-    products of the factors (see `layers.tangent`): nothing is unrolled. It is as complete as the factors' own: see
-    `solvers.ActiveSet`.
+    products of the factors (see `layers.tangent`): nothing is unrolled, and all of it is there (see `layers.face`).
 
     Args:
         scores: t, [*B, V] float; `-inf` fixes a variable at 0.
@@ -179,9 +179,7 @@ class _Local:
         if parts is None and supports(group.polytope, SupportsProjection):
             return checked_project(group.polytope, allowed, self.check).reshape(point.shape)
         full = group.scores(allowed, self.prices(place).flatten(0, 1), parts)
-        support = self.solver.solver.solve(full.detach(), group.polytope)
-        probs = refit(full, support.atoms, support.probs, self.check, parts, support.sensitivity)
-        mean = (probs[:, None] @ support.atoms)[:, 0]
+        mean = mean_by_support(full, group.polytope, check=False)
         return (mean if parts is None else mean[:, parts.regularized]).reshape(point.shape)
 
     def distribution(self, place: int) -> SparseDistribution:

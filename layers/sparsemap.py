@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import readable
-from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, SupportsProjection, supports
+from ..oracles import Parts, Polytope, Simplex, SupportsChained, SupportsNested, supports
 from ..oracles.checks import cannot_branch, check_dimension, check_finite, check_polytope, refuse_vmap
-from ..oracles.contracts import checked_project
 from .chained import chained_distribution
 from .convergence import warn_unconverged
 from .distribution import SparseDistribution
@@ -18,7 +17,6 @@ from .refit import refit
 from .solvers.active_set import ActiveSet
 from .solvers.admm import ADMM
 from .solvers.base import FindsChained, FindsNested, FindsPacked, Solver, check_solver
-from .solvers.oracle import Oracle, allowed
 from .solvers.supports import PackedSupport
 
 Coding = Literal["bits", "pairs"]
@@ -47,7 +45,7 @@ def sparsemap(
     The solver finds the support without gradient, in float64; `refit` then computes the weights on it as a differentiable
     function of the scores, so the gradient is exact for the support found (paper eq. 17). Where more than about 20
     coordinates are fractional, the active set's support does not span the face of the solution and some of the gradient is
-    missing: see `solvers.ActiveSet` and `stats.margin`.
+    missing: see `solvers.ActiveSet` and `stats.margin`. Of the mean, `sparsemap_marginals` has all of it.
 
     Args:
         scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0; structures are then taken to be
@@ -113,37 +111,6 @@ def sparsemap(
         support.stats.reshape(shape),
     )
     return _indexed(packed, polytope)
-
-
-def sparsemap_marginals(
-    scores: Tensor,
-    polytope: Polytope,
-    *,
-    coding: Coding = "bits",
-    solver: Solver | None = None,
-    check: bool = True,
-) -> Tensor:
-    """The mean alone: mu* = argmin_{mu in conv(polytope)} ||mu - t||^2, [*B, D], differentiable.
-
-    By the polytope's own `project` where it has one, regularises all coordinates and no solver is given; else as
-    `sparsemap(...).mean()`. Arguments and errors are those of `sparsemap`.
-
-    Derivatives of a closed form are exact. Those of `sparsemap` by `ActiveSet` are those of the support found: with more than
-    some 20 fractional coordinates a part of them is missing (see `ActiveSet`; `stats` says where). `ActiveSet(tol=1e-13)`
-    leaves out less.
-    """
-    if solver is None and supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
-        check_dimension(scores, polytope)
-        check_coding(coding)
-        if check:
-            check_finite(scores)
-        target = coded(scores.resolve_neg().double(), polytope, coding).reshape(scores.shape[:-1].numel(), scores.shape[-1])
-        if check:
-            with torch.no_grad():
-                if allowed(target)[1] is not None:
-                    Oracle.of(polytope, target).start()  # says which row allows nothing
-        return checked_project(polytope, target, check).reshape(scores.shape).to(scores.dtype)
-    return sparsemap(scores, polytope, coding=coding, solver=solver or ActiveSet(), check=check).mean()
 
 
 class SparseMAP(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..layers.functional import sparsemap_marginals
 from ..layers.solvers import Solver
-from ..oracles import SupportsProjection
+from ..oracles import SupportsProjection, supports
 from . import differences, kkt
 from .broken import Broken, first_line
 from .check import Check, Skip, need
@@ -32,6 +32,9 @@ ALL_DIRECTIONS = 16
 ALL_STRUCTURES = 128
 KKT = {torch.float64: 1e-6, torch.float32: 1e-4}
 DIFFERENCES = {torch.float64: 1e-5, torch.float32: 1e-2}
+# Where kinks cannot be told from a list of structures: a step of differences, and how far from linear the mean is over it if
+# there is no kink in between. The mean is good for 1e-11 or so, and a kink moves it by up to the step.
+STEP, BEND = 1e-5, 1e-10
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,55 @@ class ProjectJacobian(Check):
         except Exception as error:
             raise Broken("project", f"the gradient of {subject.name}.project raised {first_line(error)}") from error
         compare_with_faces(ledger, found, table, smooth, subject, torch.float64, "the Jacobian of project")
+
+
+@dataclass(frozen=True)
+class MarginalsJacobian(Check):
+    """The Jacobian of `sparsemap_marginals` without a closed form is the projector of the face, however many structures it has.
+
+    Faces of more structures than can be listed are compared with central differences, where these see no kink: where the mean
+    is linear over the step.
+    """
+
+    @property
+    def name(self) -> str:
+        return "marginals: Jacobian"
+
+    def source(self, sample: Sample) -> Tensor:
+        """The pool."""
+        return sample.pool
+
+    def run(self, subject: Subject, sample: Sample, ledger: Ledger) -> None:
+        if supports(subject.polytope, SupportsProjection) and subject.regularized is None:
+            raise Skip("the mean has a closed form, which `project: Jacobian` checks")
+        pool = sample.pool.numpy()
+        table = subject.structures().table
+        smooth = None if table is None else smooth_rows(subject, pool)
+        if table is not None and smooth is not None and smooth.rows:
+            leaf = subject.to_tensor(sample.pool[smooth.rows]).requires_grad_()
+            found = _rows_of_jacobian(sparsemap_marginals(leaf, subject.polytope), leaf)
+            compare_with_faces(ledger, found, table, smooth, subject, torch.float64, "the Jacobian of the marginals")
+        self._by_differences(subject, pool[np.abs(pool).max(-1) <= LARGEST], ledger)
+
+    def _by_differences(self, subject: Subject, scores: Array, ledger: Ledger) -> None:
+        """Along one direction a row, in float64. Smaller scores, too: their means are inside of larger faces."""
+        rows = np.tile(np.arange(len(scores)), 2)
+        scores = np.concatenate([scores, scores / 10])
+        direction = np.random.default_rng(0).standard_normal(scores.shape)
+        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        leaf = subject.to_tensor(scores).double().requires_grad_()
+        mean = sparsemap_marginals(leaf, subject.polytope)
+        # The Jacobian is symmetric, so that a vector-Jacobian product is one with a direction.
+        (product,) = torch.autograd.grad(mean, leaf, subject.to_tensor(direction).double())
+        ends = (scores + way * STEP * direction for way in (1, -1))
+        ahead, behind = (sparsemap_marginals(subject.to_tensor(end).double(), subject.polytope) for end in ends)
+        bend = (ahead - 2 * mean.detach() + behind).abs().amax(-1).cpu().numpy()
+        errors = ((ahead - behind) / (2 * STEP) - product).abs().amax(-1).cpu().numpy()
+        straight = bend <= BEND
+        if not straight.all():
+            ledger.note(f"a kink was near {(~straight).sum()} of {len(straight)} rows: no differences there")
+        what, tolerance = "the Jacobian of the marginals", DIFFERENCES[torch.float64]
+        ledger.compare("central differences", errors[straight], tolerance, what, rows[straight].tolist())
 
 
 def _directions(dim: int, count: int) -> Array:

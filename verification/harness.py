@@ -98,6 +98,7 @@ def checks_for(subject: Subject, solvers: Sequence[Solver] | None = None) -> lis
         device_checks.AnotherDevice(),
         layer_checks.TopKSparsemax(),
         gradient_checks.ProjectJacobian(),
+        gradient_checks.MarginalsJacobian(),
         layer_checks.SolversAgree(labelled),
     ]
     for label, solver in labelled:

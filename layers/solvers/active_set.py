@@ -60,7 +60,8 @@ class ActiveSet(Solver):
     one projected on the span of the atoms (paper eq. 17, as in the published code). Up to about 20 fractional coordinates
     nothing is missing; at D = 128 with all of them fractional more than half of the directions are. `stats` says
     where: derivatives are complete on rows whose gap is rounding noise (below 1e-13) and whose margin is above 1e-10, so that
-    nothing was left out. `SortedDecomposition` has all of them, with one atom more than there are fractional coordinates.
+    nothing was left out. `SortedDecomposition` has all of them, with one atom more than there are fractional coordinates, and
+    of the mean alone `functional.sparsemap_marginals` has all of them for any polytope.
     Tied scores are another matter, for both: coordinates of equal score share their atoms, hence their derivative, the mean
     of what each would have alone. An encoder that starts with all scores equal therefore cannot tell its bits apart.
 
