@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,41 @@ class SparseDistribution:
         row = place.div(probs.shape[-1], rounding_mode="floor")
         first = starts_of(row, probs.shape[:-1])
         return cls(atoms, probs.reshape(-1)[place], row, probs.shape[:-1], index=index, first=first)
+
+    def __getitem__(self, key: Any) -> "SparseDistribution":
+        """The distributions of some of the batch, chosen as from a tensor of shape `batch_shape`; differentiable.
+
+        The host waits for the device once.
+
+        >>> q = SparseDistribution.from_simplex(torch.tensor([[0.25, 0.0, 0.75], [1.0, 0.0, 0.0]]))
+        >>> q[0], q[0].probs
+        (SparseDistribution(batch_shape=[], atoms=2, dim=3), tensor([0.2500, 0.7500]))
+        """
+        numbers = torch.arange(self.batch_shape.numel(), device=self.row.device).reshape(self.batch_shape)[key]
+        chosen = numbers.reshape(-1)
+        first = torch.nn.functional.pad(self._sizes()[chosen].cumsum(0), (1, 0))
+        row = torch.arange(len(chosen), device=chosen.device).repeat_interleave(first.diff())
+        place = torch.arange(len(row), device=row.device) + (self._first[chosen] - first[:-1])[row]
+        index = None if self.index is None else self.index[place]
+        stats = None if self.stats is None else self.stats[key]
+        return SparseDistribution(self.atoms[place], self.probs[place], row, numbers.shape, index, stats, first)
+
+    def detach(self) -> "SparseDistribution":
+        """The same without gradient."""
+        return SparseDistribution(
+            self.atoms, self.probs.detach(), self.row, self.batch_shape, self.index, self.stats, self._first
+        )
+
+    def to(self, target: torch.device | str | torch.dtype) -> "SparseDistribution":
+        """The same on another device, or with atoms and probabilities of another floating-point dtype; differentiable.
+
+        Rows and indices stay int64, and what `stats` says of a solve float64.
+        """
+        atoms, probs = self.atoms.to(target), self.probs.to(target)
+        device = probs.device
+        index = None if self.index is None else self.index.to(device)
+        stats = None if self.stats is None else self.stats.to(device)
+        return SparseDistribution(atoms, probs, self.row.to(device), self.batch_shape, index, stats, self._first.to(device))
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""

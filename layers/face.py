@@ -21,7 +21,7 @@ from ..oracles import Parts
 from .solvers.oracle import Oracle
 from .solvers.supports import used_first
 
-# How far g is bent, at scale 1: far above the noise of a mean with a gap of 1e-13, and below the distance to most kinks.
+# How far g is bent, at scale 1: far above the noise of a mean with a gap of 1e-12, and below the distance to most kinks.
 BENT = 1e-7
 # A structure is of the face if what it loses by g is no more than this fraction of what it gains by the bend.
 LOST = 1e-2
@@ -29,6 +29,8 @@ LOST = 1e-2
 NEW = 1e-6
 # One question a row says whether anything is missing. Where something is, more are asked at once, up to this.
 MOST_AT_ONCE = 32
+# How many numbers, about, are worked on at once, beside those that are kept for the derivative.
+ENTRIES = 2**24
 # Of the random vectors, which must have nothing to do with the scores: a seed that nobody draws scores with.
 SEED = 0x9E3779B97F4A7C15 >> 1
 
@@ -40,7 +42,7 @@ def completed(mean: Tensor, scores: Tensor, oracle: Oracle, converged: Tensor, s
     """The mean as a function of the scores, with its derivative in all directions of the face.
 
     Args:
-        mean: [B, D] float64, of a support, with the derivative that this has; gap about 1e-13.
+        mean: [B, D] float64, of a support, with the derivative that this has; gap about 1e-12.
         scores: t [B, D] float64, no leaf.
         oracle: of the scores.
         converged: [B] bool. Other rows stay as they are.
@@ -57,8 +59,9 @@ def completed(mean: Tensor, scores: Tensor, oracle: Oracle, converged: Tensor, s
         rows = (missing & converged).nonzero()[:, 0]
     if len(rows) == 0:
         return mean
-    inside = face_directions(oracle.rows(rows), *support(rows))
-    return mean.index_copy(0, rows, mean[rows].detach() + moved(inside, scores[rows]))
+    at_once = max(1, ENTRIES // scores.shape[-1] ** 2)
+    steps = [moved(face_directions(oracle.rows(some), *support(some)), scores[some]) for some in rows.split(at_once)]
+    return mean.index_copy(0, rows, mean[rows].detach() + torch.cat(steps))
 
 
 def moved(directions: Tensor, scores: Tensor) -> Tensor:

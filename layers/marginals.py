@@ -8,16 +8,12 @@ from ..kernels import readable, uncompiled
 from ..oracles import Parts, Polytope, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite, outside_transforms, refuse_vmap
 from ..oracles.contracts import checked_project
-from .distribution import SparseDistribution
 from .face import completed, face_directions, moved
 from .solvers.active_set import ActiveSet
 from .solvers.base import Solver
 from .solvers.oracle import Oracle, allowed
 from .sparsemap import Coding, check_coding, coded, sparsemap
 from .stats import SolverStats
-
-# As tight as float64 is. The support is larger than that of the default, but only the mean is made of it.
-_SOLVER = ActiveSet(tol=1e-13)
 
 
 def sparsemap_marginals(
@@ -35,7 +31,7 @@ def sparsemap_marginals(
 
     Without a solver the derivative is all of it: the projector on the directions of the face that holds the mean, which is
     unique where no structure outside of the face ties with it. With a solver it is that of `sparsemap(...).mean()`, the
-    projector on what the support's structures span, which with more than some 20 fractional coordinates may be less (see
+    projector on what the support's structures span, which with more than some 25 fractional coordinates may be less (see
     `solvers.ActiveSet`). The difference is asked of the oracle: one more call, and where something is missing about one for
     each direction, in memory of O(B D) for each.
 
@@ -69,22 +65,14 @@ def mean_by_support(scores: Tensor, polytope: Polytope, check: bool) -> Tensor:
         inner = scores.view_as(scores)  # no leaf, whose hooks would run when its derivative is looked at
         # What a checkpoint would drop until the backward pass is looked at here and now.
         with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-            found = sparsemap(inner, polytope, solver=_SOLVER, check=check)
+            found = sparsemap(inner, polytope, solver=ActiveSet(), check=check)
             mean = found.mean()
             if not (torch.is_grad_enabled() and inner.requires_grad):
                 return mean
             assert isinstance(found.stats, SolverStats)
             oracle = Oracle.of(polytope, inner.detach())
-            return completed(mean, inner, oracle, found.stats.converged, lambda rows: _padded(found, rows))
+            return completed(mean, inner, oracle, found.stats.converged, lambda rows: found[rows].padded())
     with outside_transforms(scores, "sparsemap_marginals") as values:
-        found = sparsemap(values, polytope, solver=_SOLVER, check=check)
+        found = sparsemap(values, polytope, solver=ActiveSet(), check=check)
         mean, directions = found.mean(), face_directions(Oracle.of(polytope, values), *found.padded())
     return mean + moved(directions, scores)
-
-
-def _padded(found: SparseDistribution, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The atoms [n, S, D] and probs [n, S] of some rows [n] int64, in increasing order."""
-    chosen = torch.zeros(found.batch_shape, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
-    here, place = chosen[found.row], chosen.cumsum(0) - 1
-    packed = (found.atoms[here], found.probs.detach()[here], place[found.row[here]])
-    return SparseDistribution(*packed, batch_shape=rows.shape).padded()

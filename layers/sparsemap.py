@@ -43,7 +43,7 @@ def sparsemap(
     mu* is unique unless structures that differ by other parts alone are tied. At most |R| + 1 atoms.
 
     The solver finds the support without gradient, in float64; `refit` then computes the weights on it as a differentiable
-    function of the scores, so the gradient is exact for the support found (paper eq. 17). Where more than about 20
+    function of the scores, so the gradient is exact for the support found (paper eq. 17). Where more than about 25
     coordinates are fractional, the active set's support does not span the face of the solution and some of the gradient is
     missing: see `solvers.ActiveSet` and `stats.margin`. Of the mean, `sparsemap_marginals` has all of it.
 

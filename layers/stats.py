@@ -1,13 +1,36 @@
 """What the operators report of themselves, row by row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
+class _ByRow:
+    """Dataclasses of tensors that have the shape of the batch."""
+
+    def reshape(self, batch_shape: torch.Size) -> Self:
+        """The same for rows arranged as `batch_shape`."""
+        if next(iter(vars(self).values())).shape == batch_shape:
+            return self
+        return self._of(lambda field: field.reshape(batch_shape))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return self._of(lambda field: field.to(device))
+
+    def __getitem__(self, key: Any) -> Self:
+        """Those of some rows, chosen as from a tensor of shape [*B]."""
+        return self._of(lambda field: field[key])
+
+    def _of(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*map(change, vars(self).values()))
+
+
 @dataclass(frozen=True)
-class SolverStats:
+class SolverStats(_ByRow):
     """How a solve went, row by row.
 
     Attributes:
@@ -26,15 +49,9 @@ class SolverStats:
     converged: Tensor
     margin: Tensor
 
-    def reshape(self, batch_shape: torch.Size) -> "SolverStats":
-        """The same for rows arranged as `batch_shape`."""
-        if self.gap.shape == batch_shape:
-            return self
-        return SolverStats(*(field.reshape(batch_shape) for field in vars(self).values()))
-
 
 @dataclass(frozen=True)
-class TopKStats:
+class TopKStats(_ByRow):
     """The certificate of top-k sparsemax.
 
     Attributes:
@@ -44,13 +61,9 @@ class TopKStats:
 
     exact: Tensor
 
-    def reshape(self, batch_shape: torch.Size) -> "TopKStats":
-        """The same for rows arranged as `batch_shape`."""
-        return TopKStats(self.exact.reshape(batch_shape))
-
 
 @dataclass(frozen=True)
-class ConsensusStats:
+class ConsensusStats(_ByRow):
     """How a solve on a factor graph went, row by row. The residuals are its certificate: both are 0 at the solution only.
 
     Attributes:
@@ -65,10 +78,6 @@ class ConsensusStats:
     primal: Tensor
     dual: Tensor
     converged: Tensor
-
-    def reshape(self, batch_shape: torch.Size) -> "ConsensusStats":
-        """The same for rows arranged as `batch_shape`."""
-        return ConsensusStats(*(field.reshape(batch_shape) for field in vars(self).values()))
 
 
 Stats = SolverStats | TopKStats

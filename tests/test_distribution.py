@@ -316,3 +316,59 @@ def test_top(count: int) -> None:
         torch.testing.assert_close(both, torch.autograd.grad(sparsemap(scores, BernoulliCube(6)).mean().sum(), scores)[0])
     with pytest.raises(ValueError, match="top: count must be"):
         q.top(0)
+
+
+KEYS = [
+    0,
+    (1, 2),
+    slice(None),
+    slice(2, 0),
+    (slice(None), 1),
+    torch.tensor([2, 0, 2]),
+    torch.ones(3, 4).bool(),
+    ...,
+    (None, -1),
+]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=repr)
+def test_some_of_the_batch(found: SparseDistribution, key: object) -> None:
+    """As tensors are indexed: what is asked of the part is the part of what is asked of all, and so is the gradient."""
+    part = found[key]
+    assert part.batch_shape == torch.empty(3, 4)[key].shape  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(part.mean(), found.mean()[key], rtol=0, atol=0)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(part.entropy(), found.entropy()[key])  # pyright: ignore[reportArgumentType]
+    assert part.stats is not None
+    assert found.stats is not None
+    for name, field in vars(found.stats).items():
+        assert torch.equal(getattr(part.stats, name), field[key])
+    weights = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[key]  # pyright: ignore
+    if part.batch_shape.numel():
+        gradients = [torch.autograd.grad((mean * weights).sum(), found.probs)[0] for mean in (part.mean(), found.mean()[key])]  # pyright: ignore
+        torch.testing.assert_close(*gradients)
+
+
+def test_some_of_the_batch_that_are_not_there(found: SparseDistribution) -> None:
+    with pytest.raises(IndexError, match="out of bounds"):
+        found[3]
+    assert [part.batch_shape for part in found] == [(4,)] * 3
+
+
+def test_some_of_categories() -> None:
+    found = SparseDistribution.from_simplex(sparsemax(torch.tensor([[0.1, 0.2, 2.0], [1.0, 0.9, 0.0]])))
+    assert found[1].index is not None
+    assert found[1].index.tolist() == [0, 1]
+
+
+def test_without_gradient_and_in_another_dtype(found: SparseDistribution) -> None:
+    bare = found.detach()
+    assert not bare.probs.requires_grad
+    assert torch.equal(bare.mean(), found.mean())
+    assert bare.stats is found.stats
+    single = found.to(torch.float32)
+    assert single.atoms.dtype == single.probs.dtype == single.mean().dtype == torch.float32
+    (gradient,) = torch.autograd.grad(single.mean().sum(), found.probs)
+    assert gradient.dtype == torch.float64
+    nowhere = found.to("meta")
+    fields = (nowhere.atoms, nowhere.probs, nowhere.row, *vars(nowhere.stats).values())
+    assert {field.device.type for field in fields} == {"meta"}

@@ -22,7 +22,7 @@ from .subject import Subject
 # The library's promises (design, section 4), and what a second-order cone solver at its tightest settings is good for.
 MEAN = {torch.float64: 1e-8, torch.float32: 1e-5}
 CVXPY = {torch.float64: 1e-6, torch.float32: 1e-5}
-# The solvers stop at 1e-9 times the scores' scale; weights below 1e-9 that they leave out may add as much again.
+# Solvers stop at 1e-9 times the scores' scale or before; weights below 1e-9 that they leave out may add as much again.
 GAP = {torch.float64: 5e-9, torch.float32: 1e-5}
 # References that solve numerically see scores up to this size; larger ones are checked where a vertex is the answer.
 LARGEST = 1e3

@@ -54,12 +54,12 @@ class ActiveSet(Solver):
        singular Hessian).
 
     What the gradient is. Atoms come from the signs of what is left of the residual, so their weights fall off
-    geometrically, like the digits of a binary expansion: some 30 to 60 atoms give the mean to 1e-9 whatever the dimension
+    geometrically, like the digits of a binary expansion: some 40 to 70 atoms give the mean to 1e-12 whatever the dimension
     of the face on which it lies. That keeps the support small. But a face of dimension F has derivatives in F directions,
     and atoms of negligible weight, which would carry some of them, are not there: the derivative of the mean is the exact
-    one projected on the span of the atoms (paper eq. 17, as in the published code). Up to about 20 fractional coordinates
-    nothing is missing; at D = 128 with all of them fractional more than half of the directions are. `stats` says
-    where: derivatives are complete on rows whose gap is rounding noise (below 1e-13) and whose margin is above 1e-10, so that
+    one projected on the span of the atoms (paper eq. 17, as in the published code). Up to about 25 fractional coordinates
+    nothing is missing; with 32 a tenth of the derivative is, and of 128 half of the directions are. `stats` says where:
+    derivatives are complete on rows whose gap is rounding noise (below 1e-13) and whose margin is above 1e-10, so that
     nothing was left out. `SortedDecomposition` has all of them, with one atom more than there are fractional coordinates, and
     of the mean alone `functional.sparsemap_marginals` has all of them for any polytope.
     Tied scores are another matter, for both: coordinates of equal score share their atoms, hence their derivative, the mean
@@ -82,7 +82,9 @@ class ActiveSet(Solver):
     Attributes:
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
         tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, relative to its scale min(1, max|t|), plus
-            a few units of rounding noise. The mean's error is usually below it: 2e-10 at D = 128.
+            a few units of rounding noise. The mean's error is usually below it. The default is as far as residuals are told
+            apart (`ties.GRID_EXPONENT`): 1e-9 leaves out atoms, up to a tenth of them, and takes up to a tenth less time, but
+            derivatives are then complete up to some 18 fractional coordinates only.
         record: on a CUDA device, where the oracle is not in the kernel, record windows of 8 iterations in CUDA graphs and
             replay these: the oracle of any polytope, as long as it does the same tensor operations whatever the scores, on
             tensors that live as long as the polytope. In windows it is called while a new shape is recorded and then not again.
@@ -94,7 +96,7 @@ class ActiveSet(Solver):
     """
 
     max_iter: int | None = None
-    tol: float = 1e-9
+    tol: float = 1e-12
     record: bool = False
 
     def __post_init__(self) -> None:
@@ -181,8 +183,7 @@ def _completed(oracle: Oracle, found: Any, max_iter: int, tol: float) -> Support
     left = ~found.converged & (found.iterations < max_iter)
     if not left.any():
         return support
-    stats = SolverStats(*(field[~left] for field in vars(support.stats).values()))
-    done = Support(support.atoms[~left], support.probs[~left], stats)
+    done = Support(support.atoms[~left], support.probs[~left], support.stats[~left])
     again = active_set(oracle.rows(left), max_iter, tol)  # so many rows are not seen again: not recorded
     return _gather([(left.nonzero()[:, 0], again), ((~left).nonzero()[:, 0], done)], len(left))
 
