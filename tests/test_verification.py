@@ -258,6 +258,35 @@ def test_the_failing_case_is_small_and_runs() -> None:
     assert "1 failed" in printed.stdout, printed.stderr
 
 
+class Looks(Ring):
+    """Reads whether there is anything to do."""
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(scores if bool((scores != 0).any()) else scores.abs())
+
+
+def test_who_makes_the_host_wait_is_told_and_nobody_else() -> None:
+    check = ["on another device"]
+    assert "would wait" not in str(verify(Ring(), only=check))
+    assert "would wait for it in each call of maximize, 1 times for _local_scalar_dense" in str(verify(Looks(), only=check))
+
+
+class Least(Ring):
+    def maximize(self, scores: Tensor) -> Tensor:
+        return super().maximize(-scores)
+
+
+def test_a_wrong_answer_is_shown_beside_a_better_one() -> None:
+    found = str(verify(Least(), only=["maximize: optimal"]))
+    assert re.search(r"it returned \[[01, ]*\], and \[[01, ]*\], which it returned for other scores, has more", found)
+    assert "does it minimise?" in found
+    scores = torch.tensor([[3.0, -0.0, -1.0]], dtype=torch.float64)
+    found = str(verify(SecondBest(), scores=scores, only=["maximize: optimal"]))
+    assert "it returned [0, 1, 0], and [1, 0, 0] is best" in found
+    assert "minimise" not in found
+    assert "-0.0" not in found
+
+
 def test_report_round_trip() -> None:
     report = verify(Budget(4, 2), only=["topk", "project: Jacobian"])
     assert report.raise_if_failed() is report

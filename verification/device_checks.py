@@ -37,7 +37,7 @@ class AnotherDevice(Check):
                 self._compare(subject, elsewhere, sample, ledger)
                 scores = elsewhere.to_tensor(sample.scores)
                 device.waits.clear()
-                elsewhere.call("maximize", scores)
+                elsewhere.polytope.maximize(scores)  # `call` reads values to see whether scores were changed
             except Broken as error:
                 hint = "tensors of its own follow by `.to(scores)` or `sparsemarg.oracles.placed`"
                 message = f"{error.message} (on a device that is pretended, and calls itself {THERE}; {hint})"

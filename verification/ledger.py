@@ -1,6 +1,6 @@
 """Where a check writes what it compared: errors row by row, and which rows failed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +24,13 @@ class Ledger:
         self._errors: dict[str, tuple[list[np.ndarray], float]] = {}
 
     def compare(
-        self, reference: str, errors: ArrayLike, tolerance: float, what: str, rows: Sequence[int] | None = None
+        self,
+        reference: str,
+        errors: ArrayLike,
+        tolerance: float,
+        what: str,
+        rows: Sequence[int] | None = None,
+        example: Callable[[int], str] | None = None,
     ) -> None:
         """Absolute errors [n], one a row, that must be at most the tolerance; NaN fails.
 
@@ -34,6 +40,7 @@ class Ledger:
             tolerance: the largest that passes.
             what: the quantity, for the message.
             rows: the number of each row among the scores; 0..n-1 by default.
+            example: what to add to the message about the error at a place.
         """
         values = np.maximum(np.atleast_1d(np.asarray(errors, dtype=np.float64)), 0)
         if values.size == 0:
@@ -41,7 +48,9 @@ class Ledger:
         self._errors.setdefault(reference, ([], tolerance))[0].append(values)
         for place in np.flatnonzero(~(values <= tolerance)):
             row = int(place) if rows is None else int(rows[int(place)])
-            self.failures.append((row, f"{what} differs from {reference} by {values[place]:.2e} (tolerance {tolerance:.0e})"))
+            more = "" if example is None else f": {example(int(place))}"
+            message = f"{what} differs from {reference} by {values[place]:.2e} (tolerance {tolerance:.0e}){more}"
+            self.failures.append((row, message))
 
     def require(self, reference: str, holds: ArrayLike, what: str, rows: Sequence[int] | None = None) -> None:
         """Statements [n], one a row, that must be true; `what` is the message where one is not."""

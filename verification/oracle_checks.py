@@ -82,8 +82,16 @@ class Optimal(Check):
         noise = rounding(scores, float(np.abs(found).max(initial=1)))
         # Needs no list: what it found for one row must not beat what it found for another.
         others = np.unique(found, axis=0)
-        lost = (scores @ others.T).max(-1) - reached
-        ledger.compare("its answers to other rows", lost - noise, 0.0, "the total of maximize's structure")
+        totals = scores @ others.T
+        least = len(others) > 1 and bool((totals.min(-1) >= reached - noise).all())
+
+        def better(place: int) -> str:
+            returned, other = _shown(found[place]), _shown(others[totals[place].argmax()])
+            text = f"it returned {returned}, and {other}, which it returned for other scores, has more"
+            return text + ("; of all that it returned it has the least, always: does it minimise?" if least else "")
+
+        lost, what = totals.max(-1) - reached, "the total of maximize's structure"
+        ledger.compare("its answers to other rows", lost - noise, 0.0, what, example=better)
         table = subject.structures().table
         if table is None:
             ledger.note(f"optimality was not checked by enumeration: {subject.structures().source}")
@@ -93,7 +101,11 @@ class Optimal(Check):
             "membership", listed, f"maximize returned a point that is not among the structures of {subject.structures().source}"
         )
         lost = enumeration.best_totals(table, scores, 1)[:, 0] - reached
-        ledger.compare("enumeration", np.abs(lost) - noise, 0.0, "the total of maximize's structure")
+
+        def best(place: int) -> str:
+            return f"it returned {_shown(found[place])}, and {_shown(table[(table @ scores[place]).argmax()])} is best"
+
+        ledger.compare("enumeration", np.abs(lost) - noise, 0.0, what, example=best)
 
 
 @dataclass(frozen=True)
@@ -239,3 +251,10 @@ def _compare(ledger: Ledger, scores: Array, vertices: Array, valid: Array, table
     wanted = enumeration.best_totals(table, scores, k)
     lost = np.nan_to_num(np.abs(reached[:, :count] - wanted), nan=np.inf).max(-1)
     ledger.compare("enumeration", np.maximum(lost - noise, 0), 0.0, "the totals of topk's structures", rows)
+
+
+def _shown(structure: Array) -> str:
+    """A structure [D] in a message: whole if it is short, else the coordinates where it is not 0."""
+    if len(structure) <= 12:
+        return "[" + ", ".join(f"{value:.4g}" for value in structure) + "]"
+    return f"the structure that is not 0 at {np.flatnonzero(structure).tolist()}"

@@ -95,7 +95,7 @@ def reproduction(subject: Subject, check: str, scores: Tensor | None) -> str:
     lines += ["", f"polytope = {f'...  # {expression}' if opaque else expression}"]
     arguments = [f"only=[{'=' + check!r}]"]
     if scores is not None and scores.numel() <= _SHOWN * max(1, scores.shape[1]):
-        lines.append(f"scores = torch.tensor({scores.tolist()}, dtype=torch.float64)")
+        lines.append(f"scores = torch.tensor({(scores + 0.0).tolist()}, dtype=torch.float64)")  # without -0.0
         arguments.insert(0, "scores=scores")
     if subject.dtype != torch.float64:
         arguments.append(f"dtype={subject.dtype}")
