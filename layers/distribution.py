@@ -1,7 +1,7 @@
 """A sparse distribution over structures, packed: only (row, atom) pairs that have mass."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -120,22 +120,39 @@ class SparseDistribution:
         stats = None if self.stats is None else self.stats[key]
         return SparseDistribution(self.atoms[place], self.probs[place], row, numbers.shape, index, stats, first)
 
+    def __len__(self) -> int:
+        """The size of the batch's first dimension."""
+        if not self.batch_shape:
+            raise TypeError("a SparseDistribution of batch shape [] has no length")
+        return self.batch_shape[0]
+
+    def __iter__(self) -> Iterator["SparseDistribution"]:
+        return (self[number] for number in range(len(self)))
+
     def detach(self) -> "SparseDistribution":
         """The same without gradient."""
-        return SparseDistribution(
-            self.atoms, self.probs.detach(), self.row, self.batch_shape, self.index, self.stats, self._first
-        )
+        return self._with(self.atoms.detach(), self.probs.detach())
 
-    def to(self, target: torch.device | str | torch.dtype) -> "SparseDistribution":
-        """The same on another device, or with atoms and probabilities of another floating-point dtype; differentiable.
+    def to(self, *args: Any, **kwargs: Any) -> "SparseDistribution":
+        """The same on another device, or with atoms and probabilities of another dtype, as `Tensor.to`; differentiable.
 
         Rows and indices stay int64, and what `stats` says of a solve float64.
+
+        Raises:
+            ValueError: a dtype that is not floating-point.
         """
-        atoms, probs = self.atoms.to(target), self.probs.to(target)
+        wanted = self.probs.detach().new_empty(0).to(*args, **kwargs)
+        if not wanted.is_floating_point():
+            raise ValueError(f"SparseDistribution.to needs a floating-point dtype, not {wanted.dtype}")
+        return self._with(self.atoms.to(wanted), self.probs.to(wanted))
+
+    def _with(self, atoms: Tensor, probs: Tensor) -> "SparseDistribution":
+        """The same rows with other atoms and probabilities, on their device."""
         device = probs.device
+        row, first = self.row.to(device), self._first.to(device)
         index = None if self.index is None else self.index.to(device)
         stats = None if self.stats is None else self.stats.to(device)
-        return SparseDistribution(atoms, probs, self.row.to(device), self.batch_shape, index, stats, self._first.to(device))
+        return SparseDistribution(atoms, probs, row, self.batch_shape, index, stats, first)
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """atoms [*B, S, D] and probs [*B, S] with S the largest support; unused slots are zero."""

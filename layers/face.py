@@ -12,194 +12,227 @@ adds one; or the whole face has the same product with n, and then almost surely 
 weight, and no decoder sees them.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..oracles import Parts
+from .distribution import SparseDistribution
 from .solvers.oracle import Oracle
 from .solvers.supports import used_first
+from .solvers.ties import GRID_EXPONENT, hashed
+from .stats import SolverStats
 
-# How far g is bent, at scale 1: far above the noise of a mean with a gap of 1e-12, and below the distance to most kinks.
-BENT = 1e-7
-# A structure is of the face if what it loses by g is no more than this fraction of what it gains by the bend.
+# How far g is bent, relative to its scale, and at least, in units of its noise. A kink that is nearer is seen as one, and then
+# g is bent less, down to the last number of units.
+BENT, MUCH_NOISE, LITTLE_NOISE = 1e-7, 1e3, 30.0
+# A structure is of the face if what it loses by g is noise, or no more than this fraction of what it gains by the bend.
 LOST = 1e-2
-# A direction is new if so much of it, relatively, is not along those known.
-NEW = 1e-6
-# One question a row says whether anything is missing. Where something is, more are asked at once, up to this.
-MOST_AT_ONCE = 32
-# How many numbers, about, are worked on at once, beside those that are kept for the derivative.
-ENTRIES = 2**24
-# Of the random vectors, which must have nothing to do with the scores: a seed that nobody draws scores with.
-SEED = 0x9E3779B97F4A7C15 >> 1
+# What is left of a direction without its part along those known is one more if it is longer than this, relatively.
+NEW = 1e-5
+# Questions of a row at once: to see whether something is missing; then, with every answer that was new, twice as many.
+FIRST, NEXT, MOST = 2, 4, 32
+# The first number that is hashed to a random vector; those before are for ties.
+SEED = 2**28
 
 
-Atoms = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def completed(mean: Tensor, scores: Tensor, oracle: Oracle, converged: Tensor, support: Atoms) -> Tensor:
-    """The mean as a function of the scores, with its derivative in all directions of the face.
+def incomplete_rows(found: SparseDistribution, mean: Tensor, scores: Tensor, oracle: Oracle) -> Tensor:
+    """The rows [n] int64 that have converged and whose mean has more directions than its derivative, or may have.
 
     Args:
-        mean: [B, D] float64, of a support, with the derivative that this has; gap about 1e-12.
-        scores: t [B, D] float64, no leaf.
-        oracle: of the scores.
-        converged: [B] bool. Other rows stay as they are.
-        support: the atoms [n, S, D] and probs [n, S] of some rows [n] int64.
+        found: the support, with `SolverStats`.
+        mean: [B, D] float64, of it.
+        scores: t [B, D] float64, of which the mean is a function.
+        oracle: of them.
 
-    Cost: one vector-Jacobian product and one call of the oracle, and `face_directions` of the rows where these found something
-    missing.
+    Cost: two structures a row asked of the oracle, and two vector-Jacobian products.
     """
     with torch.no_grad():
-        tilt = _tilts(oracle, _random(1, mean, torch.Generator().manual_seed(SEED)))
-        known = _product(mean, scores, tilt[:, 0])
-        tilt = _normalized(tilt - _over(known, oracle.parts)[:, None], tilt)
-        missing = _gains(tilt, _farthest(oracle, mean.detach(), tilt))[:, 0]
-        rows = (missing & converged).nonzero()[:, 0]
-    if len(rows) == 0:
-        return mean
-    at_once = max(1, ENTRIES // scores.shape[-1] ** 2)
-    steps = [moved(face_directions(oracle.rows(some), *support(some)), scores[some]) for some in rows.split(at_once)]
-    return mean.index_copy(0, rows, mean[rows].detach() + torch.cat(steps))
+        span = _Span.of(found, oracle)
+        noise = _tilts(oracle, 0, FIRST)
+        # The derivative is symmetric, so that a vector-Jacobian product is the part along the directions known.
+        known = torch.stack([_product(mean, scores, tilt) for tilt in noise.unbind(1)], 1)
+        tilt = _normalized(noise - _regularized(known, oracle.parts), noise)
+        away, on_face = _farthest(oracle, mean.detach(), tilt, span)
+        missing = (_gains(tilt, away) | ~on_face).any(-1)
+        return (missing & _converged(found)).nonzero()[:, 0]
 
 
 def moved(directions: Tensor, scores: Tensor) -> Tensor:
-    """W W' dt, 0 in value: [B, D, F], [B, D] -> [B, D]. Scores of `-inf` do not move."""
+    """0, with the derivative W W' dt: [B, D, F], [B, D] -> [B, D]. Scores of `-inf` do not move."""
     change = torch.where(scores.isneginf(), 0, scores - scores.detach())
     return (directions @ (directions.mT @ change[..., None]))[..., 0]
 
 
 @torch.no_grad()
-def face_directions(oracle: Oracle, atoms: Tensor, probs: Tensor) -> Tensor:
+def face_directions(found: SparseDistribution, oracle: Oracle) -> Tensor:
     """W [B, D, F] of every row, with columns of 0 where a face has fewer than F directions.
 
-    Args:
-        oracle: of scores t [B, D].
-        atoms, probs: [B, S, D] float64 and [B, S] of the solution, as `refit` takes them. With B = 0 there may be no slot.
+    Of rows that have not converged, whose face is not known, W spans what their atoms do.
 
-    Cost: O(B D F^2) time, O(B D F) memory, and some F + 1 - S structures a row asked of the oracle, up to 32 at once.
+    Args:
+        found: the support in float64, with `SolverStats` and atoms that are affinely independent.
+        oracle: of its scores.
+
+    Cost: O(B D F^2) time, O(B D F) memory and some F + 5 - S structures a row asked of the oracle, up to 32 at once.
     """
-    if len(atoms) == 0:
+    if len(oracle.target) == 0:
         return torch.zeros_like(oracle.target[..., None])
-    known = _Directions(*used_first(atoms, probs), oracle.parts)
-    generator = torch.Generator().manual_seed(SEED)
-    live, at_once = torch.arange(len(oracle.target), device=oracle.target.device), 4
+    known, span = _Directions(found, oracle), _Span.of(found, oracle)
+    live, asked, count = _converged(found).nonzero()[:, 0], FIRST, NEXT
     while len(live):
-        of_live = oracle.rows(live)
-        tilt = _tilts(of_live, _random(at_once, oracle.target, generator))
-        tilt = _normalized(known.off(tilt, live), tilt)
-        away = _farthest(of_live, known.solution(of_live, live), tilt)
-        live = live[known.add(torch.where(_gains(tilt, away)[..., None], away, 0), live)]
-        at_once = min(2 * at_once, MOST_AT_ONCE)
+        here = oracle.rows(live)
+        noise = _tilts(here, asked, count)
+        tilt = _normalized(known.off(noise, live), noise)
+        away, on_face = _farthest(here, known.mean[live], tilt, span.rows(live))
+        new = known.add(torch.where(_gains(tilt, away)[..., None], away, 0), live)
+        unsure = ~new & ~on_face.any(-1)
+        span.bend[live[unsure]] /= 10
+        live = live[new | (unsure & (span.bend > LITTLE_NOISE * span.noise)[live])]
+        asked, count = asked + count, min(2 * count, MOST)
     return known.basis
 
 
-class _Directions:
-    """Directions of faces that are known, orthonormal over R.
+class _Span:
+    """How exactly g is known of each row, and how far it is bent.
 
-    Args:
-        atoms, probs: the structures of each row that they start with, [B, S, D] and [B, S], those that are used first.
-        parts: which coordinates R are regularised; None for all.
+    Attributes:
+        noise: [B] of an entry of g: how far residuals are told apart, and rounding.
+        bend: [B]
     """
 
-    def __init__(self, atoms: Tensor, probs: Tensor, parts: Parts | None) -> None:
-        self.parts, self.base = parts, atoms[:, 0]
-        used = (probs > 0)[:, 1 : 1 + _over_r(atoms, parts).shape[-1]]  # no more than R of them are independent
-        spans = ((atoms[:, 1 : 1 + used.shape[1]] - self.base[:, None]) * used[..., None]).mT
-        basis, triangle = torch.linalg.qr(_over_r(spans.mT, parts).mT)
-        if parts is not None:
-            triangle = triangle + torch.diag_embed((~used).to(triangle))
-            basis = torch.linalg.solve_triangular(triangle, spans, upper=True, left=False)
-        self.basis = basis * used[:, None]  # [B, D, F]: W
-        self.count = used.sum(-1)
+    def __init__(self, noise: Tensor, bend: Tensor) -> None:
+        self.noise, self.bend = noise, bend
 
-    def solution(self, oracle: Oracle, rows: Tensor) -> Tensor:
-        """The solution [n, D] on the affine hull of what is known of some rows, whose oracle is given."""
-        base, basis = self.base[rows], self.basis[rows]
-        return base + (basis @ (basis.mT @ oracle.residual(base)[..., None]))[..., 0]
+    @staticmethod
+    def of(found: SparseDistribution, oracle: Oracle) -> "_Span":
+        """Of a solution: the scale is that of the scores or of the structures, whichever is smaller."""
+        target = oracle.target.abs()
+        largest = target.amax(-1)
+        size = torch.zeros_like(largest).scatter_reduce(0, found.row, found.atoms.abs().amax(-1), "amax")
+        scale = torch.minimum(largest, size)
+        noise = 2.0**GRID_EXPONENT * scale + 8 * torch.finfo(scale.dtype).eps * (target + size[:, None]).sum(-1)
+        bend = torch.maximum(BENT * scale, MUCH_NOISE * noise)
+        return _Span(noise, torch.where(bend > 0, bend, 1))
+
+    def rows(self, rows: Tensor) -> "_Span":
+        """That of some rows."""
+        return _Span(self.noise[rows], self.bend[rows])
+
+
+class _Directions:
+    """Directions of faces that are known, orthonormal over R, to begin with those that the atoms span.
+
+    Attributes:
+        mean: [B, D] the solution on the affine hull of what is known, where g has the same product with all of it.
+    """
+
+    def __init__(self, found: SparseDistribution, oracle: Oracle) -> None:
+        atoms, probs = used_first(*found.padded())
+        self.oracle, self.parts, base = oracle, oracle.parts, atoms[:, 0]
+        used = (probs > 0)[:, 1 : 1 + _of_r(atoms, self.parts).shape[-1]]  # no more than R of them are independent
+        edges = (atoms[:, 1 : 1 + used.shape[1]] - base[:, None]).mT * used[:, None]
+        basis, triangle = torch.linalg.qr(_of_r(edges.mT, self.parts).mT)
+        if self.parts is not None:
+            triangle = triangle + torch.diag_embed((~used).to(triangle))
+            basis = torch.linalg.solve_triangular(triangle, edges, upper=True, left=False)
+        self._room = basis * used[:, None]  # [B, D, at least F]
+        self._count = used.sum(-1)
+        self.mean = base + self._along(self._room, oracle.residual(base))
+
+    @property
+    def basis(self) -> Tensor:
+        """W [B, D, F]."""
+        return self._room[..., : int(self._count.amax())]
 
     def off(self, vectors: Tensor, rows: Tensor) -> Tensor:
-        """Vectors [n, m, D] of some rows without their part along W."""
-        return _off(vectors, self.basis[rows], self.parts)
+        """Vectors [n, m, D] of some rows, in order, without their part along W."""
+        basis = self.basis if len(rows) == len(self._count) else self.basis[rows]
+        return vectors - _regularized(vectors, self.parts) @ basis @ basis.mT
 
     def add(self, away: Tensor, rows: Tensor) -> Tensor:
-        """Adds directions [n, m, D] of some rows, those that are new; where there was one, [n] bool."""
-        rest, length = self.off(away, rows), self._length(away)
-        fresh = rest.new_zeros(len(rows), rest.shape[-1], rest.shape[1])
-        number = torch.zeros_like(rows)
-        for place in range(rest.shape[1]):
-            one = _off(rest[:, place : place + 1], fresh, self.parts)[:, 0]
-            size = self._length(one)
-            new = size > NEW * length[:, place]
-            one = torch.where(new[:, None], one / torch.where(new, size, 1)[:, None], 0)
-            slot = number.clamp(max=fresh.shape[-1] - 1)[:, None, None].expand(-1, fresh.shape[1], 1)
-            fresh = fresh.scatter_add(2, slot, one[..., None])
-            number = number + new
-        most = int(number.amax())
-        spare = self.basis.shape[-1] - int((self.count[rows] + most).amax())
-        self.basis = torch.nn.functional.pad(self.basis, (0, max(0, -spare)))
-        row, place = (torch.arange(most, device=rows.device) < number[:, None]).nonzero(as_tuple=True)
-        self.basis[rows[row], :, self.count[rows[row]] + place] = fresh[row, :, place]
-        self.count[rows] += number
+        """Adds differences [n, m, D] of structures of some rows, as far as they are new; where there was one, [n] bool."""
+        length = _of_r(away, self.parts).norm(dim=-1, keepdim=True)
+        rest = self.off(away / torch.where(length > 0, length, 1), rows)
+        # Singular vectors of what is left; then all once more, against rounding: of few digits left, and of squares.
+        over = _of_r(rest, self.parts)
+        sizes, mixed = torch.linalg.eigh(over @ over.mT)
+        new = sizes > NEW**2  # increasing: the last ones
+        fresh = self.off(torch.where(new, sizes.clamp(min=NEW**2).rsqrt(), 0)[..., None] * (mixed.mT @ rest), rows)
+        over = _of_r(fresh, self.parts)
+        triangle = torch.linalg.cholesky(over @ over.mT + torch.diag_embed((~new).to(fresh)))
+        fresh = torch.linalg.solve_triangular(triangle, fresh, upper=False)
+
+        number = new.sum(-1)
+        self._make_room(int((self._count[rows] + number).amax()))
+        row, place = new.nonzero(as_tuple=True)
+        slot = self._count[rows[row]] + place - (new.shape[1] - number[row])
+        self._room[rows[row], :, slot] = fresh[row, place]
+        self._count[rows] += number
+        self.mean[rows] += self._along(fresh.mT, self.oracle.rows(rows).residual(self.mean[rows]))
         return number > 0
 
-    def _length(self, vectors: Tensor) -> Tensor:
-        return _over(vectors, self.parts).norm(dim=-1)
+    def _make_room(self, count: int) -> None:
+        room = self._room.shape[-1]
+        if count > room:
+            self._room = torch.nn.functional.pad(self._room, (0, max(count, min(2 * room, self._room.shape[1])) - room))
+
+    @staticmethod
+    def _along(basis: Tensor, residual: Tensor) -> Tensor:
+        return (basis @ (basis.mT @ residual[..., None]))[..., 0]
 
 
-def _random(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(count, like.shape[-1], generator=generator, dtype=like.dtype).to(like.device)
+def _farthest(oracle: Oracle, mean: Tensor, tilt: Tensor, span: _Span) -> tuple[Tensor, Tensor]:
+    """What is farthest along each tilt [B, m, D] of a row's face, less the mean [B, D], and whether it is of the face [B, m].
+
+    0 where it is not, as g was bent too far.
+    """
+    slope = oracle.residual(mean)
+    bent = span.bend[:, None, None] * tilt
+    rows = torch.arange(len(mean), device=mean.device)[:, None].expand(tilt.shape[:2])
+    structures = oracle.rows(rows.flatten()).answer((slope[:, None] + bent).flatten(0, 1)).reshape(tilt.shape)
+    away = structures - mean[:, None]
+    lost, gained = -(away @ slope[..., None])[..., 0], (bent * away).sum(-1)
+    noise = 8 * span.noise[:, None] * away.abs().amax(-1)
+    on_face = lost <= torch.maximum(LOST * gained, noise)
+    return torch.where(on_face[..., None], away, 0), on_face
 
 
-def _tilts(oracle: Oracle, noise: Tensor) -> Tensor:
-    """Noise [m, D] for each row, [B, m, D], of coordinates that are regularised and allowed."""
-    tilt = _over(noise, oracle.parts).expand(len(oracle.target), *noise.shape)
+def _tilts(oracle: Oracle, first: int, count: int) -> Tensor:
+    """Random vectors, those from `first` on, for each row [B, m, D], of coordinates that are regularised and allowed."""
+    dim, device = oracle.target.shape[-1], oracle.target.device
+    numbers = torch.arange(first * dim, (first + count) * dim, device=device).reshape(count, dim)
+    tilt = _regularized(2 * hashed(SEED + numbers) - 1, oracle.parts).expand(len(oracle.target), count, dim)
     return tilt if oracle.forbidden is None else torch.where(oracle.forbidden[:, None], 0, tilt)
 
 
-def _normalized(tilt: Tensor, before: Tensor) -> Tensor:
-    """Tilts [B, m, D] with entries up to 1; 0 for what is rounding of those before."""
-    largest, least = tilt.abs().amax(-1, keepdim=True), NEW * before.abs().amax(-1, keepdim=True)
+def _normalized(tilt: Tensor, whole: Tensor) -> Tensor:
+    """What is left [B, m, D] of vectors, scaled to entries up to 1; 0 where no more than rounding is left of the whole."""
+    largest, least = tilt.abs().amax(-1, keepdim=True), NEW * whole.abs().amax(-1, keepdim=True)
     return torch.where(largest > least, tilt / torch.where(largest > least, largest, 1), 0)
 
 
+def _gains(tilt: Tensor, away: Tensor) -> Tensor:
+    """Whether differences [B, m, D] from the mean are along their tilts, [B, m] bool."""
+    return (tilt * away).sum(-1) > NEW * tilt.norm(dim=-1) * away.norm(dim=-1)
+
+
 def _product(mean: Tensor, scores: Tensor, vector: Tensor) -> Tensor:
-    """The derivative of the mean along a vector [B, D], or against it: it is symmetric."""
+    """The vector-Jacobian product of the mean: [B, D] -> [B, D]."""
     if not mean.requires_grad:
         return torch.zeros_like(vector)
     return torch.autograd.grad(mean, scores, vector, retain_graph=True)[0]
 
 
-def _farthest(oracle: Oracle, mean: Tensor, tilt: Tensor) -> Tensor:
-    """What is farthest along each tilt [B, m, D] of a row's face, less the mean [B, D]; 0 where the answer is off the face."""
-    slope = oracle.residual(mean)
-    scale = torch.minimum(oracle.target.abs().amax(-1), mean.abs().amax(-1))
-    bend = BENT * torch.where(scale > 0, scale, 1)[:, None, None] * tilt
-    rows = torch.arange(len(mean), device=mean.device)[:, None].expand(tilt.shape[:2])
-    structures = oracle.rows(rows.flatten()).answer((slope[:, None] + bend).flatten(0, 1)).reshape(tilt.shape)
-    away = structures - mean[:, None]
-    lost = -(away @ slope[..., None])[..., 0]
-    return torch.where((lost <= LOST * (bend * away).sum(-1))[..., None], away, 0)
+def _converged(found: SparseDistribution) -> Tensor:
+    assert isinstance(found.stats, SolverStats)
+    return found.stats.converged
 
 
-def _gains(tilt: Tensor, away: Tensor) -> Tensor:
-    """Whether what was found [B, m, D] is farther along the tilt than the mean is: [B, m] bool."""
-    return (tilt * away).sum(-1) > NEW * tilt.norm(dim=-1) * away.norm(dim=-1)
-
-
-def _off(vectors: Tensor, basis: Tensor, parts: Parts | None) -> Tensor:
-    """Vectors [n, m, D] less their part along a basis [n, D, F]: twice, against rounding."""
-    for _ in range(2):
-        vectors = vectors - _over(vectors, parts) @ basis @ basis.mT
-    return vectors
-
-
-def _over(vectors: Tensor, parts: Parts | None) -> Tensor:
-    """Vectors [..., D] with 0 where they are not regularised."""
+def _regularized(vectors: Tensor, parts: Parts | None) -> Tensor:
+    """Vectors [..., D] with 0 for what is not regularised."""
     return vectors if parts is None else parts.penalized(vectors)
 
 
-def _over_r(vectors: Tensor, parts: Parts | None) -> Tensor:
-    """Vectors [..., D] without what is not regularised."""
+def _of_r(vectors: Tensor, parts: Parts | None) -> Tensor:
+    """Vectors [..., D] without what is not regularised: [..., R]."""
     return vectors if parts is None else parts.split(vectors)[0]

@@ -179,7 +179,7 @@ class _Local:
         if parts is None and supports(group.polytope, SupportsProjection):
             return checked_project(group.polytope, allowed, self.check).reshape(point.shape)
         full = group.scores(allowed, self.prices(place).flatten(0, 1), parts)
-        mean = mean_by_support(full, group.polytope, check=False)
+        mean = mean_by_support(full, group.polytope, self.check)
         return (mean if parts is None else mean[:, parts.regularized]).reshape(point.shape)
 
     def distribution(self, place: int) -> SparseDistribution:

@@ -37,7 +37,8 @@ class SolverStats(_ByRow):
         iterations: [*B] int64; 0 for a closed form.
         gap: [*B] float64, the Frank-Wolfe gap max_v <t - mu, v - mu> of the mean, which bounds ||mu - mu*||^2. Where only the
             coordinates R are regularised it is max_v <g, v - mu> with g = (t - mu)_R, t elsewhere, and bounds
-            ||(mu - mu*)_R||^2 and the distance of the objective from its maximum.
+            ||(mu - mu*)_R||^2 and the distance of the objective from its maximum. Found with t - mu rounded to 1e-12 of the
+            scale, and as good as that.
         converged: [*B] bool. A row that is not converged still holds a valid distribution.
         margin: [*B] float64, the smallest weight of an atom, counting those that were dropped as negligible. Derivatives are
             those of a fixed support, which lasts while no weight reaches zero: for changes of the scores of about this

@@ -351,7 +351,9 @@ def test_some_of_the_batch(found: SparseDistribution, key: object) -> None:
 def test_some_of_the_batch_that_are_not_there(found: SparseDistribution) -> None:
     with pytest.raises(IndexError, match="out of bounds"):
         found[3]
-    assert [part.batch_shape for part in found] == [(4,)] * 3
+    assert [part.batch_shape for part in found] == [(4,)] * len(found) == [(4,)] * 3
+    with pytest.raises(TypeError, match="no length"):
+        list(found[0, 0])
 
 
 def test_some_of_categories() -> None:
@@ -364,11 +366,14 @@ def test_without_gradient_and_in_another_dtype(found: SparseDistribution) -> Non
     bare = found.detach()
     assert not bare.probs.requires_grad
     assert torch.equal(bare.mean(), found.mean())
-    assert bare.stats is found.stats
+    assert torch.equal(bare.stats.gap, found.stats.gap)
     single = found.to(torch.float32)
     assert single.atoms.dtype == single.probs.dtype == single.mean().dtype == torch.float32
     (gradient,) = torch.autograd.grad(single.mean().sum(), found.probs)
     assert gradient.dtype == torch.float64
+    assert found.to(dtype=torch.float32, device="cpu").probs.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"floating-point dtype, not torch\.int64"):
+        found.to(torch.int64)
     nowhere = found.to("meta")
     fields = (nowhere.atoms, nowhere.probs, nowhere.row, *vars(nowhere.stats).values())
     assert {field.device.type for field in fields} == {"meta"}

@@ -123,6 +123,60 @@ def test_forbidden_coordinates_do_not_move() -> None:
     torch.testing.assert_close(found, torch.diag_embed(((scores > 0) & (scores < 1)).double()), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-2, 0.3, 10.0])
+@pytest.mark.parametrize("dim", [28, 40])
+def test_of_many_rows(dim: int, scale: float) -> None:
+    """A row is right or wrong by what one direction's share in a random vector is: of many rows none may be wrong."""
+    scores, direction = normal(500, dim, scale, seed=dim), normal(500, dim, 1, seed=1)
+    leaf = scores.clone().requires_grad_()
+    (found,) = torch.autograd.grad(sparsemap_marginals(leaf, Bare(BernoulliCube(dim))), leaf, direction)
+    torch.testing.assert_close(found, direction * ((scores > 0) & (scores < 1)), atol=1e-6, rtol=0)
+
+
+class Box(Polytope):
+    """Corners of [-edge, edge]^D."""
+
+    def __init__(self, dim: int, edge: float) -> None:
+        self.dim, self.edge = dim, edge
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        return torch.where(scores > 0, self.edge, -self.edge).to(scores)
+
+
+@pytest.mark.parametrize(("edge", "scale", "one"), [(1e-3, 1e-3, 1.0), (1e-3, 1e-3, 1e3), (1e4, 0.01, 0.0), (1e4, 1e4, 0.0)])
+def test_of_structures_and_scores_of_unlike_size(edge: float, scale: float, one: float) -> None:
+    scores, direction = normal(100, 64, scale), normal(100, 64, 1, seed=1)
+    scores[:, 0] += one
+    leaf = scores.clone().requires_grad_()
+    (found,) = torch.autograd.grad(sparsemap_marginals(leaf, Box(64, edge)), leaf, direction)
+    torch.testing.assert_close(found, direction * (scores.abs() < edge), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 1e3])
+def test_where_the_mean_is_zero_but_for_rounding(level: float) -> None:
+    """Centred permutations under equal scores: all of the hull is the face."""
+    table = torch.tensor(list(itertools.permutations(range(4))), dtype=torch.float64)
+    scores = torch.full((2, 4), level, dtype=torch.float64)
+    found = jacobian(lambda leaf: sparsemap_marginals(leaf, Explicit(table - table.mean(0))), scores)
+    torch.testing.assert_close(found, (torch.eye(4, dtype=torch.float64) - 0.25).expand(2, 4, 4), atol=1e-9, rtol=0)
+
+
+def test_rows_that_do_not_converge_have_the_derivative_of_their_support_in_any_mode() -> None:
+    polytope = LinearChain(20, 5, regularize_transitions=False)
+    scores, vector = normal(2, polytope.dim, 1e-5), normal(2, polytope.dim, 1, seed=1)
+
+    def mean(values: Tensor, solver: ActiveSet | None = None) -> Tensor:
+        return sparsemap_marginals(values, polytope, solver=solver, check=False)
+
+    leaf = scores.clone().requires_grad_()
+    assert not sparsemap(scores, polytope, check=False).stats.converged.any()  # pyright: ignore
+    (wanted,) = torch.autograd.grad(mean(leaf, ActiveSet()), leaf, vector)
+    (found,) = torch.autograd.grad(mean(leaf), leaf, vector)
+    torch.testing.assert_close(found, wanted)
+    transformed = torch.func.grad(lambda values: (mean(values) * vector).sum())(scores)
+    torch.testing.assert_close(transformed, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
 CASES: dict[str, tuple[Polytope, Tensor]] = {
     "large face": (Bare(BernoulliCube(80)), 0.5 + normal(2, 80, 0.15)),
     "tied": (Bare(BernoulliCube(4)), torch.full((2, 4), 0.4, dtype=torch.float64)),
@@ -183,6 +237,28 @@ def test_compiled() -> None:
     mean = torch.compile(lambda values: 2 * sparsemap_marginals(values, polytope), backend="eager")(leaf)
     (found,) = torch.autograd.grad(mean.sum(), leaf)
     torch.testing.assert_close(found, 2 * ((scores > 0) & (scores < 1)).double(), atol=1e-6, rtol=0)
+
+
+def test_in_the_surroundings_of_others() -> None:
+    """A default device, vectorised forward mode, hooks that are disabled; and hooks of the caller see W."""
+    polytope, scores = CASES["large face"]
+    wanted = torch.diag_embed(((scores > 0) & (scores < 1)).double())
+
+    def mean(values: Tensor) -> Tensor:
+        return sparsemap_marginals(values, polytope)
+
+    with torch.device("meta"):
+        torch.testing.assert_close(jacobian(mean, scores), wanted, atol=1e-6, rtol=0)
+    found = torch.autograd.functional.jacobian(mean, scores, strategy="forward-mode", vectorize=True)
+    torch.testing.assert_close(torch.stack([found[row, :, row] for row in range(2)]), wanted, atol=1e-6, rtol=0)
+    leaf = scores.clone().requires_grad_()
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        found = mean(leaf)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), leaf)[0], wanted.sum(1), atol=1e-6, rtol=0)
+    shapes: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (shapes.append(tensor.shape), tensor)[1], lambda kept: kept):
+        mean(leaf)
+    assert (2, 80, 80) in shapes
 
 
 def test_hooks_and_values_see_nothing_of_it() -> None:

@@ -194,7 +194,7 @@ def test_one_row_that_needs_more_atoms_sends_all_another_way(monkeypatch: pytest
 
 def test_the_gap_is_that_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where atoms of up to a hundredth are taken out, the mean is not what it was."""
-    monkeypatch.setattr(triton_active_set, "WEIGHT_PRUNE", 1e7)
+    monkeypatch.setattr(triton_active_set, "WEIGHT_PRUNE", 1e-2 / ActiveSet.tol)
     scores = torch.rand(4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ours = distribution(scores, ACTIVE)
     residual, mean = scores - ours.mean(), ours.mean()

@@ -64,7 +64,7 @@ class ADMM:
             residual max rho |mu - previous mu| (by how much the factors' problems still move); plus a few units of rounding
             noise of the scores. A row has converged only if its factors' own solves have.
         penalty: rho to begin with. It is doubled or halved, row by row, while one residual is ten times the other.
-        solver: of factors without `project`.
+        solver: of factors without `project`. Derivatives are by `ActiveSet()` (see `functional.sparsemap_marginals`).
     """
 
     max_iter: int = 5000

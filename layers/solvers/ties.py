@@ -98,10 +98,15 @@ def _tie_break(dim: int, device: torch.device) -> Tensor:
     A regular sequence will not do: multiples of an irrational number modulo 1 have equal sums over any two sets of
     coordinates of the same size and the same sum.
     """
-    hashed = (torch.arange(1, dim + 1, device=device) * 0x9E3779B1) % 2**32
+    return -TIE_BREAK * (1 + hashed(torch.arange(1, dim + 1, device=device)))
+
+
+def hashed(numbers: Tensor) -> Tensor:
+    """Numbers in [0, 1) float64 without pattern for integers from 0 to 2^31, the same on every device."""
+    found = (numbers * 0x9E3779B1) % 2**32
     for _ in range(2):
-        hashed = ((hashed ^ (hashed >> 16)) * 0x45D9F3B) % 2**32
-    return -TIE_BREAK * (1 + (hashed ^ (hashed >> 16)).double() / 2**32)
+        found = ((found ^ (found >> 16)) * 0x45D9F3B) % 2**32
+    return (found ^ (found >> 16)).double() / 2**32
 
 
 @lru_cache
