@@ -250,6 +250,7 @@ def test_in_the_surroundings_of_others() -> None:
     with torch.device("meta"):
         torch.testing.assert_close(jacobian(mean, scores), wanted, atol=1e-6, rtol=0)
     found = torch.autograd.functional.jacobian(mean, scores, strategy="forward-mode", vectorize=True)
+    assert isinstance(found, Tensor)
     torch.testing.assert_close(torch.stack([found[row, :, row] for row in range(2)]), wanted, atol=1e-6, rtol=0)
     leaf = scores.clone().requires_grad_()
     with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
