@@ -88,6 +88,28 @@ def test_means_and_losses_of_structured_polytopes(device: torch.device, polytope
     assert_same(device, work)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.05, 0.95), (0.5, 0.5)], ids=["large faces", "ties"])
+def test_the_whole_derivative_of_means(device: torch.device, low: float, high: float) -> None:
+    """A cube that has no closed form, with more fractional coordinates than a support spans."""
+
+    class Corners(Polytope):
+        dim = 80
+
+        def maximize(self, scores: Tensor) -> Tensor:
+            return (scores > 0).to(scores)
+
+    def work(device: torch.device) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        scores = low + (high - low) * torch.rand(3, 80, generator=generator, dtype=torch.float64)
+        vector = torch.randn(3, 80, generator=generator, dtype=torch.float64).to(device)
+        leaf = scores.to(device).requires_grad_()
+        (gradient,) = torch.autograd.grad(sparsemap_marginals(leaf, Corners()), leaf, vector)
+        torch.testing.assert_close(gradient, vector, atol=1e-6, rtol=0)
+        return [gradient]
+
+    assert_same(device, work, tolerance=1e-6)
+
+
 def test_a_factor_graph(device: torch.device) -> None:
     chain = LinearChain(2, 2, regularize_transitions=False)
     factors = [Factor(chain, range(4)), Factor(Budget(3, 1), [0, 2, 4]), Factor(Budget(2, 1), [1, 4])]
@@ -111,6 +133,7 @@ def test_all_that_a_distribution_does(device: torch.device) -> None:
         pieces = found.expectation(f, max_atoms=3) + found.expectation(f)
         (gradient,) = torch.autograd.grad(pieces.sum(), scores)
         told = [found.mean(), found.entropy(), found.mode(), found.log_prob(found.mode()), again.mean(), pieces]
+        told += [found[2:].mean(), found[0].entropy(), found.to(torch.float32).mean()]
         return [*(tensor.detach() for tensor in told), found.support_size(), gradient]
 
     assert_same(device, work)
