@@ -29,8 +29,10 @@ BENT, MUCH_NOISE, LITTLE_NOISE = 1e-7, 1e3, 30.0
 LOST = 1e-2
 # What is left of a direction without its part along those known is one more if it is longer than this, relatively.
 NEW = 1e-5
-# Questions of a row at once: to see whether something is missing; then, with every answer that was new, twice as many.
-FIRST, NEXT, MOST = 2, 4, 32
+# A structure is along a direction if so much of it is, relatively: above rounding.
+ALONG = 1e-7
+# Questions of a row at once where something is missing: with every answer that was new, twice as many.
+NEXT, MOST = 4, 32
 # The first number that is hashed to a random vector; those before are for ties.
 SEED = 2**28
 
@@ -44,16 +46,16 @@ def incomplete_rows(found: SparseDistribution, mean: Tensor, scores: Tensor, ora
         scores: t [B, D] float64, of which the mean is a function.
         oracle: of them.
 
-    Cost: two structures a row asked of the oracle, and two vector-Jacobian products.
+    Cost: one structure a row asked of the oracle, and one vector-Jacobian product.
     """
     with torch.no_grad():
         span = _Span.of(found, oracle)
-        noise = _tilts(oracle, 0, FIRST)
+        noise = _tilts(oracle, 0, 1)
         # The derivative is symmetric, so that a vector-Jacobian product is the part along the directions known.
-        known = torch.stack([_product(mean, scores, tilt) for tilt in noise.unbind(1)], 1)
-        tilt = _normalized(noise - _regularized(known, oracle.parts), noise)
+        known = _regularized(_product(mean, scores, noise[:, 0]), oracle.parts)
+        tilt = _normalized(noise - known[:, None], noise)
         away, on_face = _farthest(oracle, mean.detach(), tilt, span)
-        missing = (_gains(tilt, away) | ~on_face).any(-1)
+        missing = (_gains(tilt, away) | ~on_face)[:, 0]
         return (missing & _converged(found)).nonzero()[:, 0]
 
 
@@ -73,12 +75,12 @@ def face_directions(found: SparseDistribution, oracle: Oracle) -> Tensor:
         found: the support in float64, with `SolverStats` and atoms that are affinely independent.
         oracle: of its scores.
 
-    Cost: O(B D F^2) time, O(B D F) memory and some F + 5 - S structures a row asked of the oracle, up to 32 at once.
+    Cost: O(B D F^2) time, O(B D F) memory and some F + 4 - S structures a row asked of the oracle, up to 32 at once.
     """
     if len(oracle.target) == 0:
         return torch.zeros_like(oracle.target[..., None])
     known, span = _Directions(found, oracle), _Span.of(found, oracle)
-    live, asked, count = _converged(found).nonzero()[:, 0], FIRST, NEXT
+    live, asked, count = _converged(found).nonzero()[:, 0], 1, NEXT
     while len(live):
         here = oracle.rows(live)
         noise = _tilts(here, asked, count)
@@ -213,7 +215,7 @@ def _normalized(tilt: Tensor, whole: Tensor) -> Tensor:
 
 def _gains(tilt: Tensor, away: Tensor) -> Tensor:
     """Whether differences [B, m, D] from the mean are along their tilts, [B, m] bool."""
-    return (tilt * away).sum(-1) > NEW * tilt.norm(dim=-1) * away.norm(dim=-1)
+    return (tilt * away).sum(-1) > ALONG * tilt.norm(dim=-1) * away.norm(dim=-1)
 
 
 def _product(mean: Tensor, scores: Tensor, vector: Tensor) -> Tensor:

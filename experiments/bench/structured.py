@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...layers import SparseDistribution
-from ...layers.functional import sparsemap
+from ...layers.functional import sparsemap, sparsemap_marginals
 from ...oracles import (
     Arborescence,
     Knapsack,
@@ -23,6 +23,7 @@ from ...oracles import (
     ShortestPath,
     SpanningTree,
     SupportsGibbs,
+    SupportsProjection,
     SupportsTopk,
     supports,
     topk,
@@ -92,11 +93,29 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             yield Case("structured", f"{MANY} best: {_short(polytope)}", sizes, listed, quick=True)
         described = statistics_of(scores, layer)
         yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes, projection, quick=True, describe=described)
+        if not supports(polytope, SupportsProjection) or polytope.regularized is not None:
+            for scale in (1.0, 0.3):
+                mean = _mean(polytope, scale * scores)
+                yield Case("structured", f"marginals: {_short(polytope)}", sizes | {"scale": scale}, mean, quick=True)
         if supports(polytope, SupportsGibbs):
             sampled = _sampled(polytope, scores)
             yield Case("structured", f"sample, score, entropy: {_short(polytope)}", sizes, sampled, quick=True)
         if polytope.dim <= 1000:
             yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes | {"B": FEW}, few)
+
+
+def _mean(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
+    """The mean, forward and backward, with its whole derivative and with that of the support."""
+    leaf = scores.clone().requires_grad_()
+    upstream = torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores)
+
+    def build() -> Candidates:
+        return {
+            "ours": lambda: torch.autograd.grad(sparsemap_marginals(leaf, polytope), leaf, upstream),
+            "ours, derivative of the support": lambda: torch.autograd.grad(sparsemap(leaf, polytope).mean(), leaf, upstream),
+        }
+
+    return build
 
 
 def _sampled(polytope: SupportsGibbs, scores: Tensor) -> Callable[[], Candidates]:
