@@ -49,12 +49,12 @@ def incomplete_rows(found: SparseDistribution, mean: Tensor, scores: Tensor, ora
     Cost: one structure a row asked of the oracle, and one vector-Jacobian product.
     """
     with torch.no_grad():
-        span = _Span.of(found, oracle)
+        bend = _Bend.of(found, oracle)
         noise = _tilts(oracle, 0, 1)
         # The derivative is symmetric, so that a vector-Jacobian product is the part along the directions known.
         known = _regularized(_product(mean, scores, noise[:, 0]), oracle.parts)
         tilt = _normalized(noise - known[:, None], noise)
-        away, on_face = _farthest(oracle, mean.detach(), tilt, span)
+        away, on_face = _farthest(oracle, mean.detach(), tilt, bend)
         missing = (_gains(tilt, away) | ~on_face)[:, 0]
         return (missing & _converged(found)).nonzero()[:, 0]
 
@@ -79,46 +79,46 @@ def face_directions(found: SparseDistribution, oracle: Oracle) -> Tensor:
     """
     if len(oracle.target) == 0:
         return torch.zeros_like(oracle.target[..., None])
-    known, span = _Directions(found, oracle), _Span.of(found, oracle)
+    known, bend = _Directions(found, oracle), _Bend.of(found, oracle)
     live, asked, count = _converged(found).nonzero()[:, 0], 1, NEXT
     while len(live):
         here = oracle.rows(live)
         noise = _tilts(here, asked, count)
         tilt = _normalized(known.off(noise, live), noise)
-        away, on_face = _farthest(here, known.mean[live], tilt, span.rows(live))
+        away, on_face = _farthest(here, known.mean[live], tilt, bend.rows(live))
         new = known.add(torch.where(_gains(tilt, away)[..., None], away, 0), live)
         unsure = ~new & ~on_face.any(-1)
-        span.bend[live[unsure]] /= 10
-        live = live[new | (unsure & (span.bend > LITTLE_NOISE * span.noise)[live])]
+        bend.by[live[unsure]] /= 10
+        live = live[new | (unsure & (bend.by > LITTLE_NOISE * bend.noise)[live])]
         asked, count = asked + count, min(2 * count, MOST)
     return known.basis
 
 
-class _Span:
-    """How exactly g is known of each row, and how far it is bent.
+class _Bend:
+    """How far g is bent of each row, and what there is to be seen above.
 
     Attributes:
         noise: [B] of an entry of g: how far residuals are told apart, and rounding.
-        bend: [B]
+        by: [B] the largest entry of what is added to g.
     """
 
-    def __init__(self, noise: Tensor, bend: Tensor) -> None:
-        self.noise, self.bend = noise, bend
+    def __init__(self, noise: Tensor, by: Tensor) -> None:
+        self.noise, self.by = noise, by
 
     @staticmethod
-    def of(found: SparseDistribution, oracle: Oracle) -> "_Span":
-        """Of a solution: the scale is that of the scores or of the structures, whichever is smaller."""
+    def of(found: SparseDistribution, oracle: Oracle) -> "_Bend":
+        """For a solution: on the scale of the scores or of the structures, whichever is smaller."""
         target = oracle.target.abs()
         largest = target.amax(-1)
         size = torch.zeros_like(largest).scatter_reduce(0, found.row, found.atoms.abs().amax(-1), "amax")
         scale = torch.minimum(largest, size)
         noise = 2.0**GRID_EXPONENT * scale + 8 * torch.finfo(scale.dtype).eps * (target + size[:, None]).sum(-1)
-        bend = torch.maximum(BENT * scale, MUCH_NOISE * noise)
-        return _Span(noise, torch.where(bend > 0, bend, 1))
+        by = torch.maximum(BENT * scale, MUCH_NOISE * noise)
+        return _Bend(noise, torch.where(by > 0, by, 1))
 
-    def rows(self, rows: Tensor) -> "_Span":
+    def rows(self, rows: Tensor) -> "_Bend":
         """That of some rows."""
-        return _Span(self.noise[rows], self.bend[rows])
+        return _Bend(self.noise[rows], self.by[rows])
 
 
 class _Directions:
@@ -183,18 +183,18 @@ class _Directions:
         return (basis @ (basis.mT @ residual[..., None]))[..., 0]
 
 
-def _farthest(oracle: Oracle, mean: Tensor, tilt: Tensor, span: _Span) -> tuple[Tensor, Tensor]:
+def _farthest(oracle: Oracle, mean: Tensor, tilt: Tensor, bend: _Bend) -> tuple[Tensor, Tensor]:
     """What is farthest along each tilt [B, m, D] of a row's face, less the mean [B, D], and whether it is of the face [B, m].
 
     0 where it is not, as g was bent too far.
     """
     slope = oracle.residual(mean)
-    bent = span.bend[:, None, None] * tilt
+    bent = bend.by[:, None, None] * tilt
     rows = torch.arange(len(mean), device=mean.device)[:, None].expand(tilt.shape[:2])
     structures = oracle.rows(rows.flatten()).answer((slope[:, None] + bent).flatten(0, 1)).reshape(tilt.shape)
     away = structures - mean[:, None]
     lost, gained = -(away @ slope[..., None])[..., 0], (bent * away).sum(-1)
-    noise = 8 * span.noise[:, None] * away.abs().amax(-1)
+    noise = 8 * bend.noise[:, None] * away.abs().amax(-1)
     on_face = lost <= torch.maximum(LOST * gained, noise)
     return torch.where(on_face[..., None], away, 0), on_face
 
