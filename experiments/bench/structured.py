@@ -93,15 +93,24 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             yield Case("structured", f"{MANY} best: {_short(polytope)}", sizes, listed, quick=True)
         described = statistics_of(scores, layer)
         yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes, projection, quick=True, describe=described)
-        if not supports(polytope, SupportsProjection) or polytope.regularized is not None:
-            for scale in (1.0, 0.3):
-                mean = _mean(polytope, scale * scores)
-                yield Case("structured", f"marginals: {_short(polytope)}", sizes | {"scale": scale}, mean, quick=True)
         if supports(polytope, SupportsGibbs):
             sampled = _sampled(polytope, scores)
             yield Case("structured", f"sample, score, entropy: {_short(polytope)}", sizes, sampled, quick=True)
         if polytope.dim <= 1000:
             yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes | {"B": FEW}, few)
+    yield from _marginals(device, quick)
+
+
+def _marginals(device: torch.device, quick: bool) -> Iterator[Case]:
+    """Means of polytopes without a closed form, for scores of two sizes: the smaller, the more coordinates are fractional."""
+    for typical in POLYTOPES:
+        polytope = (typical.small if quick else typical.make)()
+        if supports(polytope, SupportsProjection) and polytope.regularized is None:
+            continue
+        scores = torch.randn(BATCH, polytope.dim, generator=torch.Generator().manual_seed(0)).to(device)
+        for scale in (1.0, 0.3):
+            sizes = {"B": BATCH, "D": polytope.dim, "scale": scale}
+            yield Case("structured", f"marginals: {_short(polytope)}", sizes, _mean(polytope, scale * scores), quick=True)
 
 
 def _mean(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
