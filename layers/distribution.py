@@ -107,11 +107,20 @@ class SparseDistribution:
 
         The host waits for the device once.
 
+        Raises:
+            IndexError: a key that a tensor of that shape does not take.
+
         >>> q = SparseDistribution.from_simplex(torch.tensor([[0.25, 0.0, 0.75], [1.0, 0.0, 0.0]]))
         >>> q[0], q[0].probs
         (SparseDistribution(batch_shape=[], atoms=2, dim=3), tensor([0.2500, 0.7500]))
         """
-        numbers = torch.arange(self.batch_shape.numel(), device=self.row.device).reshape(self.batch_shape)[key]
+        numbers = torch.arange(self.batch_shape.numel(), device=self.row.device).reshape(self.batch_shape)
+        try:
+            numbers = numbers[key]
+        except IndexError as error:
+            raise IndexError(
+                f"a SparseDistribution of batch shape {list(self.batch_shape)}, indexed by {key}: {error}"
+            ) from None
         chosen = numbers.reshape(-1)
         first = torch.nn.functional.pad(self._sizes()[chosen].cumsum(0), (1, 0))
         row = torch.arange(len(chosen), device=chosen.device).repeat_interleave(first.diff())

@@ -349,8 +349,10 @@ def test_some_of_the_batch(found: SparseDistribution, key: object) -> None:
 
 
 def test_some_of_the_batch_that_are_not_there(found: SparseDistribution) -> None:
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(IndexError, match=r"of batch shape \[3, 4\], indexed by 3: .* out of bounds"):
         found[3]
+    with pytest.raises(IndexError, match=r"of batch shape \[\], indexed by 0"):
+        found[0, 0][0]
     assert [part.batch_shape for part in found] == [(4,)] * len(found) == [(4,)] * 3
     with pytest.raises(TypeError, match="no length"):
         list(found[0, 0])
