@@ -1,8 +1,9 @@
 """The derivative of the mean alone: the projector on all directions of the face on which it lies.
 
 The weights of a support have derivatives in the directions that its atoms span, which may be fewer than those of the face: see
-`solvers.ActiveSet`. The mean has one in all of them. It lies in the interior of its face, but for a null set of scores, and
-moves within it by
+`solvers.ActiveSet`. The mean has one in all of them: that of a projection on a polyhedron is the projection on the critical
+cone (Haraux 1977; Facchinei and Pang 2003, theorem 4.1.1). But for a null set of scores the mean lies in the interior of its
+face, the cone is the space of that, and
 
     d mu = W W' dt,      W spanning {v - v' : v, v' of the face}, orthonormal in the coordinates that are regularised.
 
@@ -59,7 +60,7 @@ def incomplete_rows(found: SparseDistribution, mean: Tensor, scores: Tensor, ora
         return (missing & _converged(found)).nonzero()[:, 0]
 
 
-def moved(directions: Tensor, scores: Tensor) -> Tensor:
+def first_order(directions: Tensor, scores: Tensor) -> Tensor:
     """0, with the derivative W W' dt: [B, D, F], [B, D] -> [B, D]. Scores of `-inf` do not move."""
     change = torch.where(scores.isneginf(), 0, scores - scores.detach())
     return (directions @ (directions.mT @ change[..., None]))[..., 0]

@@ -11,7 +11,7 @@ from ..kernels import readable, uncompiled
 from ..oracles import Parts, Polytope, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite, outside_transforms, refuse_vmap
 from ..oracles.contracts import checked_project
-from .face import face_directions, incomplete_rows, moved
+from .face import face_directions, first_order, incomplete_rows
 from .solvers.base import Solver
 from .solvers.oracle import Oracle, allowed
 from .sparsemap import Coding, check_coding, coded, sparsemap
@@ -72,7 +72,7 @@ def mean_by_support(scores: Tensor, polytope: Polytope, check: bool) -> Tensor:
         with outside_transforms(scores, "sparsemap_marginals") as values:
             found = sparsemap(values, polytope, check=check)
             mean, directions = found.mean(), face_directions(found, Oracle.of(polytope, values))
-        return mean + moved(directions, scores)
+        return mean + first_order(directions, scores)
 
     inner = scores.view_as(scores)  # not the caller's tensor: its hooks are to run in the backward pass only
     with _kept_as_it_is():
@@ -85,7 +85,7 @@ def mean_by_support(scores: Tensor, polytope: Polytope, check: bool) -> Tensor:
     if len(rows) == 0:
         return mean
     at_once = max(1, ENTRIES // scores.shape[-1] ** 2)
-    steps = [moved(face_directions(found.detach()[some], oracle.rows(some)), inner[some]) for some in rows.split(at_once)]
+    steps = [first_order(face_directions(found.detach()[some], oracle.rows(some)), inner[some]) for some in rows.split(at_once)]
     return mean.index_copy(0, rows, mean.detach()[rows] + torch.cat(steps))
 
 

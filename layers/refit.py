@@ -2,8 +2,8 @@
 
 The support is found without gradient. On it the problem is an equality-constrained QP whose solution is linear in the
 scores, so one step of linear algebra gives both the probabilities and, through autograd, the implicit gradient. Every operator
-over structures has its gradients from here (`tangent` puts those of several polytopes together); double backward, forward mode
-and vmap come with it.
+over structures has its gradients from here (`tangent` puts those of several polytopes together, `face` adds to the mean's what
+the support does not span); double backward, forward mode and vmap come with it.
 """
 
 import torch

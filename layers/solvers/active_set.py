@@ -83,7 +83,7 @@ class ActiveSet(Solver):
         max_iter: iterations before a row is given up as not converged; None for 100 + 20 D.
         tol: bound on the gap max_v <t - mu, v - mu> at which a row has converged, relative to its scale min(1, max|t|), plus
             a few units of rounding noise. The mean's error is usually below it. The default is as far as residuals are told
-            apart (`ties.GRID_EXPONENT`): 1e-9 leaves out atoms, up to a tenth of them, and takes up to a tenth less time, but
+            apart (`ties.GRID_EXPONENT`): 1e-9 leaves out up to an eighth of the atoms and takes up to a fifth less time, but
             derivatives are then complete up to some 18 fractional coordinates only.
         record: on a CUDA device, where the oracle is not in the kernel, record windows of 8 iterations in CUDA graphs and
             replay these: the oracle of any polytope, as long as it does the same tensor operations whatever the scores, on
