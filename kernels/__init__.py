@@ -1,4 +1,4 @@
-"""What compiled twins of tensor operations are made of. All but `dispatch` and `stale` need Numba to be imported."""
+"""What compiled twins of tensor operations are made of. All but `dispatch`, `sorting` and `stale` need Numba."""
 
 from .dispatch import compiled as compiled
 from .dispatch import in_threads as in_threads

@@ -86,6 +86,11 @@ def readable(tensor: Tensor) -> bool:
     return forward_ad._current_level < 0 or forward_ad.unpack_dual(tensor).tangent is None
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether arrays may stand in for tensor operations: on the CPU, `readable`, and with kernels not turned off."""
+    return tensor.device.type == "cpu" and readable(tensor) and not _off()
+
+
 def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorates what `torch.compile` is to call as it is: loops that end where the data say. It may use kernels there."""
     return cast(Callable[_P, _R], torch.compiler.disable(function))

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..kernels.sorting import sorted_values
 from .placement import placed
 
 # The problem is solved for the scores times 4^-s first, then with s one lower, and so on. Where scores spread over no more
@@ -192,7 +193,7 @@ def _newton(scores: Tensor, columns: Tensor, room: Tensor, steps: int, residual:
 
 def _threshold(scores: Tensor) -> Tensor:
     """u with sum_j max(scores_j + u, 0) = 1, [..., m] -> [..., 1]; 0 where all are `-inf`."""
-    ordered = scores.sort(dim=-1, descending=True).values
+    ordered = sorted_values(scores, descending=True)
     totals = ordered.cumsum(-1)
     place = torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype, device=scores.device)
     size = ((ordered > -torch.inf) & (place * ordered > totals - 1)).sum(-1, keepdim=True)

@@ -7,6 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ..kernels.sorting import kth_largest, order_of
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .checks import cannot_branch, check_count, check_dimension
 from .gibbs import CardinalityGibbs
@@ -44,12 +45,11 @@ class Budget(Polytope):
         """
         check_dimension(scores, self)
         if self.budget and scores.device.type == "cpu" and not cannot_branch(scores):
-            last = scores.kthvalue(self.dim - self.budget + 1, keepdim=True).values
+            last = kth_largest(scores, self.budget)
             chosen = scores >= last if self.exactly else (scores >= last) & (scores > 0)
             if (chosen.sum(-1) > self.budget).any():  # of those that tie at the last place, the first
                 above = scores > last
-                tied = chosen & ~above
-                chosen = above & chosen | tied & (tied.cumsum(-1) <= self.budget - above.sum(-1, keepdim=True))
+                chosen &= above | ((scores == last).cumsum(-1) <= self.budget - above.sum(-1, keepdim=True))
             return chosen.to(scores.dtype)
         order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.budget]
         chosen = torch.zeros_like(scores).scatter_(-1, order, 1)
@@ -74,8 +74,7 @@ class Budget(Polytope):
         precise = scores.double()
         if self.budget == 0:
             return 0 * scores.clamp(0, 1)
-        ordered = precise.detach().sort(dim=-1, descending=True).values
-        relative = (precise - ordered[..., self.budget - 1, None]).clamp(-2, 2)
+        relative = (precise - kth_largest(precise, self.budget)).clamp(-2, 2)
         between, ones = self._faces(relative.detach())
         shift = torch.where(between, relative, 0).sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - self.budget
         shift = shift / between.sum(-1, keepdim=True).clamp(min=1)
@@ -88,7 +87,9 @@ class Budget(Polytope):
 
     def _faces(self, relative: Tensor) -> tuple[Tensor, Tensor]:
         """Which coordinates of the projection on sum = budget lie strictly between 0 and 1, and which are 1."""
-        points, order = torch.cat([relative - 1, relative], -1).sort(dim=-1)
+        points = torch.cat([relative - 1, relative], -1)
+        order = order_of(points)
+        points = points.gather(-1, order)
         # Just above a breakpoint the sum falls with a slope of (t_i - 1 passed) - (t_i passed).
         slope = torch.where(order < self.dim, 1, -1).cumsum(-1)
         drops = (slope[..., :-1] * (points[..., 1:] - points[..., :-1])).cumsum(-1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import in_threads, readable, triton_or_compiled
+from ..kernels.sorting import sorted_values
 
 
 def project_simplex(scores: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def project_by_sorting(scores: Tensor) -> Tensor:
 def _simplex_support(scores: Tensor) -> tuple[Tensor, Tensor]:
     peak = scores.amax(-1, keepdim=True)
     shifted = scores - peak
-    ordered = shifted.sort(dim=-1, descending=True).values
+    ordered = sorted_values(shifted, descending=True)
     rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     # The largest rank r with 1 + r s_(r) > s_(1) + ... + s_(r). Below peak - 1 nothing is supported, and cutting there
     # keeps -inf out of the sums.
