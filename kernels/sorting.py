@@ -61,6 +61,7 @@ def order_of(values: Tensor) -> Tensor:
 
 def _rows(values: Tensor) -> np.ndarray | None:
     """The rows of values [*B, n] as an array [B, n], where NumPy is to have them."""
-    if values.dtype not in (torch.float32, torch.float64) or values.numel() < FEW or not on_cpu(values):
+    # Sizes are looked at last: compiled code would hold for these only.
+    if values.dtype not in (torch.float32, torch.float64) or not on_cpu(values) or values.numel() < FEW:
         return None
     return values.detach().reshape(-1, values.shape[-1]).numpy()

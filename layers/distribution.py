@@ -97,7 +97,7 @@ class SparseDistribution:
         check_probabilities("from_simplex", probs)
         place = (probs.detach().reshape(-1) > 0).nonzero()[:, 0]
         index = place % probs.shape[-1]
-        atoms = probs.new_zeros(len(index), probs.shape[-1]).scatter_(-1, index[:, None], 1)
+        atoms = probs.new_zeros(index.shape[0], probs.shape[-1]).scatter_(-1, index[:, None], 1)
         row = place.div(probs.shape[-1], rounding_mode="floor")
         first = starts_of(row, probs.shape[:-1])
         return cls(atoms, probs.reshape(-1)[place], row, probs.shape[:-1], index=index, first=first)
@@ -181,11 +181,13 @@ class SparseDistribution:
         """
         check_count("top: count", count, 1)
         atoms, probs = self.padded()
-        spare = max(0, count - probs.shape[-1])
+        # Compiled code does not know how many there are.
+        spare = count if torch.compiler.is_compiling() else max(0, count - probs.shape[-1])
         atoms = torch.nn.functional.pad(atoms, (0, 0, 0, spare))
         probs = torch.nn.functional.pad(probs, (0, spare))
-        order = probs.detach().argsort(dim=-1, descending=True, stable=True)[..., :count]
-        return atoms.take_along_dim(order[..., None], -2), probs.gather(-1, order)
+        order = probs.detach().argsort(dim=-1, descending=True, stable=True).narrow(-1, 0, count)
+        place = order[..., None].expand(*order.shape, atoms.shape[-1])
+        return atoms.gather(-2, place), probs.gather(-1, order)
 
     def expectation(self, f: Callable[[Tensor, Tensor], Tensor], *, max_atoms: int | None = None) -> Tensor:
         """E_xi[f] = sum_n probs[n] f(atoms[n], row[n]), exactly (paper eq. 1), with f evaluated once on every pair.
@@ -261,7 +263,7 @@ class SparseDistribution:
         if structures.shape[max(0, structures.dim() - len(own)) :] != own:
             raise ValueError(f"log_prob needs one structure a row, {list(own)}, not {list(structures.shape)}")
         samples = math.prod(structures.shape[: structures.dim() - len(own)])
-        by_row = structures.to(self.atoms.dtype).reshape(samples, len(self._first) - 1, own[-1]).transpose(0, 1)
+        by_row = structures.to(self.atoms.dtype).reshape(samples, self._rows(), own[-1]).transpose(0, 1)
         atoms, probs = self._spread(self.atoms, None)[:, :, None], self._spread(self.probs, None)[:, :, None]
         at_once = max(1, COMPARED // max(1, atoms.numel()))
         parts = [torch.where((atoms == part[:, None]).all(-1), probs, 0).sum(1) for part in by_row.split(at_once, 1)]
@@ -270,7 +272,7 @@ class SparseDistribution:
         return torch.where(mass > 0, logs, -torch.inf).reshape(structures.shape[:-1])
 
     def _evaluate(self, f: Callable[[Tensor, Tensor], Tensor], max_atoms: int | None) -> Tensor:
-        count = len(self.row)
+        count = self.row.shape[0]
         if max_atoms is not None:
             max_atoms = check_count("max_atoms", max_atoms, 1)
         pairs = count if max_atoms is None else min(count, max_atoms)
@@ -282,7 +284,7 @@ class SparseDistribution:
                 return values
             for atoms, row in zip(self.atoms.split(pairs), self.row.split(pairs), strict=True):
                 values = checkpoint(f, atoms, row, use_reentrant=False) if torch.is_grad_enabled() else f(atoms, row)
-                _check_values(values, len(row))
+                _check_values(values, row.shape[0])
                 pieces.append(values)
             return torch.cat(pieces)
         except torch.OutOfMemoryError as error:
@@ -306,24 +308,28 @@ class SparseDistribution:
             return message + f"max_atoms={failed} went through, forward at least"
         return message + "not even one pair fits: make what f computes smaller"
 
+    def _rows(self) -> int:
+        return self._first.shape[0] - 1  # `len` would have `torch.export` hold the size for fixed
+
     def _sizes(self) -> Tensor:
         return self._first[1:] - self._first[:-1]
 
     def _slots_of_largest(self) -> int:
         """The size of the largest support, 0 for an empty batch. The host waits for the device, once for a distribution."""
         if self._slots is None:
-            slots = int(self._sizes().amax()) if len(self._first) > 1 else 0
+            slots = self._sizes().amax().item() if self._rows() else 0
             if torch.compiler.is_compiling():  # a number of the graph, of no use outside of it
+                torch._check(slots >= 0)
                 return slots
-            self._slots = slots
+            self._slots = int(slots)
         return self._slots
 
     def _spread(self, values: Tensor, slots: int | None) -> Tensor:
         """[N, *E] -> [B, slots, *E], zero where a row has fewer atoms."""
-        batch = len(self._first) - 1
+        batch = self._rows()
         if slots is None:
             slots = self._slots_of_largest() if batch else 1  # argmax wants one
-        place = torch.arange(len(self.row), device=self.row.device) - self._first[self.row]
+        place = torch.arange(self.row.shape[0], device=self.row.device) - self._first[self.row]
         spread = values.new_zeros(batch, slots, *values.shape[1:])
         return spread.index_put((self.row, place), values)
 
@@ -332,7 +338,7 @@ class SparseDistribution:
         if values.device.type == "cpu":
             # Adding one by one in half precision would stop short: from 0.5 on, 0.001 is rounded away.
             wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-            total = wide.new_zeros(len(self._first) - 1, *values.shape[1:]).index_add(0, self.row, wide)
+            total = wide.new_zeros(self._rows(), *values.shape[1:]).index_add(0, self.row, wide)
             return total.to(values.dtype)
         # There index_add adds in the order in which threads arrive. Here every place is written once.
         return self._spread(values, None).sum(1)
@@ -356,6 +362,6 @@ def _check_rows(row: Tensor, first: Tensor) -> None:
 
 
 def _check_values(values: Tensor, count: int) -> None:
-    if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != count:
+    if not isinstance(values, Tensor) or values.dim() == 0 or values.shape[0] != count:
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"expectation: f must return one value a pair, a tensor [{count}, *E]; it returned {got}")

@@ -1,12 +1,21 @@
 """LP-SparseMAP: SparseMAP on the local polytope of variables that several polytopes share."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..oracles import FactorGraph, Parts, SupportsProjection, placed, supports
-from ..oracles.checks import all_finite, cannot_branch, check_finite, check_float, refuse_all_but_backward, refuse_vmap
+from ..oracles.checks import (
+    all_finite,
+    cannot_branch,
+    check_finite,
+    check_float,
+    refuse_all_but_backward,
+    refuse_export,
+    refuse_vmap,
+)
 from ..oracles.contracts import checked_project
 from .convergence import warn_no_consensus
 from .distribution import SparseDistribution
@@ -93,8 +102,9 @@ def lp_sparsemap(
     _check_scores(scores, graph, check)
     _check_method(solver)
     refuse_vmap(scores, "lp_sparsemap")
+    refuse_export("lp_sparsemap")
     shape = scores.shape[:-1]
-    precise = scores.resolve_neg().double().reshape(shape.numel(), graph.variables)
+    precise = scores.resolve_neg().double().reshape(math.prod(shape), graph.variables)
     extra = _grouped(additional, scores, graph, check)
     for given in (scores, *(each for each in additional or [] if each is not None)):
         refuse_all_but_backward(given, "lp_sparsemap")
@@ -280,7 +290,7 @@ def _grouped(additional: Sequence[Tensor | None] | None, scores: Tensor, graph: 
     found = []
     for group in graph.groups:
         found.append(torch.stack([_extra(given[place], place, graph, scores, check) for place in group.factors], -2))
-    return [each.reshape(shape.numel(), *each.shape[-2:]) for each in found]
+    return [each.reshape(math.prod(shape), *each.shape[-2:]) for each in found]
 
 
 def _extra(given: Tensor | None, place: int, graph: FactorGraph, scores: Tensor, check: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """The mean of SparseMAP alone, with all of its derivative."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -52,7 +53,7 @@ def sparsemap_marginals(
     check_coding(coding)
     if check:
         check_finite(scores)
-    target = coded(scores.resolve_neg().double(), polytope, coding).reshape(scores.shape[:-1].numel(), scores.shape[-1])
+    target = coded(scores.resolve_neg().double(), polytope, coding).reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
     if supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
         if check:
             with torch.no_grad():

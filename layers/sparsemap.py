@@ -1,5 +1,6 @@
 """SparseMAP: the projection of scores on a structured polytope, as a sparse distribution over its structures."""
 
+import math
 from typing import Literal
 
 import torch
@@ -79,7 +80,7 @@ def sparsemap(
     check_solver(solver, ADMM)
     shape, support = scores.shape[:-1], None
     if supports(solver, FindsPacked) and readable(scores):
-        given = coded(scores.detach().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
+        given = coded(scores.detach().double(), polytope, coding).reshape(math.prod(shape), scores.shape[-1])
         support = solver.solve_packed(given, polytope, scores.dtype, check)
         if isinstance(support, PackedSupport):
             if check and not support.all_converged:
@@ -88,7 +89,7 @@ def sparsemap(
     refuse_vmap(scores, "sparsemap")
     if check and support is None:
         check_finite(scores)
-    flat = coded(scores.resolve_neg().double(), polytope, coding).reshape(shape.numel(), scores.shape[-1])
+    flat = coded(scores.resolve_neg().double(), polytope, coding).reshape(math.prod(shape), scores.shape[-1])
     if support is None and supports(solver, FindsNested) and supports(polytope, SupportsNested):
         nested = solver.solve_nested(flat.detach(), polytope)
         if check:

@@ -1,5 +1,7 @@
 """Top-k sparsemax: sparsemax over the k best structures."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +86,7 @@ def _of_flips(scores: Tensor, polytope: SupportsFlips, k: int, check: bool) -> S
 
     The scores s_z count from the best one's, which changes neither the projection nor its derivative.
     """
-    flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1])
+    flat = scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
     if readable(flat):
         support = in_one_pass(flat.detach().double(), polytope, k, scores.dtype)  # None if there is NaN or +inf
         if support is not None:

@@ -209,6 +209,15 @@ def refuse_vmap(tensor: Tensor, what: str) -> None:
         tensor = functorch.get_unwrapped(tensor)
 
 
+def refuse_export(what: str) -> None:
+    """Raises ValueError under `torch.export`: `what` iterates until its data say that it is done."""
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            f"{what} cannot be exported: how often it iterates depends on the scores. What can: sparsemax, top-k sparsemax, "
+            f"sparsemap with SortedDecomposition(), and sparsemap_marginals of polytopes with a `project` in closed form"
+        )
+
+
 def refuse_all_but_backward(tensor: Tensor, what: str) -> None:
     """Raises ValueError in forward mode and under `torch.func.grad` and the like: `what` has derivatives by backward only."""
     if torch.compiler.is_compiling():

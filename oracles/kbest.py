@@ -1,5 +1,6 @@
 """The k best structures of any polytope."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -41,8 +42,8 @@ def topk(polytope: Polytope, scores: Tensor, k: int, *, check: bool = True) -> t
     k = check_count("k", k, 1)
     if check:
         check_finite(scores)
-    flat = scores.detach().reshape(scores.shape[:-1].numel(), polytope.dim)
-    name, shape = type(polytope).__name__, (len(flat), k, polytope.dim)
+    flat = scores.detach().reshape(math.prod(scores.shape[:-1]), polytope.dim)
+    name, shape = type(polytope).__name__, (flat.shape[0], k, polytope.dim)
     with torch.no_grad():  # structures have no gradient, though a table that is a parameter would give them one
         if supports(polytope, SupportsTopk):
             vertices, valid = polytope.topk(flat, k)

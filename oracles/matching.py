@@ -1,5 +1,6 @@
 """Assignments of rows to columns: the Birkhoff polytope and its rectangular cousin."""
 
+import math
 import warnings
 
 import torch
@@ -84,7 +85,7 @@ class Matching(Polytope):
         """
         check_dimension(scores, self)
         check_finite(scores)
-        flat = scores.double().reshape(scores.shape[:-1].numel(), self.dim)
+        flat = scores.double().reshape(math.prod(scores.shape[:-1]), self.dim)
         tables, settled = project_assignments(self.table(flat), self.rows == self.columns)
         mean = tables.flatten(-2)
         if not bool(settled.all()):

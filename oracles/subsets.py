@@ -1,5 +1,6 @@
 """The k best subsets with a size in a range, by best-first search over the whole batch at once."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ def best_subsets(scores: Tensor, k: int, smallest: int, largest: int) -> tuple[T
 
     Cost: O(D log D + k (D + k)) a row, k rounds of a dozen tensor operations.
     """
-    flat = scores.reshape(scores.shape[:-1].numel(), scores.shape[-1]).double()
+    flat = scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1]).double()
     ordered, order = flat.sort(dim=-1, descending=True, stable=True)
     rows = torch.arange(flat.shape[0], device=flat.device)
     places = torch.arange(flat.shape[1], device=flat.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import compiled, in_triton, uncompiled
 from ...oracles import Polytope
-from ...oracles.checks import cannot_branch, check_count, refuse_vmap
+from ...oracles.checks import cannot_branch, check_count, refuse_export, refuse_vmap
 from ...oracles.kinds import kind_of
 from ..stats import SolverStats
 from . import recorded
@@ -112,9 +112,10 @@ class ActiveSet(Solver):
         """See `Solver.solve`.
 
         Raises:
-            ValueError: under `torch.func.vmap`, where rows cannot be told from one another.
+            ValueError: under `torch.func.vmap`, where rows cannot be told from one another, and under `torch.export`.
         """
         refuse_vmap(scores, "ActiveSet")
+        refuse_export("ActiveSet")
         limit, oracle = self._limit(scores), Oracle.of(polytope, scores)
         advance = recorded.advance if self.record and scores.device.type == "cuda" else None
         found = _in_one_kernel(oracle, limit, self.tol) or active_set(oracle, limit, self.tol, advance)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...kernels import uncompiled
 from ...oracles import Parts, Polytope
-from ...oracles.checks import check_count
+from ...oracles.checks import check_count, refuse_export
 from ..stats import SolverStats
 from .active_set import active_set
 from .base import Solver
@@ -57,6 +57,7 @@ class PairwiseFrankWolfe(Solver):
     @torch.no_grad()
     def solve(self, scores: Tensor, polytope: Polytope) -> Support:
         """See `Solver.solve`."""
+        refuse_export("PairwiseFrankWolfe")
         oracle = Oracle.of(polytope, scores)
         walk = _Walk(oracle)
         limit = 100 + 20 * scores.shape[-1]

@@ -140,5 +140,5 @@ def _certify(problem: _Problem, mean: Tensor, margin: Tensor) -> SolverStats:
     # The gap of an exact projection is rounding noise, of the size of the terms that cancel in it.
     eps = torch.finfo(mean.dtype).eps
     noise = CLOSED + 64 * eps * (residual.abs() * (best.abs() + mean.abs())).sum(-1)
-    iterations = torch.zeros(len(mean), dtype=torch.int64, device=mean.device)
+    iterations = torch.zeros(mean.shape[0], dtype=torch.int64, device=mean.device)
     return SolverStats(iterations, gap.clamp(min=0), gap <= noise, margin)

@@ -72,7 +72,7 @@ class DerivationGibbs:
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         # A view made without gradient of a tensor that has one has neither.
         kept = precise if torch.is_grad_enabled() else precise.detach()
-        self.scores = kept.reshape(self.batch_shape.numel(), polytope.dim)
+        self.scores = kept.reshape(math.prod(self.batch_shape), polytope.dim)
         graph = polytope.graph.on(scores.device)
         self.inside = Inside.of(graph, graph.weights(self.scores, polytope.gates(self.scores)))
         check_some_allowed(self.inside.log_total.detach().reshape(self.batch_shape))
@@ -89,7 +89,7 @@ class DerivationGibbs:
         shape = torch.broadcast_shapes(structures.shape[:-1], self.batch_shape)
         allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, self.polytope.dim)
         logs = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)
-        asked = structures.expand(*shape, -1).reshape(shape.numel(), self.polytope.dim).double()
+        asked = structures.expand(*shape, -1).reshape(math.prod(shape), self.polytope.dim).double()
         forbidden = self.scores.detach().isneginf().reshape(allowed.shape).expand(*shape, -1).reshape(asked.shape)
         # <v, 2 z - 1> is at most |z|, and |z| for v = z alone.
         nearest = self.polytope.maximize(torch.where(forbidden, -torch.inf, 2 * asked - 1))

@@ -111,11 +111,11 @@ class Hypergraph:
 
         Here and below the batch comes last: what is looked up are then whole rows of memory.
         """
-        padded = torch.cat([scores.T, scores.new_zeros(1, len(scores))])
+        padded = torch.cat([scores.T, scores.new_zeros(1, scores.shape[0])])
         total = padded[self.coordinates[:, 0]]
         for column in self.coordinates.T[1:]:
             total = total + padded[column]
-        opened = scores.new_zeros(self.gate_count + 2, len(scores))
+        opened = scores.new_zeros(self.gate_count + 2, scores.shape[0])
         if gates is not None:
             opened[: self.gate_count] = gates.T
         opened[-1] = -torch.inf  # of the edge that is never taken
@@ -177,7 +177,7 @@ class Hypergraph:
         """`best` as compiled solvers ask it, for derivations that are 0/1: see `row_kernels.row_oracle`."""
         from ..kernels.derivation_rows import Derivation
 
-        opened = scores.new_zeros(len(scores), self.gate_count) if gates is None else gates.contiguous()
+        opened = scores.new_zeros(scores.shape[0], self.gate_count) if gates is None else gates.contiguous()
         return Derivation(opened.numpy(), self._edges, self.goal)
 
     def kbest(self, scores: Tensor, k: int, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:

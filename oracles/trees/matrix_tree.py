@@ -1,5 +1,6 @@
 """Gibbs distributions over trees, by the matrix-tree theorem."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -32,7 +33,7 @@ class MatrixTreeGibbs(ABC):
         check_finite(scores)
         self.single_root, self.dtype, self.batch_shape = single_root, scores.dtype, scores.shape[:-1]
         precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        flat = precise.reshape(self.batch_shape.numel(), scores.shape[-1])
+        flat = precise.reshape(math.prod(self.batch_shape), scores.shape[-1])
         self.present, relative = self._present(flat), self._relative(flat)
         least = least_of(relative, self.present.shape[-1])
         self.scores = torch.where(relative.isneginf(), relative, relative.clamp(min=least))
