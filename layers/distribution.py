@@ -317,7 +317,7 @@ class SparseDistribution:
     def _slots_of_largest(self) -> int:
         """The size of the largest support, 0 for an empty batch. The host waits for the device, once for a distribution."""
         if self._slots is None:
-            slots = self._sizes().amax().item() if self._rows() else 0
+            slots: Any = self._sizes().amax().item() if self._rows() else 0
             if torch.compiler.is_compiling():  # a number of the graph, of no use outside of it
                 torch._check(slots >= 0)
                 return slots
