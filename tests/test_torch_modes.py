@@ -1,8 +1,10 @@
 """Inside what torch changes for all of a program: default devices and dtypes, tracing, forward mode, forks, compilation."""
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -309,6 +311,20 @@ def test_exported_models_take_batches_of_any_size(name: str) -> None:
     for size in (2, 7, 100):
         given = 3 * torch.randn(size, 5)
         torch.testing.assert_close(program(given), model(given))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles C++")
+def test_exported_models_run_without_python(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Scored(lambda t: sparsemax(t).square().sum(-1) + sorted_bits(t).entropy()).eval()
+    with torch.no_grad():
+        batch = torch.export.Dim("batch", min=2, max=512)
+        program = torch.export.export(model, (torch.randn(4, 5),), dynamic_shapes=({0: batch},))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        run = torch._inductor.aoti_load_package(package)
+        for size in (2, 100):
+            given = 3 * torch.randn(size, 5)
+            torch.testing.assert_close(run(given), model(given))
 
 
 @pytest.mark.parametrize("solver", [ActiveSet(), PairwiseFrankWolfe()])
