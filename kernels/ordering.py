@@ -1,7 +1,7 @@
-"""Numbers put in order, compiled for the CPU: up to some hundreds, each is compared with each, eight at a time.
+"""Numbers put in order, compiled for the CPU: up to a hundred or so, each is compared with each, eight at a time.
 
 A sort by halves takes n log n steps, and guesses half of them wrongly. The n^2 / 8 steps that there is nothing to guess in take
-less, up to some hundreds; longer lists are merged from such.
+less, up to a hundred or so. Longer lists are merged from such: each step waits for the one before, but guesses nothing either.
 """
 
 import math
@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from .lanes import INDEX, LANES, Lanes
 from .vectors import UNCOUNTED, Array
 
-MOST = 256  # numbers that are compared each with each
+MOST = 128  # numbers that are compared each with each
 RANKS, MASK = ir.VectorType(INDEX, LANES), ir.VectorType(ir.IntType(1), LANES)
 
 
@@ -52,14 +52,16 @@ def _merge(values: Array, places: Array, half: int, work: Array) -> None:
     """Places [n] of which the first half and the rest are in order, in order."""
     for place in range(half):
         work[place] = places[place]
-    left, right = 0, half
-    for place in range(places.shape[0]):
-        if left < half and (right == places.shape[0] or values[work[left]] <= values[places[right]]):
-            places[place] = work[left]
-            left += 1
-        else:
-            places[place] = places[right]
-            right += 1
+    left, right, place = 0, half, 0
+    while left < half and right < places.shape[0]:  # which of both comes first is no branch
+        one, other = work[left], places[right]
+        is_first = values[one] <= values[other]
+        places[place] = one if is_first else other
+        left += is_first
+        right += not is_first
+        place += 1
+    for rest in range(left, half):
+        places[place + rest - left] = work[rest]
 
 
 @intrinsic

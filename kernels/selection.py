@@ -10,28 +10,35 @@ from .ordering import order, room
 from .vectors import UNCOUNTED, Array, maximum
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, **UNCOUNTED)
 def nth_largest(values: Array, n: int) -> float:
-    """The n-th largest, n from 1, of values whose order is lost: Hoare's selection, the middle as the pivot."""
-    place, left, right = values.shape[0] - n, 0, values.shape[0] - 1
-    while left < right:
-        pivot, low, high = values[(left + right) // 2], left, right
-        while low <= high:
-            while values[low] < pivot:
-                low += 1
-            while pivot < values[high]:
-                high -= 1
-            if low <= high:
-                values[low], values[high] = values[high], values[low]
-                low += 1
-                high -= 1
-        if place <= high:
-            right = high
-        elif place >= low:
-            left = low
+    """The n-th largest, n from 1, of values that are lost: Hoare's selection, without guesses.
+
+    To count what is above and below a pivot, and to keep one of both, takes no branch that depends on the values.
+    """
+    size = values.shape[0]
+    while True:
+        first, middle, last = values[0], values[size // 2], values[size - 1]
+        pivot = max(min(first, middle), min(max(first, middle), last))
+        above, below = 0, 0
+        for place in range(size):
+            above += values[place] > pivot
+            below += values[place] < pivot
+        if above < n <= size - below:
+            return float(pivot)
+        kept = 0
+        if n <= above:
+            for place in range(size):
+                value = values[place]
+                values[kept] = value
+                kept += value > pivot
         else:
-            break
-    return float(values[place])
+            n -= size - below
+            for place in range(size):
+                value = values[place]
+                values[kept] = value
+                kept += value < pivot
+        size = kept
 
 
 class Sieve(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sparsemarg.kernels import ordering, runs, selection
 
-COUNTS = [0, 1, 7, 8, 9, 31, 100, 255, 256, 257, 700, 1500]
+COUNTS = [0, 1, 7, 8, 9, 31, 100, 127, 128, 129, 256, 257, 700, 1500]
 
 
 def numbers(count: int, kind: str) -> np.ndarray:
@@ -39,10 +39,11 @@ def test_the_smallest_are_the_first_in_order(count: int, wanted: int, kind: str)
     assert found.tolist() == np.argsort(values, kind="stable")[:wanted].tolist()
 
 
-@pytest.mark.parametrize("kind", ["any", "ties"])
-@pytest.mark.parametrize("count", [1, 2, 9, 100])
+@pytest.mark.parametrize("kind", ["any", "ties", "infinite", "rising", "falling", "equal"])
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 100, 500])
 def test_the_nth_largest(count: int, kind: str) -> None:
-    values = numbers(count, kind)
+    alike = {"rising": np.arange(float(count)), "falling": -np.arange(float(count)), "equal": np.ones(count)}
+    values = alike[kind] if kind in alike else numbers(count, kind)
     found = [selection.nth_largest(values.copy(), n) for n in range(1, count + 1)]
     assert found == sorted(values.tolist(), reverse=True)
 

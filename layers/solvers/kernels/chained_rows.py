@@ -52,9 +52,11 @@ def find(target: Array, budget: int, exactly: bool, line: Line, rows: Rows) -> N
             if mean > 0.0:  # elsewhere a score may be -inf
                 outside -= line.residual[place] * mean
                 size += abs(line.residual[place]) * mean
-        best, largest = _best(line, budget, exactly)
-        outside += best
-        size += largest
+        if budget > 0:
+            level = shift + origin if exactly else max(shift + origin, 0.0)
+            best, largest = _most(line.residual, level, budget)
+            outside += best
+            size += largest
         rows.between[row], rows.binding[row] = between, binding
         sort(line, coordinate, between)
         _chain(row, line, between, rows)
@@ -98,23 +100,19 @@ def _multiplier(values: Array, origin: float, budget: int) -> float:
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _best(line: Line, budget: int, exactly: bool) -> tuple[float, float]:
-    """max <r, v> over the structures v, and sum |r_i| over what is on there, for the residual r."""
-    residual, best, size = line.residual, 0.0, 0.0
-    if budget > 0:
-        for place in range(residual.shape[0]):
-            line.work[place] = residual[place]
-        last, left = nth_largest(line.work, budget), budget
-        for place in range(residual.shape[0]):
-            if residual[place] > last:
-                left -= 1
-                if exactly or residual[place] > 0.0:
-                    best += residual[place]
-                    size += abs(residual[place])
-        if exactly or last > 0.0:  # and of those that tie at the last place
-            best += left * last
-            size += left * abs(last)
-    return best, size
+def _most(residual: Array, level: float, budget: int) -> tuple[float, float]:
+    """A bound on max <r, v> over the structures v, and the size of its terms, for the residual r.
+
+    budget l + sum max(r_i - l, 0) is one for every l, by duality; where fewer bits may be on, for l >= 0. It is the maximum
+    where l is what the residual is on all fractional coordinates.
+    """
+    above, size, count = 0.0, 0.0, 0
+    for place in range(residual.shape[0]):
+        is_above = residual[place] > level
+        above += residual[place] - level if is_above else 0.0
+        size += abs(residual[place]) if is_above else 0.0
+        count += is_above
+    return budget * level + above, size + max(budget - count, 0) * abs(level)
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
