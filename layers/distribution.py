@@ -263,7 +263,7 @@ class SparseDistribution:
         if structures.shape[max(0, structures.dim() - len(own)) :] != own:
             raise ValueError(f"log_prob needs one structure a row, {list(own)}, not {list(structures.shape)}")
         samples = math.prod(structures.shape[: structures.dim() - len(own)])
-        by_row = structures.to(self.atoms.dtype).reshape(samples, self._rows(), own[-1]).transpose(0, 1)
+        by_row = structures.to(self.atoms.dtype).reshape(samples, self._batch(), own[-1]).transpose(0, 1)
         atoms, probs = self._spread(self.atoms, None)[:, :, None], self._spread(self.probs, None)[:, :, None]
         at_once = max(1, COMPARED // max(1, atoms.numel()))
         parts = [torch.where((atoms == part[:, None]).all(-1), probs, 0).sum(1) for part in by_row.split(at_once, 1)]
@@ -308,8 +308,9 @@ class SparseDistribution:
             return message + f"max_atoms={failed} went through, forward at least"
         return message + "not even one pair fits: make what f computes smaller"
 
-    def _rows(self) -> int:
-        return self._first.shape[0] - 1  # `len` would have `torch.export` hold the size for fixed
+    def _batch(self) -> int:
+        """B. By `shape`, here and elsewhere: `len`, or `numel` of a shape, would have `torch.export` hold it for fixed."""
+        return self._first.shape[0] - 1
 
     def _sizes(self) -> Tensor:
         return self._first[1:] - self._first[:-1]
@@ -317,7 +318,7 @@ class SparseDistribution:
     def _slots_of_largest(self) -> int:
         """The size of the largest support, 0 for an empty batch. The host waits for the device, once for a distribution."""
         if self._slots is None:
-            slots: Any = self._sizes().amax().item() if self._rows() else 0
+            slots: Any = self._sizes().amax().item() if self._batch() else 0
             if torch.compiler.is_compiling():  # a number of the graph, of no use outside of it
                 torch._check(slots >= 0)
                 return slots
@@ -326,7 +327,7 @@ class SparseDistribution:
 
     def _spread(self, values: Tensor, slots: int | None) -> Tensor:
         """[N, *E] -> [B, slots, *E], zero where a row has fewer atoms."""
-        batch = self._rows()
+        batch = self._batch()
         if slots is None:
             slots = self._slots_of_largest() if batch else 1  # argmax wants one
         place = torch.arange(self.row.shape[0], device=self.row.device) - self._first[self.row]
@@ -338,7 +339,7 @@ class SparseDistribution:
         if values.device.type == "cpu":
             # Adding one by one in half precision would stop short: from 0.5 on, 0.001 is rounded away.
             wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-            total = wide.new_zeros(self._rows(), *values.shape[1:]).index_add(0, self.row, wide)
+            total = wide.new_zeros(self._batch(), *values.shape[1:]).index_add(0, self.row, wide)
             return total.to(values.dtype)
         # There index_add adds in the order in which threads arrive. Here every place is written once.
         return self._spread(values, None).sum(1)

@@ -47,7 +47,8 @@ class Budget(Polytope):
         if self.budget and scores.device.type == "cpu" and not cannot_branch(scores):
             last = kth_largest(scores, self.budget)
             chosen = scores >= last if self.exactly else (scores >= last) & (scores > 0)
-            if (chosen.sum(-1) > self.budget).any():  # of those that tie at the last place, the first
+            # Of those that tie at the last place, the first; in other rows all of the chosen stay.
+            if (chosen.sum(-1) > self.budget).any():
                 above = scores > last
                 chosen &= above | ((scores == last).cumsum(-1) <= self.budget - above.sum(-1, keepdim=True))
             return chosen.to(scores.dtype)

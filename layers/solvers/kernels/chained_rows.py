@@ -54,9 +54,9 @@ def find(target: Array, budget: int, exactly: bool, line: Line, rows: Rows) -> N
                 size += abs(line.residual[place]) * mean
         if budget > 0:
             level = shift + origin if exactly else max(shift + origin, 0.0)
-            best, largest = _most(line.residual, level, budget)
+            best, terms = _bound(line.residual, level, budget)
             outside += best
-            size += largest
+            size += terms
         rows.between[row], rows.binding[row] = between, binding
         sort(line, coordinate, between)
         _chain(row, line, between, rows)
@@ -100,19 +100,16 @@ def _multiplier(values: Array, origin: float, budget: int) -> float:
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _most(residual: Array, level: float, budget: int) -> tuple[float, float]:
-    """A bound on max <r, v> over the structures v, and the size of its terms, for the residual r.
+def _bound(residual: Array, level: float, budget: int) -> tuple[float, float]:
+    """A bound on max <r, v> over the structures v, for the residual r [D], and the size of its terms.
 
-    budget l + sum max(r_i - l, 0) is one for every l, by duality; where fewer bits may be on, for l >= 0. It is the maximum
-    where l is what the residual is on all fractional coordinates.
+    By duality budget l + sum max(r_i - l, 0) is one for every level l, or for every l >= 0 where fewer bits may be on. It is
+    the maximum itself where l is what the residual is on the fractional coordinates.
     """
-    above, size, count = 0.0, 0.0, 0
+    above = 0.0
     for place in range(residual.shape[0]):
-        is_above = residual[place] > level
-        above += residual[place] - level if is_above else 0.0
-        size += abs(residual[place]) if is_above else 0.0
-        count += is_above
-    return budget * level + above, size + max(budget - count, 0) * abs(level)
+        above += max(residual[place] - level, 0.0)
+    return budget * level + above, budget * abs(level) + above
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
