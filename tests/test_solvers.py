@@ -24,7 +24,18 @@ from sparsemarg.layers.functional import sparsemap, sparsemap_marginals, topk_sp
 from sparsemarg.layers.refit import refit
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
 from sparsemarg.layers.solvers.active_set import compiled_method
-from sparsemarg.oracles import BernoulliCube, Budget, Explicit, Polytope, Product, Simplex, SupportsProjection, supports
+from sparsemarg.oracles import (
+    AtLeastOne,
+    BernoulliCube,
+    Budget,
+    Explicit,
+    Permutahedron,
+    Polytope,
+    Product,
+    Simplex,
+    SupportsProjection,
+    supports,
+)
 from structures import assert_same_bits
 from torch import Tensor
 
@@ -256,6 +267,16 @@ def test_the_gap_bounds_the_error_of_an_early_stop() -> None:
             found = sparsemap(scores, polytope, solver=PairwiseFrankWolfe(max_iter=iterations))
         error = (found.mean() - polytope.project(scores)).square().sum(-1)
         assert (error <= found.stats.gap + 1e-12).all()  # pyright: ignore
+
+
+def test_frank_wolfe_arrives_where_an_atom_has_hardly_any_mass() -> None:
+    """About its tolerance: left out, that atom would be just what the certificate misses."""
+    scores = torch.tensor([[0.0, 0, 0.249999998, 1, -0.500000001, 0.369999998, -0.500000001, 0.250000001]], dtype=torch.float64)
+    polytope = Product(Simplex(2), Permutahedron([2.0, 1.0, 0.0]), AtLeastOne(3))
+    found = sparsemap(scores, polytope, solver=PairwiseFrankWolfe())
+    assert found.stats.converged.all()  # pyright: ignore
+    assert (found.stats.gap < 1e-9).all()  # pyright: ignore
+    torch.testing.assert_close(found.mean(), projection(polytope.vertices(), scores), atol=1e-8, rtol=0)
 
 
 def test_pairs_coding_is_the_projection_of_half_one_plus_scores() -> None:

@@ -13,7 +13,20 @@ import torch
 from cases import POLYTOPES, SOLVERS, Ring, enumerated, projection, scores_for
 from sparsemarg import oracles
 from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecomposition
-from sparsemarg.oracles import Budget, Explicit, Halfspaces, Polytope, Simplex
+from sparsemarg.oracles import (
+    Budget,
+    Explicit,
+    Halfspaces,
+    Implies,
+    Knapsack,
+    LinearChain,
+    Permutahedron,
+    Polytope,
+    Product,
+    ShortestPath,
+    Simplex,
+    SpanningTree,
+)
 from sparsemarg.verification import VerificationError, parametrize_with_checks, verify
 from sparsemarg.verification.command import main
 from sparsemarg.verification.cvxpy_references import DifferentiableProgram, QuadraticProgram
@@ -378,6 +391,24 @@ def test_polytopes_as_code() -> None:
     assert as_code(SecondBest()) == "SecondBest()"
     assert as_code(Pair()) == "Pair()"
     assert as_code(Budget(4, 2)) == "Budget(dim=4, budget=2, exactly=False)"
+
+
+@pytest.mark.parametrize(
+    "polytope",
+    [
+        SpanningTree([(0, 1), (1, 2), (0, 2)], nodes=3),
+        ShortestPath([(0, 1), (1, 3), (0, 2), (2, 3)], target=3),
+        Explicit(torch.eye(3), regularized=torch.tensor([True, False, True])),
+        Explicit(torch.eye(3), regularized=slice(0, 2)),
+        Product(Permutahedron([1.0, 2.0]), Knapsack([1, 2, 3], 4), Implies(3, negated=[True, False, False])),
+        LinearChain(2, 3, regularize_transitions=False),
+    ],
+    ids=repr,
+)
+def test_polytopes_as_code_are_made_by_it(polytope: Polytope) -> None:
+    made = eval(as_code(polytope), vars(oracles) | {"torch": torch})
+    assert torch.equal(made.vertices(), polytope.vertices())
+    assert repr(made) == repr(polytope)
 
 
 class Pair(Polytope):

@@ -7,7 +7,7 @@ from inspect import signature
 import torch
 from torch import Tensor
 
-from ..oracles import Explicit, Polytope, Product
+from ..oracles import Explicit, Matroid, Polytope, Product, ShortestPath, SpanningTree
 from .broken import Broken, in_words
 from .check import Check, Skip
 from .ledger import Ledger
@@ -91,8 +91,7 @@ def reproduction(subject: Subject, check: str, scores: Tensor | None) -> str:
     classes = sorted(_classes(polytope))
     lines += [f"from {module} import {name}" for module, name in classes if module != "__main__"]
     expression = as_code(polytope)
-    opaque = "..." in expression or "vertices=[" in expression
-    lines += ["", f"polytope = {f'...  # {expression}' if opaque else expression}"]
+    lines += ["", f"polytope = {f'...  # {polytope!r}' if '...' in expression else expression}"]
     arguments = [f"only=[{'=' + check!r}]"]
     if scores is not None and scores.numel() <= _SHOWN * max(1, scores.shape[1]):
         lines.append(f"scores = torch.tensor({(scores + 0.0).tolist()}, dtype=torch.float64)")  # without -0.0
@@ -112,12 +111,19 @@ def _classes(polytope: Polytope) -> set[tuple[str, str]]:
 
 
 def as_code(polytope: Polytope) -> str:
-    """An expression for the polytope; its repr unless that is known not to be one."""
+    """An expression for the polytope; its repr unless that is known not to be one. "..." in it is for the reader to fill in."""
     if type(polytope) is Explicit:
         table = polytope.vertices()
-        return f"Explicit(torch.tensor({table.tolist()}, dtype=torch.float64))" if len(table) <= _SHOWN else repr(polytope)
+        partly = "" if polytope.regularized is None else f", regularized={_as_code(polytope.regularized)}"
+        return f"Explicit({_as_code(table) if len(table) <= _SHOWN else '...'}{partly})"
     if type(polytope) is Product:
         return f"Product({', '.join(map(as_code, polytope.parts))})"
+    if type(polytope) is SpanningTree:
+        return f"SpanningTree({list(polytope.edges)}, nodes={polytope.nodes})"
+    if type(polytope) is ShortestPath:
+        return f"ShortestPath({list(polytope.arcs)}, {polytope.source}, {polytope.target})"
+    if type(polytope) is Matroid:
+        return f"Matroid({polytope.dim}, ..., bases={polytope.bases})"
     if type(polytope).__repr__ is Polytope.__repr__:  # which does not know what its constructor takes
         taken = [each.name for each in signature(type(polytope)).parameters.values()]
         given = f"dim={polytope.dim}" if taken == ["dim"] else "..." if taken else ""
@@ -126,3 +132,7 @@ def as_code(polytope: Polytope) -> str:
     if not text.startswith("<"):
         return text
     return f"{type(polytope).__name__}({'...' if vars(polytope) else ''})"
+
+
+def _as_code(given: slice | Tensor) -> str:
+    return f"torch.tensor({given.tolist()}, dtype={given.dtype})" if isinstance(given, Tensor) else repr(given)
