@@ -91,7 +91,7 @@ def reproduction(subject: Subject, check: str, scores: Tensor | None) -> str:
     classes = sorted(_classes(polytope))
     lines += [f"from {module} import {name}" for module, name in classes if module != "__main__"]
     expression = as_code(polytope)
-    lines += ["", f"polytope = {f'...  # {polytope!r}' if '...' in expression else expression}"]
+    lines += ["", f"polytope = {f'...  # {in_words(polytope)}' if '...' in expression else expression}"]
     arguments = [f"only=[{'=' + check!r}]"]
     if scores is not None and scores.numel() <= _SHOWN * max(1, scores.shape[1]):
         lines.append(f"scores = torch.tensor({(scores + 0.0).tolist()}, dtype=torch.float64)")  # without -0.0
