@@ -26,6 +26,9 @@ from .solvers.oracle import Oracle
 from .stats import ConsensusStats
 from .tangent import Tangent, projected
 
+# Factors of a contradiction that an error names in full.
+NAMED = 3
+
 
 class LPSparseMAPResult:
     """The mean on a local polytope, and each factor's own distribution.
@@ -79,18 +82,18 @@ def lp_sparsemap(
         additional: for each factor the scores [*B, A] of its additional parts, the coordinates that its polytope does not
             regularise; None for scores of 0 (or for a factor without such parts).
         solver: how it is solved.
-        check: look for NaN, +inf and non-convergence (host synchronisations).
+        check: look for NaN, +inf, contradictions and non-convergence (host synchronisations).
 
     Returns:
         The mean, with `ConsensusStats` in `stats`; see `LPSparseMAPResult`.
 
     Raises:
-        ValueError: scores or additional scores of another shape, NaN or +inf scores, a row in which a factor allows nothing;
-            a solver of something else;
-            derivatives otherwise than by a backward pass (`torch.func.grad`, forward mode).
+        ValueError: scores or additional scores of another shape, NaN or +inf scores, a row in which a factor allows nothing, or
+            whose factors contradict one another (where `solver` finds the proof, in some fifty iterations and more); a solver
+            of something else; derivatives otherwise than by a backward pass (`torch.func.grad`, forward mode).
 
     Warns:
-        ConvergenceWarning: rows that did not converge, with the residuals. So it is where factors contradict one another.
+        ConvergenceWarning: rows that did not converge, with the residuals.
 
     Ties: the mean is unique. Of multipliers and of means of additional parts, which may not be, the same input gives the same.
 
@@ -113,6 +116,7 @@ def lp_sparsemap(
     found = solver.solve(precise.detach(), graph, [each.detach() for each in extra])
     if check:
         _check_projections(found.mean, precise.detach(), graph)
+        _check_agreement(found.contradicting, precise, graph)
         warn_no_consensus(found.stats, solver)
     local = _Local(graph, solver, found, precise.detach().isneginf(), extra, shape, scores.dtype, check)
     mean = found.mean
@@ -270,6 +274,23 @@ def _check_allowed(scores: Tensor, graph: FactorGraph, additional: list[Tensor])
                 f"scores row {row} allows no structure of factor {place}, {graph.factors[place]}: every one needs a variable "
                 f"whose score is -inf; leave at least one structure allowed"
             )
+
+
+def _check_agreement(contradicting: Tensor, scores: Tensor, graph: FactorGraph) -> None:
+    """Raises ValueError if factors contradict one another: [B, factors of all groups] bool."""
+    if cannot_branch(contradicting) or not contradicting.any():
+        return
+    row = int(contradicting.any(-1).nonzero()[0])
+    order = [place for group in graph.groups for place in group.factors]
+    places = sorted(order[number] for number in contradicting[row].nonzero()[:, 0].tolist())
+    named = [f"factor {place}, {graph.factors[place]}" for place in places[:NAMED]]
+    if len(places) > NAMED:
+        named.append(f"and {len(places) - NAMED} more, beginning with {str(places[NAMED : NAMED + 8])[1:-1]}")
+    remedy = "Change or leave out one"
+    if scores[row].isneginf().any():
+        remedy += ", or allow more of the variables, of which some have a score of -inf"
+    listed = "; ".join(named)
+    raise ValueError(f"scores row {row}: factors contradict one another, no point is in all of {listed}. {remedy}")
 
 
 def _check_projections(mean: Tensor, scores: Tensor, graph: FactorGraph) -> None:

@@ -71,14 +71,15 @@ class ConsensusStats(_ByRow):
         iterations: [*B] int64.
         primal: [*B] float64, max |x_f - mu_f|: by how much a factor's own mean of a variable differs from the mean.
         dual: [*B] float64, by how much the factors' problems still move, in units of scores.
-        converged: [*B] bool. The mean of a row that is not converged may be outside of factors by `primal`. If that stays
-            large the factors contradict one another: no point is in all of them.
+        converged: [*B] bool. The mean of a row that is not converged may be outside of factors by `primal`.
+        contradictory: [*B] bool. True where it is proved that the factors contradict one another: no point is in all of them.
     """
 
     iterations: Tensor
     primal: Tensor
     dual: Tensor
     converged: Tensor
+    contradictory: Tensor
 
 
 Stats = SolverStats | TopKStats

@@ -1,15 +1,19 @@
 """LP-SparseMAP: local distributions, batches, orders, forbidden variables, limits and bad input."""
 
+import random
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from factor_graphs import GRAPHS, PAIR, check_derivative, joined, matching, permutations, problem, row_of, solved
+from scipy.optimize import linprog
 from sparsemarg.layers import ConvergenceWarning, LPSparseMAP
 from sparsemarg.layers.functional import lp_sparsemap, sparsemap
 from sparsemarg.layers.solvers import ADMM, ActiveSet
 from sparsemarg.oracles import (
+    AtLeastOne,
+    BernoulliCube,
     Budget,
     Explicit,
     Factor,
@@ -124,15 +128,85 @@ def test_factors_that_fix_their_variables() -> None:
     assert gradient.abs().max() < 1e-9
 
 
-def test_contradiction_is_said_with_its_residual() -> None:
-    """Exactly one of two, and exactly two of the same two."""
+def test_contradiction_is_said_by_naming_the_factors() -> None:
+    """Exactly one of two, and exactly two of the same two; a third factor has nothing to do with it."""
+    factors = [Factor(Simplex(2), [0, 1]), Factor(BernoulliCube(2), [1, 2]), Factor(Budget(2, 2, exactly=True), [0, 1])]
+    graph = FactorGraph(3, factors)
+    with pytest.raises(
+        ValueError, match=r"scores row 0: .*all of factor 0, Factor\(Simplex.*; factor 2, Factor\(Budget\(d[^;]*$"
+    ):
+        lp_sparsemap(torch.zeros(3, 3), graph)
+    found = lp_sparsemap(torch.zeros(3, 3), graph, check=False)
+    assert found.stats.contradictory.all()
+    assert not found.stats.converged.any()
+    assert found.mean.isfinite().all()
+
+
+def test_contradiction_without_a_proof_is_said_with_its_residual() -> None:
     graph = FactorGraph(2, [Factor(Simplex(2), [0, 1]), Factor(Budget(2, 2, exactly=True), [0, 1])])
     with pytest.warns(
         ConvergenceWarning, match=r"did not converge on 3 of 3 rows \(largest primal residual 2\.5e-01.*contradict"
     ):
-        found = lp_sparsemap(torch.zeros(3, 2), graph, solver=ADMM(max_iter=200))
+        found = lp_sparsemap(torch.zeros(3, 2), graph, solver=ADMM(max_iter=20))
     assert not found.stats.converged.any()
     assert found.mean.isfinite().all()
+
+
+def test_contradiction_of_some_rows() -> None:
+    """Three rows of a matching have two columns that are allowed. The others are as they are alone."""
+    graph = GRAPHS["matching"]
+    scores = problem(graph, 3)[0]
+    scores[1, [0, 1, 4, 5, 8, 9]] = -torch.inf
+    with pytest.raises(
+        ValueError, match=r"scores row 1: .*; and 5 more, beginning with 3, .* of which some have a score of -inf"
+    ):
+        lp_sparsemap(scores, graph)
+    found = lp_sparsemap(scores, graph, check=False)
+    assert found.stats.contradictory.tolist() == [False, True, False]
+    assert found.stats.converged.tolist() == [True, False, True]
+    alone = lp_sparsemap(scores[[0, 2]], graph).mean
+    torch.testing.assert_close(found.mean[[0, 2]], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_contradiction_is_proved_exactly_where_a_linear_programme_is_infeasible(seed: int) -> None:
+    """Of random subsets with exactly, or at least, so many of five bits on, and rows that forbid some."""
+    draw = random.Random(seed)
+    factors = [Factor(BernoulliCube(5), range(5))]
+    for _ in range(draw.randint(2, 4)):
+        size = draw.randint(1, 4)
+        kind = Budget(size, draw.randint(1, size), exactly=True) if draw.random() < 0.7 else AtLeastOne(size)
+        factors.append(Factor(kind, draw.sample(range(5), size)))
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(3, 5, dtype=torch.float64, generator=generator)
+    scores[2, draw.randrange(5)] = -torch.inf
+    found = [agree(row, FactorGraph(5, factors)) for row in scores]
+    assert found == [feasible(factors, row.isneginf()) for row in scores]
+
+
+def agree(row: Tensor, graph: FactorGraph) -> bool:
+    """Whether there is a mean; not, if an error says that there is none."""
+    try:
+        return bool(lp_sparsemap(row, graph).stats.converged)
+    except ValueError as error:
+        if not re.search("contradict one another|allows no structure", str(error)):
+            raise
+        return False
+
+
+def feasible(factors: list[Factor], forbidden: Tensor) -> bool:
+    """Whether the local polytope has a point, over weights of all factors' structures: a linear programme."""
+    tables = [factor.polytope.vertices().double() for factor in factors]
+    weights = sum(len(table) for table in tables)
+    rows, wanted, before = [], [], 0
+    for factor, table in zip(factors, tables, strict=True):
+        sums = torch.zeros(1 + len(factor.variables), len(forbidden) + weights, dtype=torch.float64)
+        sums[0, len(forbidden) + before : len(forbidden) + before + len(table)] = 1
+        sums[1:, len(forbidden) + before : len(forbidden) + before + len(table)] = table.T
+        sums[range(1, len(sums)), list(factor.variables)] = -1
+        rows, wanted, before = [*rows, sums], [*wanted, 1.0, *[0.0] * len(factor.variables)], before + len(table)
+    most = [(0, 0 if off else 1) for off in forbidden.tolist()] + [(0, 1)] * weights
+    return linprog([0.0] * len(most), A_eq=torch.cat(rows).numpy(), b_eq=wanted, bounds=most).status == 0
 
 
 def test_stopping_early_is_data() -> None:

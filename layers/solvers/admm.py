@@ -1,6 +1,6 @@
 """The alternating direction method of multipliers on a factor graph: every factor is projected on by itself, in parallel."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet
 from .base import Solver, check_solver
+from .contradiction import contradicting
 
 # Iterations between looks at the batch from Python: to stop, to drop rows that have converged, to change penalties.
 POLL = 10
@@ -20,6 +21,8 @@ UNBALANCED = 10.0
 CHANGE = 2.0
 # No changes after this many iterations: with a penalty that stays ADMM converges.
 SETTLE = 1000
+# Iterations between looks for a proof that the factors contradict one another: each asks every oracle once.
+PROVE = 50
 # Over-relaxation: between 1.5 and 1.8 is customary; it saves a third of the iterations here.
 RELAXATION = 1.6
 
@@ -32,12 +35,14 @@ class Consensus:
         mean: [B, V] float64.
         messages: of every group [B, F, n]: each factor projects mean + message, and gets mean back.
         penalty: [B] rho; the multipliers are rho times the messages.
+        contradicting: [B, factors of all groups] bool, those of which it is proved that no point is in all of them.
         stats: rows [B].
     """
 
     mean: Tensor
     messages: list[Tensor]
     penalty: Tensor
+    contradicting: Tensor
     stats: ConsensusStats
 
 
@@ -53,7 +58,8 @@ class ADMM:
 
     with x_f over-relaxed in the last two (Boyd et al. 2011, section 7.1). Niculae and Martins 2020 give each factor a share of
     the l2 term; here it is in the consensus step, so that every subproblem is a plain projection. Equal factors are one batch;
-    rows that have converged drop out. Nothing is random.
+    rows that have converged drop out, and so do rows whose factors are seen to contradict one another
+    (`contradiction.contradicting`). Nothing is random.
 
     Cost: an iteration is one projection a factor. Row and column constraints of a 20 x 20 matching take 30 to 300 for scores of
     size 0.3 to 3; scores of 1e6 take some 400, and of 1e8 may not arrive.
@@ -94,8 +100,10 @@ class ADMM:
         rows = torch.arange(len(scores), device=scores.device)
         for iteration in range(self.max_iter if len(scores) else 0):
             if iteration % POLL == 0 and iteration:
+                if iteration % PROVE == 0:
+                    state.prove()
                 result = _store(result, rows, state)
-                live = (~state.converged).nonzero()[:, 0]
+                live = (~(state.converged | state.contradicting.any(-1))).nonzero()[:, 0]
                 if len(live) == 0:
                     break
                 rows, state = rows[live], state.select(live)
@@ -161,6 +169,9 @@ class _State:
         self.primal = torch.full_like(self.penalty, torch.inf)
         self.dual = torch.full_like(self.penalty, torch.inf)
         self.converged = torch.zeros_like(self.penalty, dtype=torch.bool)
+        self.apart = [torch.zeros_like(message) for message in self.messages]  # mu_f - x_f
+        number = sum(index.shape[0] for index in shared.index)
+        self.contradicting = torch.zeros(len(scores), number, dtype=torch.bool, device=scores.device)
         # Of scores of 1e8 the eighth digit behind the point is rounding.
         self.enough = shared.method.tol + 16 * torch.finfo(self.mean.dtype).eps * self.target.abs().amax(-1)
 
@@ -192,13 +203,24 @@ class _State:
         mean = torch.where(self.forbidden, 0, mean)
         for place, (index, copies, mixed) in enumerate(zip(shared.index, found, relaxed, strict=True)):
             here = mean[:, index]
-            primal = torch.maximum(primal, (copies - here).abs().amax((1, 2)))
+            self.apart[place] = here - copies
+            primal = torch.maximum(primal, self.apart[place].abs().amax((1, 2)))
             self.messages[place] = torch.where(live[:, None, None], self.messages[place] + here - mixed, self.messages[place])
         dual = self.penalty * (mean - self.mean).abs().amax(-1)
         self.primal, self.dual = torch.where(live, primal, self.primal), torch.where(live, dual, self.dual)
         self.mean = torch.where(live[:, None], mean, self.mean)
         self.iterations += live
         self.converged = self.converged | (exact & (torch.maximum(self.primal, self.dual) <= self.enough))
+
+    def prove(self) -> None:
+        """Looks whether factors contradict one another, on rows that have not converged."""
+        shared = self.shared
+        common = shared.total(self.apart) / shared.degree
+        directions = [
+            torch.where(self.forbidden[:, index], -torch.inf, apart - common[:, index])
+            for index, apart in zip(shared.index, self.apart, strict=True)
+        ]
+        self.contradicting = contradicting(shared.groups, shared.parts, directions) & ~self.converged[:, None]
 
     def balance(self) -> None:
         """Changes the penalty of rows where one residual is far above the other. Multipliers rho w stay."""
@@ -220,8 +242,8 @@ class _State:
 
     def result(self) -> Consensus:
         """As it stands."""
-        stats = ConsensusStats(self.iterations, self.primal, self.dual, self.converged)
-        return Consensus(self.mean, self.messages, self.penalty, stats)
+        stats = ConsensusStats(self.iterations, self.primal, self.dual, self.converged, self.contradicting.any(-1))
+        return Consensus(self.mean, self.messages, self.penalty, self.contradicting, stats)
 
 
 def _store(whole: Consensus, rows: Tensor, state: _State) -> Consensus:
@@ -235,6 +257,10 @@ def _store(whole: Consensus, rows: Tensor, state: _State) -> Consensus:
         *(put(old, new) for old, new in zip(vars(whole.stats).values(), vars(part.stats).values(), strict=True))
     )
     messages = [put(old, new) for old, new in zip(whole.messages, part.messages, strict=True)]
-    return replace(
-        whole, mean=put(whole.mean, part.mean), messages=messages, penalty=put(whole.penalty, part.penalty), stats=stats
+    return Consensus(
+        put(whole.mean, part.mean),
+        messages,
+        put(whole.penalty, part.penalty),
+        put(whole.contradicting, part.contradicting),
+        stats,
     )
