@@ -26,6 +26,7 @@ from sparsemarg.layers.solvers import ActiveSet, PairwiseFrankWolfe, SortedDecom
 from sparsemarg.layers.solvers.active_set import compiled_method
 from sparsemarg.oracles import (
     AtLeastOne,
+    AtMostOne,
     BernoulliCube,
     Budget,
     Explicit,
@@ -269,14 +270,33 @@ def test_the_gap_bounds_the_error_of_an_early_stop() -> None:
         assert (error <= found.stats.gap + 1e-12).all()  # pyright: ignore
 
 
-def test_frank_wolfe_arrives_where_an_atom_has_hardly_any_mass() -> None:
+APART = [[-1.0, 0, 0, -1], [1, 2, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("polytope", "scores"),
+    [
+        (
+            Product(Simplex(2), Permutahedron([2.0, 1.0, 0.0]), AtLeastOne(3)),
+            [0.0, 0, 0.249999998, 1, -0.500000001, 0.369999998, -0.500000001, 0.250000001],
+        ),
+        (
+            Product(AtMostOne(4, [True, False, False, False]), AtMostOne(4, [True, False, False, False]), Explicit(APART)),
+            [
+                *(-1.4638568832258763e-08, 0, 2.0305038965450374e-08, 0, 9.875894173116105e-09, 7.207708804841057e-09, 0),
+                *(1.1032482072892296e-09, -9.099797630293492e-09, 0, 0, 1.292319085079907e-08),
+            ],
+        ),
+    ],
+    ids=["near ties", "low scores"],
+)
+def test_frank_wolfe_arrives_where_an_atom_has_hardly_any_mass(polytope: Product, scores: list[float]) -> None:
     """About its tolerance: left out, that atom would be just what the certificate misses."""
-    scores = torch.tensor([[0.0, 0, 0.249999998, 1, -0.500000001, 0.369999998, -0.500000001, 0.250000001]], dtype=torch.float64)
-    polytope = Product(Simplex(2), Permutahedron([2.0, 1.0, 0.0]), AtLeastOne(3))
-    found = sparsemap(scores, polytope, solver=PairwiseFrankWolfe())
+    given = torch.tensor([scores], dtype=torch.float64)
+    found = sparsemap(given, polytope, solver=PairwiseFrankWolfe())
     assert found.stats.converged.all()  # pyright: ignore
     assert (found.stats.gap < 1e-9).all()  # pyright: ignore
-    torch.testing.assert_close(found.mean(), projection(polytope.vertices(), scores), atol=1e-8, rtol=0)
+    torch.testing.assert_close(found.mean(), projection(polytope.vertices(), given), atol=1e-8, rtol=0)
 
 
 def test_pairs_coding_is_the_projection_of_half_one_plus_scores() -> None:

@@ -36,7 +36,7 @@ class PairwiseFrankWolfe(Solver):
 
     Its atoms may be affinely dependent, so that the scores do not determine their weights. A last step therefore solves the
     same problem on the hull of each row's own atoms, which leaves an affinely independent support with optimal weights.
-    The certificate is then computed with the polytope's oracle; where it fails the walk goes on.
+    The certificate is then computed with the polytope's oracle; where it fails the walk goes on from that support.
 
     Where not all coordinates are regularised, scores of the others far below 1 make its steps as small: it may not arrive.
 
@@ -74,6 +74,7 @@ class PairwiseFrankWolfe(Solver):
             support = replace(support, stats=stats)
             if len(scores) == 0 or walk.certified.all():
                 break
+            walk.atoms, walk.weights = support.atoms, support.probs
         return support
 
 
