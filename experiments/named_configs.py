@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+import yaml
+
 from .errors import UsageError
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -37,6 +39,9 @@ def resolve_configs(arguments: list[str]) -> tuple[list[str], str | None]:
 
     Returns:
         The new arguments, and a name for the run: the packaged name or the file's stem of the first `--config`.
+
+    Raises:
+        UsageError: there is no such file or name, or it cannot be read as YAML.
     """
     resolved: list[str] = []
     run_name: str | None = None
@@ -46,6 +51,7 @@ def resolve_configs(arguments: list[str]) -> tuple[list[str], str | None]:
         if expect_value or (equals and flag in ("-c", "--config")):
             given = argument if expect_value else value
             path = config_path(given)
+            _check_readable(path)
             run_name = run_name or _run_name(path)
             resolved.append(str(path) if expect_value else f"{flag}={path}")
             expect_value = False
@@ -53,6 +59,14 @@ def resolve_configs(arguments: list[str]) -> tuple[list[str], str | None]:
             expect_value = argument in ("-c", "--config")
             resolved.append(argument)
     return resolved, run_name
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config expects a YAML file, but {path} is none: {error}") from error
 
 
 def _run_name(path: Path) -> str:

@@ -348,6 +348,17 @@ def test_unknown_key_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "Marginalize has no option 'samples'. Its options are layer" in complaint(capsys, "fit", "--config", "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"model:\n  a: [1\n", 'but bad.yaml is none: .* in "bad.yaml", line 2'), (b"a: \xff\xfe", "bad.yaml is none: .* 0xff")],
+    ids=["syntax", "bytes"],
+)
+def test_a_file_that_is_no_yaml_is_named(capsys: pytest.CaptureFixture[str], content: bytes, reason: str) -> None:
+    Path("bad.yaml").write_bytes(content)
+    said = _plain_complaint(capsys, "fit", "--config", "bad.yaml")
+    assert re.search(reason, said), said
+
+
 def test_unusable_checkpoints_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     fit("--folder", "here")
     last = Path("here/checkpoints/last.ckpt")
