@@ -159,6 +159,13 @@ class GibbsDistribution(Protocol):
         """Shannon entropy in nats, [*B]; differentiable in the scores."""
         ...
 
+    def marginals(self) -> Tensor:
+        """The mean structure E[a_z], the gradient of the log-normaliser, [*B, D]; differentiable in the scores.
+
+        No operator or estimator needs it, so that a class of your own may go without.
+        """
+        ...
+
 
 class SupportsGibbs(Protocol):
     """The exponential family over the structures."""

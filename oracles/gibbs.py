@@ -1,8 +1,8 @@
 """Gibbs distributions p(z) = exp(<a_z, t> - log Z) over the structures of a polytope: exact, and all in closed form.
 
-Each has `sample`, `log_prob` and `entropy` as `base.GibbsDistribution` says, computed in float32 for float16 and bfloat16 and
-returned in the dtype of the scores. Scores of `-inf` give their structures probability zero; NaN, +inf, scores of another width
-and rows that allow no structure are ValueErrors. Monte Carlo estimators sample from them.
+Each has `sample`, `log_prob`, `entropy` and `marginals` as `base.GibbsDistribution` says, computed in float32 for float16 and
+bfloat16 and returned in the dtype of the scores. Scores of `-inf` give their structures probability zero; NaN, +inf, scores of
+another width and rows that allow no structure are ValueErrors. Monte Carlo estimators sample from them.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +44,10 @@ class BernoulliGibbs:
         """sum_i H(sigmoid(t_i)) = sum_i softplus(t_i) - t_i sigmoid(t_i), nats."""
         return binary_entropy(self.scores).sum(-1).to(self.dtype)
 
+    def marginals(self) -> Tensor:
+        """sigmoid(t), [*B, D]."""
+        return self.scores.sigmoid().to(self.dtype)
+
 
 class CategoricalGibbs:
     """A softmax over one-hot vectors; everything O(D), a sample and a log-probability included."""
@@ -75,6 +79,10 @@ class CategoricalGibbs:
     def entropy(self) -> Tensor:
         """-sum p log p, nats."""
         return _entropy(self.log_probs).to(self.dtype)
+
+    def marginals(self) -> Tensor:
+        """softmax(t), [*B, D]."""
+        return self.log_probs.exp().to(self.dtype)
 
 
 class EnumeratedGibbs:
@@ -114,6 +122,10 @@ class EnumeratedGibbs:
     def entropy(self) -> Tensor:
         """-sum p log p, nats."""
         return _entropy(self.log_probs).to(self.dtype)
+
+    def marginals(self) -> Tensor:
+        """sum_z p(z) a_z, [*B, D]."""
+        return (self.log_probs.exp().double() @ self.vertices.double()).to(self.dtype)
 
 
 class CardinalityGibbs:
@@ -185,6 +197,17 @@ class CardinalityGibbs:
             entropy = binary_entropy(odds) + chance * spent + (1 - chance) * entropy
         return entropy[..., self.budget].to(self.dtype)
 
+    def marginals(self) -> Tensor:
+        """p(z_i = 1) = sum_j p(j left before i) p(z_i = 1 given that), [*B, D]; from the first bit to the last."""
+        left = torch.zeros_like(self.suffixes[0])
+        left = torch.cat([left[..., 1:], torch.ones_like(left[..., :1])], -1)
+        means = []
+        for i in range(self.scores.shape[-1]):
+            on = left * self._log_odds(i).sigmoid()
+            means.append(on.sum(-1))
+            left = left - on + torch.cat([on[..., 1:], torch.zeros_like(on[..., :1])], -1)
+        return torch.stack(means, -1).to(self.dtype)
+
 
 class ProductGibbs:
     """Independent Gibbs distributions on groups of blocks of coordinates.
@@ -218,6 +241,12 @@ class ProductGibbs:
     def entropy(self) -> Tensor:
         """The sum over blocks, nats."""
         return torch.stack([group.entropy().sum(-1) for group in self.groups]).sum(0)
+
+    @property
+    def marginals(self) -> Callable[[], Tensor]:
+        """Each block's own, [*B, D]; where every block has them."""
+        own = [group.marginals for group in self.groups]
+        return lambda: self.join([marginals() for marginals in own])
 
 
 def binary_entropy(log_odds: Tensor) -> Tensor:

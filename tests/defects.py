@@ -393,6 +393,19 @@ class EntropyWithHalfOfItsGradient(Wrapped):
 
 
 @caught_by("gibbs")
+class MarginalsOfAnotherTemperature(Wrapped):
+    def gibbs(self, scores):
+        return Changed(self.right.gibbs(scores), marginals=self.right.gibbs(scores / 2).marginals)
+
+
+@caught_by("gibbs")
+class MarginalsWithHalfOfTheirGradient(Wrapped):
+    def gibbs(self, scores):
+        right = self.right.gibbs(scores)
+        return Changed(right, marginals=lambda: (right.marginals() + right.marginals().detach()) / 2)
+
+
+@caught_by("gibbs")
 class SamplesFromAnotherTemperature(Wrapped):
     def gibbs(self, scores):
         return Changed(self.right.gibbs(scores), sample=self.right.gibbs(scores / 2).sample)

@@ -21,6 +21,7 @@ from sparsemarg.oracles import (
     SpanningTree,
     SupportsGibbs,
 )
+from sparsemarg.verification import verify
 from torch import Tensor
 from torch.autograd.functional import hessian
 
@@ -177,7 +178,47 @@ def test_bits_are_counted_in_more_than_half_precision() -> None:
     assert Budget(400, 256).gibbs(torch.zeros(400, dtype=torch.bfloat16)).log_prob(structure) == -torch.inf
 
 
-@pytest.mark.parametrize("polytope", [one for one in EVERY if not isinstance(one, Budget | Product)], ids=str)
+@pytest.mark.parametrize("polytope", [*EVERY, Simplex(3), BernoulliCube(3), Explicit([[0.0, 1], [1, 1]])], ids=str)
+def test_marginals_are_means_of_the_listed_structures(polytope: Any) -> None:
+    """In any batch shape, with derivatives, of scores that forbid, and in few digits."""
+    vertices = polytope.vertices()
+    listed = Explicit(vertices)
+    scores = 2 * torch.randn(2, 3, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(scores.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    some = (vertices[-1] == 0) & (torch.arange(polytope.dim) % 2 == 0)
+    if not isinstance(polytope, ProjectiveTree | Arborescence | SpanningTree | Segmentation):  # for which it may mean shorter
+        scores[0, 0, some] = -torch.inf
+
+    def slope(which: SupportsGibbs) -> tuple[Tensor, Tensor]:
+        leaf = scores.clone().requires_grad_()
+        means = which.gibbs(leaf).marginals()
+        return means, torch.autograd.grad((means * weights).sum(), leaf)[0]
+
+    for found, expected in zip(slope(polytope), slope(listed), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    few = polytope.gibbs(scores.bfloat16()).marginals()
+    assert few.dtype == torch.bfloat16
+    torch.testing.assert_close(few.double(), listed.gibbs(scores.bfloat16().double()).marginals(), atol=1e-2, rtol=0)
+
+
+def test_marginals_of_a_product_are_those_of_its_parts() -> None:
+    """Also that there are none."""
+
+    class Own:
+        def __init__(self, right: Any) -> None:
+            self.sample, self.log_prob, self.entropy = right.sample, right.log_prob, right.entropy
+
+    class Bits(BernoulliCube):
+        def gibbs(self, scores: Tensor) -> Any:
+            return Own(super().gibbs(scores))
+
+    assert not hasattr(Product(Bits(2), Simplex(2)).gibbs(torch.zeros(3, 4)), "marginals")
+    assert verify(Product(Bits(2), Simplex(2)), only=["gibbs"]).ok
+    found = Product(BernoulliCube(2), Simplex(2)).gibbs(torch.zeros(3, 4)).marginals()
+    assert torch.equal(found, torch.full((3, 4), 0.5))
+
+
+@pytest.mark.parametrize("polytope", EVERY, ids=str)
 def test_marginals_without_gradient(polytope: Any) -> None:
     """Of a distribution that is made without one, and asked for without one."""
     scores = torch.randn(2, polytope.dim, requires_grad=True)

@@ -133,7 +133,8 @@ def check_combination(
 class Gibbs(Check):
     """`gibbs` is softmax over the structures' totals: log-probabilities, normalisation, entropy, gradients, samples.
 
-    Log-probabilities are -inf off the set, samples follow the generator, and scores have any batch shape.
+    Log-probabilities are -inf off the set, samples follow the generator, and scores have any batch shape. Marginals are checked
+    where there are any.
     """
 
     @property
@@ -160,7 +161,11 @@ class Gibbs(Check):
             logs = gibbs.log_prob(listed)
             entropy = gibbs.entropy()
             (gradient,) = torch.autograd.grad(logs[0].sum(), leaf, retain_graph=True)
-            (change,) = torch.autograd.grad(entropy.sum(), leaf)
+            (change,) = torch.autograd.grad(entropy.sum(), leaf, retain_graph=True)
+            means, slope = None, None
+            if callable(getattr(gibbs, "marginals", None)):
+                means = gibbs.marginals()
+                (slope,) = torch.autograd.grad((means * torch.arange(1.0, table.shape[1] + 1).to(means)).sum(), leaf)
             drawn, few, again = (
                 gibbs.sample((count,), torch.Generator(subject.device).manual_seed(0)).detach().cpu().numpy()
                 for count in (_DRAWS, 20, 20)
@@ -181,6 +186,15 @@ class Gibbs(Check):
         ledger.compare("gradient a_z - E[a]", errors, MEAN, "the gradient of gibbs().log_prob", rows)
         errors = np.abs(change.cpu().numpy() - enumeration.entropy_gradient(wanted, table)).max(-1)
         ledger.compare("gradient of the entropy", errors, MEAN, "the gradient of gibbs().entropy", rows)
+        if means is not None and slope is not None:
+            if means.shape != scores.shape:
+                raise broken(subject.name, "gibbs", f"gave marginals {list(means.shape)} for scores {list(scores.shape)}")
+            probs, weighted = np.exp(wanted), table @ np.arange(1, table.shape[1] + 1)
+            mean = probs @ table
+            ledger.compare("marginals", np.abs(means.detach().cpu().numpy() - mean).max(-1), MEAN, "gibbs().marginals", rows)
+            covariance = (probs * weighted) @ table - mean * (probs @ weighted)[:, None]
+            errors = np.abs(slope.cpu().numpy() - covariance).max(-1) / len(mean[0])
+            ledger.compare("gradient of the marginals", errors, MEAN, "the gradient of gibbs().marginals", rows)
         what = "gibbs().log_prob of a point that is not a structure is not -inf"
         ledger.require("-inf off the set", np.isneginf(beyond), what, rows)
         _check_samples(ledger, drawn, np.exp(wanted), table, rows)
