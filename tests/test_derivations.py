@@ -157,8 +157,10 @@ def test_forbidden_coordinates(name: str) -> None:
     if isinstance(polytope, LinearChain):
         shortened = polytope.parts(blocked)[0].all(-1).any(-1)
     elif isinstance(polytope, Segmentation):
-        fits = torch.arange(5)[:, None] + torch.arange(1, 4) <= 5
-        shortened = (polytope.cells(blocked) | ~fits[..., None]).flatten(-2).all(-1).any(-1)
+        start, end = torch.arange(5)[:, None], torch.arange(5)[:, None] + torch.arange(1, 4)
+        covers = (start[..., None] <= torch.arange(5)) & (torch.arange(5) < end[..., None]) & (end <= 5)[..., None]
+        shortened = ~(~polytope.cells(blocked)[..., None] & covers[:, :, None]).flatten(1, 3).any(1).all(-1)
+        assert not (shortened & allowed.any(-1)).any()
     elif isinstance(polytope, ProjectiveTree):
         shortened = blocked.unflatten(-1, (polytope.words, polytope.words)).all(-1).any(-1)
     some = allowed.any(-1) & ~shortened
@@ -321,12 +323,14 @@ def test_a_large_capacity_takes_no_longer_than_the_weights() -> None:
     assert Knapsack(np.array([2, 1]), torch.tensor(2)).maximize(torch.tensor([[3.0, 1]])).tolist() == [[1, 0]]
 
 
-def test_a_boundary_is_ruled_out_by_the_segments_that_end_there() -> None:
-    """By -inf for those that start there, the sequence would end there."""
+@pytest.mark.parametrize("side", ["ends", "starts"])
+def test_a_boundary_is_ruled_out_by_the_segments_that_end_or_start_there(side: str) -> None:
+    """Others cross it, so that the sequence does not end there."""
     polytope = Segmentation(3)
     width, start = torch.meshgrid(torch.arange(1, 4), torch.arange(3), indexing="xy")
     scores = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
-    found = polytope.maximize(scores.masked_fill((start + width == 2).flatten(), -torch.inf))
+    out = start + width == 2 if side == "ends" else start == 2
+    found = polytope.maximize(scores.masked_fill(out.flatten(), -torch.inf))
     assert not polytope.cells(found)[:, 2].any()
     assert ((polytope.cells(found)[..., 0] * width).sum((1, 2)) == 3).all()
 

@@ -20,9 +20,8 @@ class Segmentation(Derivations):
     Coordinates: [a segment of width w with label k starts at i], for i < L, 1 <= w <= W, k < K, row-major, also those that
     would not fit (always 0): D = L W K. `cells` shapes them; `segments` reads a structure, `structures` writes one.
 
-    Shorter sequences in the same batch: the sequence ends at the first position at which no segment may start, all its scores
-    being `-inf`. `mask` sets those scores, and those of segments that would cross the end. To rule out that a
-    segment starts at a position within the sequence, forbid those that end just before it.
+    Shorter sequences in the same batch: the sequence ends at the first position that no segment covers, the scores of all that
+    would being `-inf`. `mask` sets those scores.
 
     Args:
         length: L.
@@ -114,13 +113,15 @@ class Segmentation(Derivations):
         return torch.where(beyond.flatten(-3), -torch.inf, scores)
 
     def gates(self, scores: Tensor) -> Tensor:
-        """The sequence ends before its first position without an allowed segment."""
-        # Segments that do not fit never start, whatever they score.
-        start = torch.arange(self.length, device=scores.device)[:, None]
-        fits = start + torch.arange(1, self.width + 1, device=scores.device) <= self.length
-        blocked = self.cells(scores).masked_fill(~fits[..., None], -torch.inf).flatten(-2).amax(-1).isneginf()  # [B, L]
-        ended = torch.cat([blocked[:, 1:], torch.ones_like(blocked[:, :1])], -1)
-        last = ended & (blocked.cumsum(-1) == 0)
+        """The sequence ends before the first position that no allowed segment covers."""
+        # Segments that do not fit cover nothing, whatever they score.
+        start, width = torch.arange(self.length, device=scores.device), torch.arange(1, self.width + 1, device=scores.device)
+        end = start[:, None] + width
+        begun = ((end <= self.length) & ~self.cells(scores).amax(-1).isneginf()).to(torch.int32)  # [B, L, W]
+        over = begun.new_zeros(len(scores), self.length + self.width + 1).index_add(1, end.flatten(), begun.flatten(1))
+        bare = (begun.sum(-1) - over[:, : self.length]).cumsum(-1) == 0  # [B, L]
+        ended = torch.cat([bare[:, 1:], torch.ones_like(bare[:, :1])], -1)
+        last = ended & (bare.cumsum(-1) == 0)
         return torch.where(last & (ended.cumsum(-1) == 1), 0.0, -torch.inf).to(scores)
 
     def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
