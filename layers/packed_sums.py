@@ -45,7 +45,7 @@ class _PackedMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, probs: Tensor, atoms: Tensor, first: Tensor, row: Tensor, kernel: Kernel) -> Tensor:
         ctx.save_for_backward(atoms, first, row)
-        means = atoms.new_empty(len(first) - 1, atoms.shape[1])
+        means = atoms.new_empty(first.shape[0] - 1, atoms.shape[1])
         kernel(probs.detach().contiguous(), atoms.contiguous(), first, means)
         return means
 
@@ -56,7 +56,7 @@ class _PackedMean(torch.autograd.Function):
         kernel = _kernel(gradient, "compare")
         if kernel is None or torch.is_grad_enabled():  # a second derivative is wanted: this is linear in the gradient
             return (atoms * gradient[row]).sum(-1), None, None, None, None
-        products = atoms.new_empty(len(atoms))
+        products = atoms.new_empty(atoms.shape[0])
         kernel(gradient.contiguous(), atoms.contiguous(), first, row, products)
         return products, None, None, None, None
 
@@ -64,7 +64,7 @@ class _PackedMean(torch.autograd.Function):
 class _PackedEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, probs: Tensor, first: Tensor, row: Tensor, kernel: Kernel) -> Tensor:
-        found, slopes = probs.new_empty(len(first) - 1), probs.new_empty(len(row))
+        found, slopes = probs.new_empty(first.shape[0] - 1), probs.new_empty(row.shape[0])
         kernel(probs.detach().contiguous(), first, found, slopes)
         ctx.save_for_backward(probs, row, slopes)
         return found

@@ -154,8 +154,8 @@ def coded(scores: Tensor, polytope: Polytope, coding: Coding) -> Tensor:
     if coding == "bits":
         return scores
     parts = Parts.of(polytope, scores.device)
-    if parts is None:  # in one pass; on a GPU too a number of the CPU will do
-        return torch.add(scores.new_full((), 0.5, device="cpu"), scores, alpha=0.5)
+    if parts is None:  # 0.5 + 0.5 t, in one pass
+        return torch.rsub(scores, 0.5, alpha=-0.5)
     return (parts.penalized(torch.ones_like(scores)) + scores) / 2
 
 

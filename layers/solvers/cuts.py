@@ -57,8 +57,8 @@ def in_one_pass(scores: Tensor, polytope: Polytope, dtype: torch.dtype) -> Packe
     cuts = _Cuts.of(scores, polytope, _module(kernels))
     if cuts is None:
         return None
-    found = (cuts.rows.gap, cuts.rows.converged, cuts.rows.margin)
-    return cuts.packed(SolverStats(scores.new_zeros(len(scores), dtype=torch.int64), *map(torch.from_numpy, found)), dtype)
+    found = (np.zeros(len(cuts.rows.gap), np.int64), cuts.rows.gap, cuts.rows.converged, cuts.rows.margin)
+    return cuts.packed(SolverStats(*map(torch.from_numpy, found)), dtype, all_converged=bool(cuts.rows.converged.all()))
 
 
 class _Cuts(PackedRows):

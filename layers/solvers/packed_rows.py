@@ -32,7 +32,9 @@ class PackedRows(ABC):
     def arguments(self, part: slice) -> tuple[Any, ...]:
         """What each kernel is given first, for the rows of a slice."""
 
-    def packed(self, stats: FoundBy, dtype: torch.dtype, *given: np.ndarray) -> PackedSupport[FoundBy]:
+    def packed(
+        self, stats: FoundBy, dtype: torch.dtype, *given: np.ndarray, all_converged: bool = False
+    ) -> PackedSupport[FoundBy]:
         """The support, with atoms in this dtype; `write` is `given` the rows of these arrays [B, ...], too."""
         batch, count = len(self.first) - 1, int(self.first[-1])
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
@@ -46,7 +48,8 @@ class PackedRows(ABC):
 
         in_threads(write, batch, array.size)
         row = torch.from_numpy(self.kernels.runs.row_of(self.first))
-        return PackedSupport(atoms if direct else atoms.to(dtype), probs, row, torch.from_numpy(self.first), stats, self)
+        atoms = atoms if direct else atoms.to(dtype)
+        return PackedSupport(atoms, probs, row, torch.from_numpy(self.first), stats, self, all_converged)
 
     def pull(self, gradient: Tensor) -> Tensor:
         """See `Jacobian`."""
