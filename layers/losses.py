@@ -8,10 +8,14 @@ then zero exactly if y too is a maximiser.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels import readable
 from ..oracles import Parts, Polytope
 from ..oracles.checks import cannot_branch, check_dimension, check_polytope, check_probabilities
 from .marginals import sparsemap_marginals
@@ -43,7 +47,8 @@ def sparsemax_loss(scores: Tensor, target: Tensor, *, check: bool = True) -> Ten
     probs = sparsemax(precise, check=check)
     # A number that is added to all scores changes nothing on paper; large, it would leave few digits of the rest.
     below = precise - precise.detach().amax(-1, keepdim=True)
-    return _fenchel_young(below, probs, _as_distribution(target, precise, check)).to(scores.dtype)
+    wanted = _as_distribution(target, precise, check)
+    return _fenchel_young(below, wanted, probs, lambda given: sparsemax(given, check=False)).to(scores.dtype)
 
 
 def sparsemap_loss(
@@ -69,17 +74,22 @@ def sparsemap_loss(
 
     Raises:
         ValueError: a target of another shape, or bad scores.
+
+    Ties: the gradient mu* - y is exact there too; its own derivative, that of the mean, is not.
+
+    Cost: that of the mean, without its derivative, which is asked for by second derivatives alone: then all is solved again.
     """
     check_dimension(scores, polytope)
     if not isinstance(target, Tensor) or target.shape != scores.shape:
         got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"sparsemap_loss needs one target a row, a tensor [*B, D] = {list(scores.shape)}, not {got}")
     # The mean as it was found, not rounded to the dtype: off the polytope, large scores would count what it is off by.
-    precise = scores.resolve_neg().double()
-    mean = sparsemap_marginals(precise, polytope, coding=coding, solver=solver, check=check)
-    parts = Parts.of(polytope, scores.device)
-    shown, wanted = coded(precise, polytope, coding), target.double()
-    loss = _fenchel_young(shown, mean, wanted, parts)
+    shown, wanted = coded(scores.resolve_neg().double(), polytope, coding), target.double()
+    mean_of = partial(sparsemap_marginals, polytope=polytope, solver=solver, check=check)
+    direct = readable(shown) and readable(wanted)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not direct):  # see `_fenchel_young`
+        mean = mean_of(shown)
+    loss = _fenchel_young(shown, wanted, mean, mean_of, Parts.of(polytope, scores.device))
     if check and not cannot_branch(loss):
         _warn_if_negative(loss.detach(), shown.detach(), mean.detach(), wanted.detach(), polytope)
     return loss.to(scores.dtype)
@@ -130,15 +140,52 @@ class SparseMAPLoss(nn.Module):
         return f"{self.polytope}, coding={self.coding!r}, solver={self.solver}"
 
 
-def _fenchel_young(scores: Tensor, mean: Tensor, target: Tensor, parts: Parts | None = None) -> Tensor:
-    # mu* is not detached: its own derivative meets t - mu*, which is orthogonal to every direction in which mu* can move, so
-    # the gradient is mu* - y and the second derivative is that of mu*.
+def _fenchel_young(
+    scores: Tensor, target: Tensor, mean: Tensor, mean_of: Callable[[Tensor], Tensor], parts: Parts | None = None
+) -> Tensor:
+    """The loss [*B] of scores and target [*B, D], given the mean and how to find it as a function of the scores.
+
+    Its gradient is mean - target at ties, too, where the mean has no derivative. Nothing is asked of that derivative but for
+    the second one of the loss.
+    """
+    if readable(scores) and readable(target):
+        loss: Any = _Loss.apply(scores, target, mean.detach(), mean_of, parts)
+    else:
+        # The second term is 0, and so is its gradient; its second derivative is the mean's first.
+        finite, held = torch.where(scores.isneginf(), 0, scores), mean.detach()
+        loss = _value(scores, target, held, parts) + ((finite - finite.detach()) * (mean - held)).sum(-1) / 2
+    impossible = (scores.isneginf() & (target != 0)).any(-1)
+    return torch.where(impossible, torch.inf, loss)
+
+
+def _value(scores: Tensor, target: Tensor, mean: Tensor, parts: Parts | None) -> Tensor:
     finite = torch.where(scores.isneginf(), 0, scores)
     bent = mean.square() - target.square()
     bent = bent if parts is None else bent[..., parts.regularized]
-    loss = (finite * (mean - target)).sum(-1) - bent.sum(-1) / 2
-    impossible = (scores.isneginf() & (target != 0)).any(-1)
-    return torch.where(impossible, torch.inf, loss)
+    return (finite * (mean - target)).sum(-1) - bent.sum(-1) / 2
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, target: Tensor, mean: Tensor, mean_of: Callable[[Tensor], Tensor], parts: Parts | None
+    ) -> Tensor:
+        ctx.save_for_backward(scores, target, mean)
+        ctx.mean_of, ctx.parts = mean_of, parts
+        return _value(scores, target, mean, parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scores, target, mean = ctx.saved_tensors
+        outer, forbidden = gradients[0][..., None], scores.isneginf()
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            mean = ctx.mean_of(scores)
+        by_scores = torch.where(forbidden, 0, outer * (mean - target)) if ctx.needs_input_grad[0] else None
+        by_target = None
+        if ctx.needs_input_grad[1]:
+            bent = target if ctx.parts is None else ctx.parts.penalized(target)
+            by_target = outer * (bent - torch.where(forbidden, 0, scores))
+        return by_scores, by_target, None, None, None
 
 
 def _warn_if_negative(loss: Tensor, scores: Tensor, mean: Tensor, target: Tensor, polytope: Polytope) -> None:

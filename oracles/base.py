@@ -6,7 +6,6 @@ capability by having the method, and `supports(polytope, SupportsTopk)` asks whe
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol, TypeVar
 
 import torch
@@ -223,7 +222,6 @@ def supports(polytope: object, capability: type[Capability]) -> TypeIs[Capabilit
 
 
 @torch.compiler.assume_constant_result  # torch.compile of torch 2.11 cannot look into a class
-@cache
 def _methods(capability: type) -> list[str]:
     """The methods that a capability protocol names."""
     return [name for name in vars(capability) if not name.startswith("_")]

@@ -1,14 +1,17 @@
 """Fenchel-Young losses against their definition."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from cases import enumerated, projection, scores_for
+from factor_graphs import PAIR
 from sparsemarg.layers import SparseMAPLoss, SparsemaxLoss
 from sparsemarg.layers.functional import sparsemap_loss, sparsemap_marginals, sparsemax, sparsemax_loss
 from sparsemarg.layers.solvers import ADMM
-from sparsemarg.oracles import BernoulliCube, Budget, LinearChain, Polytope, Simplex
+from sparsemarg.oracles import Arborescence, BernoulliCube, Budget, LinearChain, Matching, Polytope, ShortestPath, Simplex
+from torch import Tensor
 
 
 def test_sparsemax_loss_is_the_published_formula() -> None:
@@ -37,6 +40,64 @@ def test_sparsemap_loss_gradient_is_prediction_minus_target(polytope, coding) ->
     assert torch.autograd.gradcheck(lambda s: sparsemap_loss(s, target, polytope, coding=coding), leaf)
     assert torch.autograd.gradgradcheck(lambda s: sparsemap_loss(s, target, polytope, coding=coding), leaf)
     torch.testing.assert_close(SparseMAPLoss(polytope, coding)(leaf, target), loss.mean())
+
+
+@pytest.mark.parametrize("coding", ["bits", "pairs"])
+@pytest.mark.parametrize(
+    "polytope",
+    [ShortestPath.grid(3, 3), LinearChain(3, 2, regularize_transitions=False), Matching(3, 3), Arborescence(3), Budget(5, 2)],
+    ids=repr,
+)
+def test_the_gradient_is_prediction_minus_target_at_ties_too(polytope: Any, coding: Any) -> None:
+    """Where the mean has no derivative the loss has one. By `torch.func`, too."""
+    vertices = polytope.vertices().double()
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(-3, 4, (60, polytope.dim), generator=generator).double() / 2
+    target = vertices[torch.randint(len(vertices), (60,), generator=generator)]
+    leaf = scores.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(sparsemap_loss(leaf, target, polytope, coding=coding).sum(), leaf)
+    wanted = (sparsemap_marginals(scores, polytope, coding=coding) - target) / (1 if coding == "bits" else 2)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
+    transformed = torch.func.grad(lambda t: sparsemap_loss(t, target, polytope, coding=coding).sum())(scores)
+    torch.testing.assert_close(transformed, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("polytope", [ShortestPath.grid(3, 3), PAIR, Arborescence(3)], ids=repr)
+def test_derivatives_of_the_loss_where_the_mean_is_solved_for(polytope: Any) -> None:
+    """Of scores and targets, of first and second order, directly and by `torch.func`."""
+    generator = torch.Generator().manual_seed(1)
+    leaf = torch.randn(3, polytope.dim, dtype=torch.float64, generator=generator).requires_grad_()
+    vertices = polytope.vertices().double()
+    inside = (torch.rand(3, len(vertices), generator=generator).double().softmax(-1) @ vertices).requires_grad_()
+
+    def loss(scores: Tensor, target: Tensor) -> Tensor:
+        return sparsemap_loss(scores, target, polytope)
+
+    assert torch.autograd.gradcheck(loss, (leaf, inside))
+    assert torch.autograd.gradgradcheck(loss, (leaf, inside))
+    one = (leaf[:1].detach(), inside[:1].detach())
+    direct = torch.autograd.functional.hessian(lambda t: loss(t, one[1]).sum(), one[0])
+    transformed = torch.func.jacrev(torch.func.grad(lambda t: loss(t, one[1]).sum()))(one[0])
+    torch.testing.assert_close(direct, transformed, rtol=0, atol=1e-9)
+
+
+def test_the_backward_pass_of_a_loss_asks_nothing() -> None:
+    asked = []
+
+    class Counted(ShortestPath):
+        def maximize(self, scores: Tensor) -> Tensor:
+            asked.append(len(scores))
+            return super().maximize(scores)
+
+    arcs = ShortestPath.grid(4, 4).arcs
+    polytope = Counted(arcs)
+    leaf = (0.1 * torch.randn(8, polytope.dim, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    target = ShortestPath(arcs).maximize(torch.ones_like(leaf))
+    sparsemap_marginals(leaf.detach(), polytope)
+    least = len(asked)
+    loss = sparsemap_loss(leaf, target, polytope)
+    loss.sum().backward()
+    assert len(asked) == 2 * least
 
 
 def test_zero_exactly_at_the_target() -> None:
