@@ -1,5 +1,5 @@
-"""Structured polytopes at typical sizes: one oracle call, the ten best structures, SparseMAP forward and backward, and what
-Monte Carlo takes.
+"""Structured polytopes at typical sizes: one oracle call, the ten best structures, SparseMAP and its loss forward and backward,
+and what Monte Carlo takes.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...layers import SparseDistribution
-from ...layers.functional import sparsemap, sparsemap_marginals
+from ...layers.functional import sparsemap, sparsemap_loss, sparsemap_marginals
 from ...oracles import (
     Arborescence,
     Knapsack,
@@ -67,7 +67,7 @@ POLYTOPES = (
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    """Cases for the oracle, its k best, SparseMAP and the Gibbs distribution, as far as it has them, of each polytope."""
+    """Cases for each polytope: the oracle, its k best, SparseMAP, its loss and the Gibbs distribution, as far as it has it."""
     for typical in POLYTOPES:
         polytope = (typical.small if quick else typical.make)()
         scores = torch.randn(BATCH, polytope.dim, generator=torch.Generator().manual_seed(0)).to(device)
@@ -96,6 +96,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         if supports(polytope, SupportsGibbs):
             sampled = _sampled(polytope, scores)
             yield Case("structured", f"sample, score, entropy: {_short(polytope)}", sizes, sampled, quick=True)
+        yield Case("structured", f"loss: {_short(polytope)}", sizes, _losses(polytope, scores), quick=True)
         if polytope.dim <= 1000:
             yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes | {"B": FEW}, few)
     yield from _marginals(device, quick)
@@ -123,6 +124,20 @@ def _mean(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
             "ours": lambda: torch.autograd.grad(sparsemap_marginals(leaf, polytope), leaf, upstream),
             "ours, derivative of the support": lambda: torch.autograd.grad(sparsemap(leaf, polytope).mean(), leaf, upstream),
         }
+
+    return build
+
+
+def _losses(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
+    """What trains a structured predictor, forward and backward: the SparseMAP loss, and that of a conditional random field."""
+    leaf = scores.clone().requires_grad_()
+    gold = polytope.maximize(torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores))
+
+    def build() -> Candidates:
+        found: Candidates = {"ours": lambda: torch.autograd.grad(sparsemap_loss(leaf, gold, polytope).sum(), leaf)}
+        if supports(polytope, SupportsGibbs):
+            found["ours, a CRF's"] = lambda: torch.autograd.grad(-polytope.gibbs(leaf).log_prob(gold).sum(), leaf)
+        return found
 
     return build
 
