@@ -133,13 +133,11 @@ def _losses(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
     leaf = scores.clone().requires_grad_()
     gold = polytope.maximize(torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores))
 
-    def build() -> Candidates:
-        found: Candidates = {"ours": lambda: torch.autograd.grad(sparsemap_loss(leaf, gold, polytope).sum(), leaf)}
-        if supports(polytope, SupportsGibbs):
-            found["ours, a CRF's"] = lambda: torch.autograd.grad(-polytope.gibbs(leaf).log_prob(gold).sum(), leaf)
-        return found
-
-    return build
+    found: Candidates = {"ours": lambda: torch.autograd.grad(sparsemap_loss(leaf, gold, polytope).sum(), leaf)}
+    if supports(polytope, SupportsGibbs):
+        gibbs = polytope.gibbs
+        found["ours, a CRF's"] = lambda: torch.autograd.grad(-gibbs(leaf).log_prob(gold).sum(), leaf)
+    return lambda: found
 
 
 def _sampled(polytope: SupportsGibbs, scores: Tensor) -> Callable[[], Candidates]:
