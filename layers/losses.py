@@ -143,10 +143,10 @@ class SparseMAPLoss(nn.Module):
 def _fenchel_young(
     scores: Tensor, target: Tensor, mean: Tensor, mean_of: Callable[[Tensor], Tensor], parts: Parts | None = None
 ) -> Tensor:
-    """The loss [*B] of scores and target [*B, D], given the mean and how to find it as a function of the scores.
+    """The loss [*B] of scores and target [*B, D], given the mean, and how to find it as a function of the scores.
 
-    Its gradient is mean - target at ties, too, where the mean has no derivative. Nothing is asked of that derivative but for
-    the second one of the loss.
+    Its gradient is mean - target at ties, too, where the mean has no derivative: it does not go through the mean, whose own
+    derivative serves second derivatives alone.
     """
     if readable(scores) and readable(target):
         loss: Any = _Loss.apply(scores, target, mean.detach(), mean_of, parts)
@@ -159,6 +159,7 @@ def _fenchel_young(
 
 
 def _value(scores: Tensor, target: Tensor, mean: Tensor, parts: Parts | None) -> Tensor:
+    """The loss where it is finite, [*B]; all [*B, D]. Not as a difference of two sums, which large scores would swamp."""
     finite = torch.where(scores.isneginf(), 0, scores)
     bent = mean.square() - target.square()
     bent = bent if parts is None else bent[..., parts.regularized]
@@ -166,6 +167,8 @@ def _value(scores: Tensor, target: Tensor, mean: Tensor, parts: Parts | None) ->
 
 
 class _Loss(torch.autograd.Function):
+    """`_value` [*B] as a function of scores and target [*B, D]: dL/dt = mu* - y (Danskin's theorem), dL/dy = y_R - t."""
+
     @staticmethod
     def forward(
         ctx: Any, scores: Tensor, target: Tensor, mean: Tensor, mean_of: Callable[[Tensor], Tensor], parts: Parts | None

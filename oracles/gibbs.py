@@ -200,7 +200,7 @@ class CardinalityGibbs:
     def marginals(self) -> Tensor:
         """p(z_i = 1) = sum_j p(j left before i) p(z_i = 1 given that), [*B, D]; from the first bit to the last."""
         left = torch.zeros_like(self.suffixes[0])
-        left = torch.cat([left[..., 1:], torch.ones_like(left[..., :1])], -1)
+        left[..., self.budget] = 1
         means = []
         for i in range(self.scores.shape[-1]):
             on = left * self._log_odds(i).sigmoid()

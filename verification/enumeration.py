@@ -61,6 +61,12 @@ def entropy_gradient(log_probs: Array, structures: Array) -> Array:
     return -slopes @ structures
 
 
+def mean_gradient(log_probs: Array, structures: Array, weights: Array) -> Array:
+    """d <E[a], w> / dt = Cov(a) w for log-probabilities [B, V] of structures [V, D], and weights [D]: [B, D]."""
+    probs, weighted = np.exp(log_probs), structures @ weights
+    return (probs * weighted) @ structures - (probs @ structures) * (probs @ weighted)[:, None]
+
+
 def sparsemax(scores: Array) -> Array:
     """The projection on the simplex (paper eq. 8-9), row by row, by trying every support size: [B, V] -> [B, V]."""
     found = np.zeros_like(scores)

@@ -132,7 +132,6 @@ def _losses(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
     """What trains a structured predictor, forward and backward: the SparseMAP loss, and that of a conditional random field."""
     leaf = scores.clone().requires_grad_()
     gold = polytope.maximize(torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores))
-
     found: Candidates = {"ours": lambda: torch.autograd.grad(sparsemap_loss(leaf, gold, polytope).sum(), leaf)}
     if supports(polytope, SupportsGibbs):
         gibbs = polytope.gibbs

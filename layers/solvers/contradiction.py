@@ -30,16 +30,15 @@ def contradicting(groups: Sequence[Group], parts: Sequence[Parts | None], direct
         groups, parts: of a factor graph; the coordinates of each polytope that are variables.
         directions: d_f of every group, [B, F, n]; `-inf` where a variable is 0.
     """
-    total, terms, sizes = 0.0, 0.0, []
+    terms, sizes = [], []
     for group, part, direction in zip(groups, parts, directions, strict=True):
         batch, factors, width = direction.shape
         flat = direction.flatten(0, 1)
         additional = flat.new_zeros(len(flat), group.polytope.dim - width)
         oracle = Oracle.of(group.polytope, group.scores(flat, additional, part))
         best = oracle(oracle.target, torch.ones_like(oracle.target[:, 0], dtype=torch.bool))
-        values = (oracle.target * best).reshape(batch, -1)
-        total, terms = total + values.sum(-1), terms + values.abs().sum(-1)
+        terms.append((oracle.target * best).reshape(batch, -1))
         sizes.append(oracle.target.abs().amax(-1).reshape(batch, factors))
-    size = torch.cat(sizes, -1)
-    proved = torch.as_tensor(total < -SURE * terms)
+    term, size = torch.cat(terms, -1), torch.cat(sizes, -1)
+    proved = term.sum(-1) < -SURE * term.abs().sum(-1)
     return proved[:, None] & (size > INVOLVED * size.amax(-1, keepdim=True))

@@ -62,20 +62,23 @@ class PairwiseFrankWolfe(Solver):
         refuse_export("PairwiseFrankWolfe")
         oracle = Oracle.of(polytope, scores)
         walk = _Walk(oracle)
-        limit = 100 + 20 * scores.shape[-1]
-        support = active_set(walk.own_atoms(), limit, OWN * self.tol)
-        for stop in STOPS:
-            walk.exact |= stop < EXACT
-            walk.run(self.max_iter, stop)
-            support = active_set(walk.own_atoms(), limit, OWN * self.tol)
-            gap, noise = walk.certificate((support.probs[:, None] @ support.atoms)[:, 0])
-            walk.certified = gap <= self.tol + noise
-            stats = SolverStats(walk.iterations, gap.clamp(min=0), walk.certified, support.stats.margin)
-            support = replace(support, stats=stats)
-            if len(scores) == 0 or walk.certified.all():
+        support = self._stopped(walk, STOPS[0])
+        for stop in STOPS[1:]:
+            if walk.certified.all():
                 break
             walk.atoms, walk.weights = support.atoms, support.probs
+            support = self._stopped(walk, stop)
         return support
+
+    def _stopped(self, walk: "_Walk", stop: float) -> Support:
+        """The optimum on each row's own atoms once its gap is at most `stop`; the walk then knows which are certified."""
+        walk.exact |= stop < EXACT
+        walk.run(self.max_iter, stop)
+        support = active_set(walk.own_atoms(), 100 + 20 * walk.atoms.shape[-1], OWN * self.tol)
+        gap, noise = walk.certificate((support.probs[:, None] @ support.atoms)[:, 0])
+        walk.certified = gap <= self.tol + noise
+        stats = SolverStats(walk.iterations, gap.clamp(min=0), walk.certified, support.stats.margin)
+        return replace(support, stats=stats)
 
 
 class _Walk:
