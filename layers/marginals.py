@@ -12,8 +12,11 @@ from ..kernels import readable, uncompiled
 from ..oracles import Parts, Polytope, SupportsProjection, supports
 from ..oracles.checks import check_dimension, check_finite, outside_transforms, refuse_vmap
 from ..oracles.contracts import checked_project
+from .convergence import warn_unconverged
 from .face import face_directions, first_order, incomplete_rows
-from .solvers.base import Solver
+from .solvers.active_set import ActiveSet
+from .solvers.admm import ADMM
+from .solvers.base import FindsMean, Solver, check_solver
 from .solvers.oracle import Oracle, allowed
 from .sparsemap import Coding, check_coding, coded, sparsemap
 
@@ -47,14 +50,17 @@ def sparsemap_marginals(
     >>> sparsemap_marginals(torch.tensor([[0.5, 0.4, 0.3]]), SpanningTree([(0, 1), (1, 2), (0, 2)]))
     tensor([[0.7667, 0.6667, 0.5667]])
     """
-    if solver is not None:
+    if solver is not None and (_derived(scores) or not readable(scores)):
         return sparsemap(scores, polytope, coding=coding, solver=solver, check=check).mean()
     check_dimension(scores, polytope)
     check_coding(coding)
     if check:
         check_finite(scores)
     target = coded(scores.resolve_neg().double(), polytope, coding).reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
-    if supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
+    if solver is not None:
+        check_solver(solver, ADMM)
+        mean = mean_alone(target, polytope, solver, check)
+    elif supports(polytope, SupportsProjection) and Parts.of(polytope) is None:
         if check:
             with torch.no_grad():
                 if allowed(target)[1] is not None:
@@ -76,11 +82,11 @@ def mean_by_support(scores: Tensor, polytope: Polytope, check: bool) -> Tensor:
         return mean + first_order(directions, scores)
 
     inner = scores.view_as(scores)  # not the caller's tensor: its hooks are to run in the backward pass only
+    if not _derived(inner):
+        return mean_alone(inner, polytope, ActiveSet(), check)
     with _kept_as_it_is():
         found = sparsemap(inner, polytope, check=check)
         mean = found.mean()
-        if not (torch.is_grad_enabled() and inner.requires_grad):
-            return mean
         oracle = Oracle.of(polytope, inner.detach())
         rows = incomplete_rows(found, mean, inner, oracle)
     if len(rows) == 0:
@@ -88,6 +94,23 @@ def mean_by_support(scores: Tensor, polytope: Polytope, check: bool) -> Tensor:
     at_once = max(1, ENTRIES // scores.shape[-1] ** 2)
     steps = [first_order(face_directions(found.detach()[some], oracle.rows(some)), inner[some]) for some in rows.split(at_once)]
     return mean.index_copy(0, rows, mean.detach()[rows] + torch.cat(steps))
+
+
+def mean_alone(scores: Tensor, polytope: Polytope, solver: Solver, check: bool) -> Tensor:
+    """The mean [B, D] of scores [B, D] float64 without derivative, and without its structures if the solver can do so."""
+    scores = scores.detach()
+    found = solver.solve_mean(scores, polytope, check) if supports(solver, FindsMean) else None
+    if found is None:
+        return sparsemap(scores, polytope, solver=solver, check=check).mean()
+    mean, stats = found
+    if check:
+        warn_unconverged(stats, solver)
+    return mean
+
+
+def _derived(scores: Tensor) -> bool:
+    """Whether a derivative in these scores may be asked for."""
+    return torch.is_grad_enabled() and scores.requires_grad
 
 
 @contextmanager

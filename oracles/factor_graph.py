@@ -12,6 +12,9 @@ from .checks import check_count
 from .parts import Parts
 from .placement import lasting
 
+# So many variables are listed one by one.
+LISTED = 8
+
 
 class Factor:
     """A polytope over some variables of a graph.
@@ -49,7 +52,17 @@ class Factor:
         self.polytope, self.variables, self.additional = polytope, numbers, polytope.dim - size
 
     def __repr__(self) -> str:
-        return f"Factor({self.polytope!r}, variables={list(self.variables)})"
+        return f"Factor({self.polytope!r}, variables={_written(self.variables)})"
+
+
+def _written(numbers: tuple[int, ...]) -> str:
+    """As code: many at equal distances as a range, which leaves an error readable that names its factor."""
+    if len(numbers) > LISTED and numbers[0] < numbers[1]:
+        step = numbers[1] - numbers[0]
+        spread = range(numbers[0], numbers[-1] + 1, step)
+        if numbers == tuple(spread):
+            return repr(spread)
+    return repr(list(numbers))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sparsemarg.layers import LPSparseMAP
 from sparsemarg.layers.functional import lp_sparsemap, sparsemap
 from sparsemarg.layers.solvers import ADMM, ActiveSet
 from sparsemarg.oracles import (
+    BernoulliCube,
     Factor,
     FactorGraph,
     LinearChain,
@@ -179,3 +180,13 @@ def test_solvers_of_something_else_are_refused() -> None:
         ADMM(solver=ActiveSet)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="solver must be an instance of a solver"):
         sparsemap(scores, Simplex(4), solver=ADMM())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "variables", [range(144), range(3, 40, 4), [0, 3, 6], [*range(11), 12], range(20, 0, -1), [5]], ids=repr
+)
+def test_a_factor_is_written_as_code(variables: Sequence[int]) -> None:
+    factor = Factor(BernoulliCube(len(variables)), variables)
+    again = eval(repr(factor), {"Factor": Factor, "BernoulliCube": BernoulliCube})
+    assert again.variables == factor.variables == tuple(variables)
+    assert len(repr(factor)) < 110

@@ -1,11 +1,13 @@
 """Compiled oracles, which the compiled active set method asks row by row: what it finds is what it finds by `maximize`."""
 
+import math
 from itertools import combinations
 
 import pytest
 import torch
 from cases import KINDS, scores_for
 from sparsemarg.kernels import compiled
+from sparsemarg.layers.functional import sparsemap, sparsemap_loss, sparsemap_marginals
 from sparsemarg.layers.solvers import ActiveSet
 from sparsemarg.oracles import (
     Arborescence,
@@ -72,6 +74,44 @@ def test_rows_in_turn_are_rows_in_step(polytope: Polytope, kind: str, monkeypatc
         assert torch.equal(ours.stats.iterations, theirs.stats.iterations)
         assert torch.equal(ours.stats.gap, theirs.stats.gap)
         assert torch.equal(ours.stats.converged, theirs.stats.converged)
+
+
+@pytest.mark.parametrize("kind", ["bit_atoms", "seen_bits"])
+@pytest.mark.parametrize("own", [False, True], ids=["in turn", "asked"])
+@pytest.mark.parametrize("polytope", SOLVED_IN_TURN, ids=repr)
+def test_the_mean_alone(polytope: Polytope, own: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit that of the distribution, with the same certificate, where iterations run out, too; nothing is written."""
+    monkeypatch.setattr("sparsemarg.layers.solvers.kernels.compiled_rows.LONG", 1 if kind == "seen_bits" else math.inf)
+    scores = torch.randn(12, polytope.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solved = asked(polytope) if own else polytope
+    found = [sparsemap(scores, solved, solver=ActiveSet(most), check=False) for most in (3, 500)]
+    monkeypatch.setattr("sparsemarg.layers.solvers.kernels.row_results.unpack", None)
+    for whole, most in zip(found, (3, 500), strict=True):
+        alone = ActiveSet(most).solve_mean(scores, solved, check=True)
+        assert alone is not None
+        assert torch.equal(alone[0], whole.mean())
+        assert all(map(torch.equal, vars(alone[1]).values(), vars(whole.stats).values()))
+        assert torch.equal(sparsemap_marginals(scores, solved, solver=ActiveSet(most), check=False), whole.mean())
+    leaf = scores.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(sparsemap_loss(leaf, found[1].mode(), solved, solver=ActiveSet()).sum(), leaf)
+    assert torch.equal(gradient, found[1].mean() - found[1].mode())
+
+
+def test_the_mean_alone_of_other_structures() -> None:
+    """Structures that are not 0/1, and some of which the first ones are, are left to `sparsemap`; infinite scores, too."""
+    generator = torch.Generator().manual_seed(0)
+    for odd in (2.0, 0.5):
+        table = Explicit(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [odd, 0, 0.25]], dtype=torch.float64))
+        scores = torch.randn(40, 3, dtype=torch.float64, generator=generator)
+        leaf = scores.clone().requires_grad_()
+        assert ActiveSet().solve_mean(scores, table, check=True) is None
+        assert torch.equal(sparsemap_marginals(scores, table), sparsemap_marginals(leaf, table))
+    cube = BernoulliCube(3)
+    assert ActiveSet().solve_mean(torch.tensor([[0.0, 1.0, torch.inf]]).double(), cube, check=True) is None
+    assert ActiveSet().solve_mean(torch.zeros(0, 3, dtype=torch.float64), cube, check=True) is None
+    for wrong in (torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="row 0"):
+            sparsemap_marginals(torch.tensor([[0.0, 1.0, wrong]]), cube, solver=ActiveSet())
 
 
 @pytest.mark.parametrize("polytope", [LinearChain(6, 3), Segmentation(6, 2, 3), ProjectiveTree(6), Arborescence(6)], ids=repr)

@@ -130,17 +130,31 @@ class ActiveSet(Solver):
         whole = on_gpu or compiled(".kernels.compiled_rows", __package__, "solve_packed", scores.device)
         if whole is None or len(scores) == 0 or (on_gpu is not None and kind_of(polytope) is None):
             return None
-        low, high = torch.stack(scores.aminmax()).tolist()  # NaN spreads; the host waits once for both
-        if check and not high < torch.inf:
+        oracle, limit = _checked_oracle(scores, polytope, check), self._limit(scores)
+        if oracle is None:
             return None
-        oracle, limit = Oracle.of(polytope, scores, some_forbidden=not low > -torch.inf), self._limit(scores)
         found = whole(oracle, limit, self.tol, dtype)
         if found is None or isinstance(found, PackedSupport):
             return found
         return certified(oracle, found if isinstance(found, Support) else _completed(oracle, found, limit, self.tol))
 
+    @torch.no_grad()
+    def solve_mean(self, scores: Tensor, polytope: Polytope, check: bool) -> tuple[Tensor, SolverStats] | None:
+        """See `FindsMean`: on the CPU, with Numba installed."""
+        whole = compiled(".kernels.compiled_rows", __package__, "solve_mean", scores.device)
+        oracle = None if whole is None or len(scores) == 0 else _checked_oracle(scores, polytope, check)
+        return None if whole is None or oracle is None else whole(oracle, self._limit(scores), self.tol)
+
     def _limit(self, scores: Tensor) -> int:
         return 100 + 20 * scores.shape[-1] if self.max_iter is None else self.max_iter
+
+
+def _checked_oracle(scores: Tensor, polytope: Polytope, check: bool) -> Oracle | None:
+    """That of scores [B, D], B > 0; with `check` None if some are NaN or +inf."""
+    low, high = torch.stack(scores.aminmax()).tolist()  # NaN spreads; the host waits once for both
+    if check and not high < torch.inf:
+        return None
+    return Oracle.of(polytope, scores, some_forbidden=not low > -torch.inf)
 
 
 def active_set(oracle: BatchOracle, max_iter: int, tol: float, advance: Advance | None = None) -> Support:

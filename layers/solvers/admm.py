@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels import readable
 from ...oracles import FactorGraph, Parts, SupportsProjection, placed, supports
 from ...oracles.checks import check_count
 from ...oracles.contracts import checked_project
 from ...oracles.factor_graph import Group
 from ..stats import ConsensusStats
 from .active_set import ActiveSet
-from .base import Solver, check_solver
+from .base import FindsMean, Solver, check_solver
 from .contradiction import contradicting
 
 # Iterations between looks at the batch from Python: to stop, to drop rows that have converged, to change penalties.
@@ -120,9 +121,13 @@ def factor_mean(
     polytope = group.polytope
     if parts is None and supports(polytope, SupportsProjection):
         return checked_project(polytope, variables, finite=False), torch.ones_like(variables[:, 0], dtype=torch.bool)
-    support = solver.solve(group.scores(variables, additional, parts), polytope)
-    mean = (support.probs[:, None] @ support.atoms)[:, 0]
-    return mean if parts is None else mean[:, parts.regularized], support.stats.converged
+    scores = group.scores(variables, additional, parts)
+    found = solver.solve_mean(scores, polytope, check=False) if supports(solver, FindsMean) and readable(scores) else None
+    if found is None:
+        support = solver.solve(scores, polytope)
+        found = (support.probs[:, None] @ support.atoms)[:, 0], support.stats
+    mean, stats = found
+    return mean if parts is None else mean[:, parts.regularized], stats.converged
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,14 @@ class FindsPacked(Protocol):
         ...
 
 
+class FindsMean(Protocol):
+    """Solvers that can leave structures unwritten where the mean is all that is wanted."""
+
+    def solve_mean(self, scores: Tensor, polytope: Polytope, check: bool) -> tuple[Tensor, SolverStats] | None:
+        """As `FindsPacked`, the mean [B, D] float64 alone: to the last bit that of the support packed in float64."""
+        ...
+
+
 def check_solver(solver: object, *others: type) -> None:
     """Raises ValueError unless it is a solver of SparseMAP, an instance; `others` solve something else."""
     if isinstance(solver, (type, *others)) or not hasattr(solver, "solve"):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden, positions_before_end
 
 
@@ -31,14 +31,14 @@ def best(scores: Array, length: int, states: int, structures: Array) -> None:
 
     Scores are finite or `-inf`, and so are sums of them; with others a row answers with anything.
     """
-    value, before = np.empty((2, states), scores.dtype), np.empty((length, states), scores.dtype)
+    value = np.empty((length, states), scores.dtype)
     for row in range(scores.shape[0]):
         unary, pairs = scores[row, : length * states], scores[row, length * states :]
         count = positions_before_end(unary, length, states)
         last, most = 0, unary[0]
         if count > 0:
-            _climb(unary, pairs, count, value, before)
-            last, most = _first_largest(value[(count - 1) % 2])
+            _climb(unary, pairs, count, value)
+            last, most = _first_largest(value[count - 1])
         if most == -np.inf:
             answer_forbidden(scores[row], structures[row])
             continue
@@ -46,32 +46,36 @@ def best(scores: Array, length: int, states: int, structures: Array) -> None:
         for t in range(count - 1, -1, -1):
             structures[row, t * states + last] = 1
             if t > 0:
-                first = int(before[t, last])
+                first = _before(t, last, unary, pairs, value)
                 structures[row, length * states + ((t - 1) * states + first) * states + last] = 1
                 last = first
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _climb(unary: Array, pairs: Array, count: int, value: Array, before: Array) -> None:
-    """Into value[t % 2] [S] the best total up to t = count - 1 by its state, into before [L, S] the first state before that,
-    as a number of the same type: states are compared and chosen in the same vector instructions.
-    """
+def _climb(unary: Array, pairs: Array, count: int, value: Array) -> None:
+    """Into value[t] [S] the best total up to t by its state, for t < count."""
     states = value.shape[1]
     for s in range(states):
         value[0, s] = unary[s]
     for t in range(1, count):
-        here, there, chosen = value[t % 2], value[(t - 1) % 2], before[t]
+        here, there = value[t], value[t - 1]
         own, start = unary[t * states : (t + 1) * states], (t - 1) * states * states
         for s in range(states):
-            here[s], chosen[s] = -np.inf, 0
+            here[s] = -np.inf
         for first in range(states):
-            base, number = there[first], unary.dtype.type(first)
-            pair = pairs[start + first * states : start + (first + 1) * states]
+            base, pair = there[first], pairs[start + first * states : start + (first + 1) * states]
             for s in range(states):
-                total = own[s] + pair[s] + base
-                better = total > here[s]
-                here[s] = total if better else here[s]
-                chosen[s] = number if better else chosen[s]
+                here[s] = maximum(here[s], own[s] + pair[s] + base)  # pyright: ignore[reportCallIssue]
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _before(t: int, last: int, unary: Array, pairs: Array, value: Array) -> int:
+    """The first state at t - 1 from which the best way to `last` at t comes: it is found again on that way alone."""
+    states, first = value.shape[1], 0
+    own, place = unary[t * states + last], (t - 1) * states * states + last
+    while first < states - 1 and own + pairs[place + first * states] + value[t - 1, first] != value[t, last]:
+        first += 1
+    return first
 
 
 @numba.njit(cache=True, **UNCOUNTED)

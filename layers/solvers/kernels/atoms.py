@@ -16,8 +16,16 @@ Scratch = BitScratch | SeenScratch | RealScratch
 Structures = BitStructures | RealStructures
 
 
-def gradient(row: int, origin: Array, state: State, out: Array) -> None:
-    """Into out [D]: the gradient of the objective at the mean of a row."""
+def places(row: int, origin: Array, state: State) -> int:  # pyright: ignore
+    """How many coordinates may change from one gradient of a row to the next: all D, or fewer."""
+
+
+def coordinate(row: int, place: int, state: State) -> int:  # pyright: ignore
+    """Which one, of so many."""
+
+
+def gradient(row: int, anew: bool, origin: Array, state: State, out: Array) -> None:
+    """Into out [D]: the gradient of the objective at the mean of a row; if not `anew`, only where it may have changed."""
 
 
 def relate(row: int, vertex: Array, origin: Array, state: State, scratch: Scratch) -> tuple[float, float, float]:  # pyright: ignore
@@ -73,5 +81,5 @@ def write(
 KINDS = {Bits: bit_atoms, SeenBits: seen_bits, Reals: real_atoms}
 
 
-for _function in (gradient, relate, see_mean, slopes, compare, distance, put, move, square_unit, write):
+for _function in (places, coordinate, gradient, relate, see_mean, slopes, compare, distance, put, move, square_unit, write):
     choose_by_type(_function, "state", KINDS)

@@ -106,7 +106,17 @@ def release(state: Bits) -> None:
     give_back(state.words)
 
 
-def gradient(row: int, origin: Array, state: Bits, out: Array) -> None:
+def places(row: int, origin: Array, state: Bits) -> int:
+    """All D."""
+    return origin.shape[1]
+
+
+def coordinate(row: int, place: int, state: Bits) -> int:
+    """In order."""
+    return place
+
+
+def gradient(row: int, anew: bool, origin: Array, state: Bits, out: Array) -> None:
     """The residual, with the sign of the coordinates."""
     residual = state.residual[row]
     for d in range(out.shape[0]):

@@ -45,20 +45,36 @@ def solve_packed(oracle: BatchOracle, max_iter: int, tol: float, dtype: torch.dt
     return state.packed(oracle, dtype) if state.is_bits else state.support()
 
 
+def solve_mean(oracle: BatchOracle, max_iter: int, tol: float) -> tuple[Tensor, SolverStats] | None:
+    """The mean [B, D] of the same, certified, if structures are 0/1; none of them is written."""
+    state = _solved_in_bits(oracle, oracle.start(), max_iter, tol)
+    return None if state is None else state.mean(oracle)
+
+
 def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
-    compiled, start = _compiled_oracle(oracle), oracle.start()
+    start = oracle.start()
+    state = _solved_in_bits(oracle, start, max_iter, tol)
+    if state is None:
+        state = _CompiledRows(oracle, start, Limits(tol), is_bits=False, in_turn=False)
+        state.ask(oracle, max_iter)
+    return state
+
+
+def _solved_in_bits(oracle: BatchOracle, start: Tensor, max_iter: int, tol: float) -> "_CompiledRows | None":
+    """From the structures [B, D] to start from; None where some are not 0/1."""
+    compiled = _compiled_oracle(oracle)
     if compiled is not None:
         any_may_change = isinstance(compiled.of_rows, BitVectors)
         state = _CompiledRows(oracle, start, Limits(tol), is_bits=True, in_turn=True, any_may_change=any_may_change)
         state.run(compiled, max_iter)
         return state
-    is_bits = are_bits(start.contiguous().numpy())
-    state = _CompiledRows(oracle, start, Limits(tol), is_bits, in_turn=False)
-    if not state.ask(oracle, max_iter):  # the first structures are 0/1, and others not: all over again, with vectors
-        state.release()
-        state = _CompiledRows(oracle, start, Limits(tol), is_bits=False, in_turn=False)
-        state.ask(oracle, max_iter)
-    return state
+    if not are_bits(start.contiguous().numpy()):
+        return None
+    state = _CompiledRows(oracle, start, Limits(tol), is_bits=True, in_turn=False)
+    if state.ask(oracle, max_iter):
+        return state
+    state.release()  # the first structures were 0/1, and others not
+    return None
 
 
 def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
@@ -256,6 +272,7 @@ class _CompiledRows:
         first, block = first_of(count), first_of(count**2)
         probs = torch.empty(first[-1], dtype=torch.float64, device="cpu")
         found = self._write(Places(first[:-1], block[:-1], count), probs.numpy(), np.empty(block[-1]))
+        stats = self._certified(oracle, found, first, margin)
         structures: Any = found.structures
         # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
         direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
@@ -268,9 +285,27 @@ class _CompiledRows:
         in_threads(unpack, len(count), array.size)
         row = torch.from_numpy(row_of(first))
         jacobian = PackedJacobian(first, block, structures.first, structures.words, found.sensitivity, array.shape[1])
-        lightest = torch.from_numpy(np.minimum.reduceat(found.probs, first[:-1]))
-        stats = certified_stats(oracle, self._stats(margin), lightest, torch.from_numpy(found.means))
         return PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), stats, jacobian)
+
+    def mean(self, oracle: BatchOracle) -> tuple[Tensor, SolverStats]:
+        """The mean [B, D] alone, likewise: to the last bit that of what `packed` has in float64."""
+        count, margin = self._pruned()
+        first, block = first_of(count), first_of(count**2)
+        found = self._write(Places(first[:-1], block[:-1], count), np.empty(first[-1]), np.empty(block[-1]))
+        stats = self._certified(oracle, found, first, margin)
+        structures: Any = found.structures
+
+        def combine(part: slice) -> None:
+            here = slice(part.start, part.stop + 1)
+            row_results.combine_rows(first[here], structures.first[part], structures.words, found.probs, found.means[part])
+
+        in_threads(combine, len(count), structures.words.size)
+        return torch.from_numpy(found.means), stats
+
+    def _certified(self, oracle: BatchOracle, found: Found, first: Array, margin: Array) -> SolverStats:
+        """With the gap of what is left of the rows, which begin at `first` [B + 1]."""
+        lightest = torch.from_numpy(np.minimum.reduceat(found.probs, first[:-1]))
+        return certified_stats(oracle, self._stats(margin), lightest, torch.from_numpy(found.means))
 
     def _pruned(self) -> tuple[Array, Array]:
         """Takes out the lightest atoms; how many are left [B], and the smallest weight before [B]."""

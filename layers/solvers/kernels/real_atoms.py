@@ -107,7 +107,17 @@ def release(state: Reals) -> None:
     give_back(state.vertices)
 
 
-def gradient(row: int, origin: Array, state: Reals, out: Array) -> None:
+def places(row: int, origin: Array, state: Reals) -> int:
+    """All D."""
+    return origin.shape[1]
+
+
+def coordinate(row: int, place: int, state: Reals) -> int:
+    """In order."""
+    return place
+
+
+def gradient(row: int, anew: bool, origin: Array, state: Reals, out: Array) -> None:
     """No longer in units."""
     unit = state.unit[row]
     for r in range(state.regularized.shape[0]):

@@ -70,18 +70,18 @@ def gradients(live: Array, grid: Array, tie_break: Array, rows: Rows, out: Array
     On the grid [B, D] and with the tie-break [D] of `ties.Ties`; a grid of no rows is none.
     """
     for place in range(live.shape[0]):
-        atoms.gradient(live[place], rows.origin, rows.atoms, out[place])
+        row, asked = live[place], out[place]
+        atoms.gradient(row, True, rows.origin, rows.atoms, asked)
         if grid.shape[0] > 0:
-            _break_ties(live[place], grid, tie_break, rows, out[place])
+            share = 0.0 if rows.exact[row] else 1.0
+            for d in range(asked.shape[0]):
+                asked[d] = _broken(asked[d], grid[row, d], share * tie_break[d])
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _break_ties(row: int, grid: Array, tie_break: Array, rows: Rows, asked: Array) -> None:
-    """`ties.Ties.broken` of what a row asks [D], in place."""
-    share = 0.0 if rows.exact[row] else 1.0
-    for d in range(asked.shape[0]):
-        size = grid[row, d]
-        asked[d] = (np.rint(asked[d] / size) + share * tie_break[d]) * size
+def _broken(value: float, size: float, tie_break: float) -> float:
+    """`ties.Ties.broken` of one coordinate."""
+    return (np.rint(value / size) + tie_break) * size
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **UNCOUNTED)
@@ -111,26 +111,42 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
     question, answer, room = work[0:1], work[1:2], work[2:3]
     asked, vertex = question[0], answer[0]
     for row in live:
+        anew, share = True, 0.0
         while not rows.converged[row] and rows.iterations[row] < most:
             if slots < dim + 2 and rows.high[row] == slots and _used(rows.on[row]) == slots:
                 break
             if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
                 break
             if rows.dropping[row] < 0:
-                atoms.gradient(row, rows.origin, rows.atoms, asked)
-                _break_ties(row, oracle.grid, oracle.tie_break, rows, asked)
-                if oracle.forbidden.shape[0] > 0:
-                    _forbid(oracle.forbidden[row], asked)
+                anew = anew or rows.exact[row] != (share == 0.0)
+                share = 0.0 if rows.exact[row] else 1.0
+                _ask(row, anew, share, oracle, rows, asked)
+                anew = False
                 best_of_row(row, oracle.of_rows, question, room, answer)
             _iterate(row, vertex, limits, rows, scratch)
 
 
-@numba.njit(cache=True, **UNCOUNTED)
-def _forbid(forbidden: Array, asked: Array) -> None:
-    """Makes `-inf` of what a row asks [D] where it is forbidden [D]."""
-    for d in range(asked.shape[0]):
-        if forbidden[d]:
-            asked[d] = -math.inf
+@numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
+def _ask(row: int, anew: bool, share: float, oracle: CompiledOracle, rows: Rows, asked: Array) -> None:
+    """Into asked [D] what a row asks, with this share of the tie-break.
+
+    Unless it is `anew`, asked is what the row has asked before with the same share: of thousands of coordinates a few hundred
+    may have changed.
+    """
+    places = atoms.places(row, rows.origin, rows.atoms)
+    every = anew or places == asked.shape[0]
+    atoms.gradient(row, every, rows.origin, rows.atoms, asked)
+    if every:
+        for d in range(asked.shape[0]):
+            asked[d] = _broken(asked[d], oracle.grid[row, d], share * oracle.tie_break[d])
+        if oracle.forbidden.shape[0] > 0:
+            for d in range(asked.shape[0]):
+                if oracle.forbidden[row, d]:
+                    asked[d] = -math.inf
+    else:  # what is forbidden is not among these
+        for place in range(places):
+            seen = atoms.coordinate(row, place, rows.atoms)
+            asked[seen] = _broken(asked[seen], oracle.grid[row, seen], share * oracle.tie_break[seen])
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -106,6 +106,19 @@ def unpack(start: Array, count: Array, first: Array, words: Array, out: Array) -
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
+def combine_rows(start: Array, first: Array, words: Array, probs: Array, means: Array) -> None:
+    """Into means [B, D] those of structures in bits under probs [N], added up in order. What is in words is lost."""
+    sums = np.empty(WORD * words.shape[1])
+    for row in range(means.shape[0]):
+        begin, end = start[row], start[row + 1]
+        for n in range(begin, end):
+            for w in range(words.shape[1]):
+                words[n, w] ^= first[row, w]
+        combine(probs[begin:end], words[begin:end], sums)
+        means[row] = sums[: means.shape[1]]
+
+
+@numba.njit(nogil=True, error_model="numpy", cache=True)
 def pull(start: Array, block: Array, first: Array, words: Array, sensitivity: Array, gradient: Array, result: Array) -> None:
     """A P g row by row: from packed weights [N] to scores [B, D].
 

@@ -112,10 +112,21 @@ def release(state: SeenBits) -> None:
     give_back(state.words)
 
 
-def gradient(row: int, origin: Array, state: SeenBits, out: Array) -> None:
+def places(row: int, origin: Array, state: SeenBits) -> int:
+    """Those that were seen."""
+    return state.used[row]
+
+
+def coordinate(row: int, place: int, state: SeenBits) -> int:
+    """In the order in which they came up."""
+    return state.coordinate[row, place]
+
+
+def gradient(row: int, anew: bool, origin: Array, state: SeenBits, out: Array) -> None:
     """The residual, with the sign of the coordinates, where they were seen."""
-    for d in range(out.shape[0]):
-        out[d] = state.start[row, d]
+    if anew:
+        for d in range(out.shape[0]):
+            out[d] = state.start[row, d]
     for place in range(state.used[row]):
         d = state.coordinate[row, place]
         out[d] = state.residual[row, place] if origin[row, d] == 0.0 else -state.residual[row, place]
