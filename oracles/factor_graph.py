@@ -57,9 +57,9 @@ class Factor:
 
 def _written(numbers: tuple[int, ...]) -> str:
     """As code: many at equal distances as a range, which leaves an error readable that names its factor."""
-    if len(numbers) > LISTED and numbers[0] < numbers[1]:
+    if len(numbers) > LISTED:
         step = numbers[1] - numbers[0]
-        spread = range(numbers[0], numbers[-1] + 1, step)
+        spread = range(numbers[0], numbers[-1] + step, step)
         if numbers == tuple(spread):
             return repr(spread)
     return repr(list(numbers))

@@ -189,4 +189,4 @@ def test_a_factor_is_written_as_code(variables: Sequence[int]) -> None:
     factor = Factor(BernoulliCube(len(variables)), variables)
     again = eval(repr(factor), {"Factor": Factor, "BernoulliCube": BernoulliCube})
     assert again.variables == factor.variables == tuple(variables)
-    assert len(repr(factor)) < 110
+    assert len(repr(factor)) < 100
