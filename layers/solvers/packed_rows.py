@@ -12,6 +12,15 @@ from ...kernels import in_threads
 from .supports import FoundBy, PackedSupport
 
 
+def room_for_atoms(count: int, dim: int, dtype: torch.dtype) -> np.ndarray:
+    """An array [count, dim] of anything, for structures that are then wanted in `dtype`.
+
+    Arrays have no bfloat16, but structures are 0s and 1s in any dtype. Not a tensor's memory: NumPy asks the system for huge
+    pages, which are there in a third of the time.
+    """
+    return np.empty((count, dim), np.float64 if dtype == torch.float64 else np.float32)
+
+
 @dataclass(frozen=True)
 class PackedRows(ABC):
     """The structures of a batch, told in brief; a `Jacobian`.
@@ -37,18 +46,14 @@ class PackedRows(ABC):
     ) -> PackedSupport[FoundBy]:
         """The support, with atoms in this dtype; `write` is `given` the rows of these arrays [B, ...], too."""
         batch, count = len(self.first) - 1, int(self.first[-1])
-        # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
-        direct = dtype in (torch.float32, torch.float64)
-        atoms = torch.empty(count, self.dim, dtype=dtype if direct else torch.float32, device="cpu")
-        probs = torch.empty(count, dtype=torch.float64, device="cpu")
-        array, weights = atoms.numpy(), probs.numpy()
+        array, weights = room_for_atoms(count, self.dim, dtype), np.empty(count)
 
         def write(part: slice) -> None:
             self.kernels.write(*(rows[part] for rows in given), *self.arguments(part), array, weights)
 
         in_threads(write, batch, array.size)
         row = torch.from_numpy(self.kernels.runs.row_of(self.first))
-        atoms = atoms if direct else atoms.to(dtype)
+        atoms, probs = torch.from_numpy(array).to(dtype), torch.from_numpy(weights)
         return PackedSupport(atoms, probs, row, torch.from_numpy(self.first), stats, self, all_converged)
 
     def pull(self, gradient: Tensor) -> Tensor:

@@ -16,12 +16,16 @@ Scratch = BitScratch | SeenScratch | RealScratch
 Structures = BitStructures | RealStructures
 
 
-def places(row: int, origin: Array, state: State) -> int:  # pyright: ignore
-    """How many coordinates may change from one gradient of a row to the next: all D, or fewer."""
+def few_change(state: State) -> bool:  # pyright: ignore
+    """Whether few coordinates may change from one gradient of a row to the next: a constant, for compiled code to be short."""
+
+
+def places(row: int, state: State) -> int:  # pyright: ignore
+    """If so, how many they are."""
 
 
 def coordinate(row: int, place: int, state: State) -> int:  # pyright: ignore
-    """Which one, of so many."""
+    """Which one is at a place."""
 
 
 def gradient(row: int, anew: bool, origin: Array, state: State, out: Array) -> None:
@@ -81,5 +85,19 @@ def write(
 KINDS = {Bits: bit_atoms, SeenBits: seen_bits, Reals: real_atoms}
 
 
-for _function in (places, coordinate, gradient, relate, see_mean, slopes, compare, distance, put, move, square_unit, write):
+for _function in (
+    few_change,
+    places,
+    coordinate,
+    gradient,
+    relate,
+    see_mean,
+    slopes,
+    compare,
+    distance,
+    put,
+    move,
+    square_unit,
+    write,
+):
     choose_by_type(_function, "state", KINDS)

@@ -19,6 +19,7 @@ from ...stats import SolverStats
 from ..certificate import certified_stats
 from ..limits import POLL, STALE, WEIGHT_PRUNE, Limits
 from ..oracle import BatchOracle, Oracle
+from ..packed_rows import room_for_atoms
 from ..supports import PackedSupport, Support
 from ..ties import Ties, row_scale
 from . import bit_atoms, real_atoms, row_kernel, row_results, seen_bits
@@ -274,10 +275,7 @@ class _CompiledRows:
         found = self._write(Places(first[:-1], block[:-1], count), probs.numpy(), np.empty(block[-1]))
         stats = self._certified(oracle, found, first, margin)
         structures: Any = found.structures
-        # Arrays have no bfloat16; structures are 0s and 1s in any dtype.
-        direct = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        atoms = torch.empty(len(probs), self.rows.origin.shape[1], dtype=direct, device="cpu")
-        array = atoms.numpy()
+        array = room_for_atoms(len(probs), self.rows.origin.shape[1], dtype)
 
         def unpack(part: slice) -> None:
             row_results.unpack(first[part], count[part], structures.first[part], structures.words, array)
@@ -285,7 +283,7 @@ class _CompiledRows:
         in_threads(unpack, len(count), array.size)
         row = torch.from_numpy(row_of(first))
         jacobian = PackedJacobian(first, block, structures.first, structures.words, found.sensitivity, array.shape[1])
-        return PackedSupport(atoms.to(dtype), probs, row, torch.from_numpy(first), stats, jacobian)
+        return PackedSupport(torch.from_numpy(array).to(dtype), probs, row, torch.from_numpy(first), stats, jacobian)
 
     def mean(self, oracle: BatchOracle) -> tuple[Tensor, SolverStats]:
         """The mean [B, D] alone, likewise: to the last bit that of what `packed` has in float64."""

@@ -107,13 +107,18 @@ def release(state: Reals) -> None:
     give_back(state.vertices)
 
 
-def places(row: int, origin: Array, state: Reals) -> int:
-    """All D."""
-    return origin.shape[1]
+def few_change(state: Reals) -> bool:
+    """All may change."""
+    return False
+
+
+def places(row: int, state: Reals) -> int:
+    """Not asked for."""
+    return 0
 
 
 def coordinate(row: int, place: int, state: Reals) -> int:
-    """In order."""
+    """Likewise."""
     return place
 
 

@@ -111,30 +111,30 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
     question, answer, room = work[0:1], work[1:2], work[2:3]
     asked, vertex = question[0], answer[0]
     for row in live:
-        anew, share = True, 0.0
+        anew = True
         while not rows.converged[row] and rows.iterations[row] < most:
             if slots < dim + 2 and rows.high[row] == slots and _used(rows.on[row]) == slots:
                 break
             if rows.iterations[row] % POLL == 0 and rows.stalled[row] >= STALE:
                 break
             if rows.dropping[row] < 0:
-                anew = anew or rows.exact[row] != (share == 0.0)
-                share = 0.0 if rows.exact[row] else 1.0
-                _ask(row, anew, share, oracle, rows, asked)
-                anew = False
+                _ask(row, anew, oracle, rows, asked)
                 best_of_row(row, oracle.of_rows, question, room, answer)
+                anew = False
+            was_exact = rows.exact[row]
             _iterate(row, vertex, limits, rows, scratch)
+            anew = anew or rows.exact[row] != was_exact
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _ask(row: int, anew: bool, share: float, oracle: CompiledOracle, rows: Rows, asked: Array) -> None:
-    """Into asked [D] what a row asks, with this share of the tie-break.
+def _ask(row: int, anew: bool, oracle: CompiledOracle, rows: Rows, asked: Array) -> None:
+    """Into asked [D] what a row asks.
 
-    Unless it is `anew`, asked is what the row has asked before with the same share: of thousands of coordinates a few hundred
-    may have changed.
+    Unless it is `anew`, that is what the row has asked before with the same share of the tie-break: of thousands of coordinates
+    a few hundred may have changed.
     """
-    places = atoms.places(row, rows.origin, rows.atoms)
-    every = anew or places == asked.shape[0]
+    share = 0.0 if rows.exact[row] else 1.0
+    every = anew or not atoms.few_change(rows.atoms)
     atoms.gradient(row, every, rows.origin, rows.atoms, asked)
     if every:
         for d in range(asked.shape[0]):
@@ -144,7 +144,7 @@ def _ask(row: int, anew: bool, share: float, oracle: CompiledOracle, rows: Rows,
                 if oracle.forbidden[row, d]:
                     asked[d] = -math.inf
     else:  # what is forbidden is not among these
-        for place in range(places):
+        for place in range(atoms.places(row, rows.atoms)):
             seen = atoms.coordinate(row, place, rows.atoms)
             asked[seen] = _broken(asked[seen], oracle.grid[row, seen], share * oracle.tie_break[seen])
 
