@@ -13,7 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import FAST, LANES, Lanes
+from .lanes import INDEX, LANES, Lanes
+from .sums import SUMS
 from .vectors import UNCOUNTED, Array
 
 if sys.byteorder != "little":
@@ -22,8 +23,6 @@ if sys.byteorder != "little":
 WORD = 64
 ONE = np.uint64(1)
 OCTETS = WORD // LANES
-# Sums that are independent of one another, so that none waits for the one before.
-SUMS = 4
 
 
 def words_of(dim: int) -> int:
@@ -62,15 +61,10 @@ def overlaps(words: Array, on: Array, given: Array, out: Array) -> None:
         out[s] = float(total) if on[s] else 0.0
 
 
-@numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
+@numba.njit(cache=True, **UNCOUNTED)
 def total(values: Array, words: Array) -> float:
     """The sum of those of the values [64 W] whose bit is set in words [W]."""
-    result = 0.0
-    for w in range(words.shape[0]):
-        word, here = words[w], values[WORD * w : WORD * (w + 1)]
-        for d in range(WORD):
-            result += here[d] if word & (ONE << np.uint64(d)) else 0.0
-    return result
+    return _total(values, words)  # pyright: ignore[reportCallIssue]
 
 
 @numba.njit(cache=True, **UNCOUNTED)
@@ -115,6 +109,18 @@ def _combine(context: Any, weights: Any, words: Any, column: Any, out: Any) -> t
 
 
 @intrinsic
+def _total(context: Any, values: Any, words: Any) -> tuple[Any, Callable[..., Any]]:
+    """`total`, likewise."""
+
+    def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(c, builder)
+        given, bits = (lanes.array(kind, value) for kind, value in zip(signature.args, arguments, strict=True))
+        return _masked_sum(lanes, given, bits, INDEX(0), lanes.shape(bits, 0))
+
+    return types.float64(values, words), generate
+
+
+@intrinsic
 def _totals(context: Any, values: Any, words: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
     """`totals`, likewise."""
 
@@ -122,20 +128,23 @@ def _totals(context: Any, values: Any, words: Any, out: Any) -> tuple[Any, Calla
         lanes = Lanes(c, builder)
         given, bits, result = (lanes.array(kind, value) for kind, value in zip(signature.args, arguments, strict=True))
         with cgutils.for_range(builder, lanes.shape(bits, 0)) as rows:
-            sums = lanes.variables(SUMS)
             first = builder.mul(rows.index, lanes.stride(bits))
-            with cgutils.for_range(builder, lanes.shape(bits, 1)) as columns:
-                word = builder.add(first, columns.index)
-                for octet in range(OCTETS):
-                    sum_ = sums[octet % SUMS]
-                    before = builder.load(sum_)
-                    here = lanes.load(given.data, lanes.place(lanes.place(columns.index, octet)))
-                    after = builder.fadd(before, here, flags=FAST)
-                    builder.store(builder.select(lanes.mask(bits.data, lanes.place(word, octet)), after, before), sum_)
-            whole = [builder.load(sum_) for sum_ in sums]
-            while len(whole) > 1:
-                whole = [builder.fadd(a, b, flags=FAST) for a, b in zip(whole[::2], whole[1::2], strict=True)]
-            builder.store(lanes.total(whole[0]), builder.gep(result.data, [rows.index]))
+            found = _masked_sum(lanes, given, bits, first, lanes.shape(bits, 1))
+            builder.store(found, builder.gep(result.data, [rows.index]))
         return c.get_dummy_value()
 
     return types.void(values, words, out), generate
+
+
+def _masked_sum(lanes: Lanes, values: Any, bits: Any, first: Any, count: Any) -> Any:
+    """The sum of those values whose bit is set in so many words from `first` on."""
+    builder, sums = lanes.builder, lanes.variables(SUMS)
+    with cgutils.for_range(builder, count) as columns:
+        word = builder.add(first, columns.index)
+        for octet in range(OCTETS):
+            sum_ = sums[octet % SUMS]
+            before = builder.load(sum_)
+            here = lanes.load(values.data, lanes.place(lanes.place(columns.index, octet)))
+            after = builder.fadd(before, here)
+            builder.store(builder.select(lanes.mask(bits.data, lanes.place(word, octet)), after, before), sum_)
+    return lanes.total(lanes.added(sums))

@@ -1,7 +1,8 @@
 """Vectors of 64 bytes, for kernels that are written in LLVM's own terms: Numba has no type for vectors.
 
 Compilers find vectors in loops over long arrays. Where all of an operation is to stay in registers, or a byte is a mask of
-eight, they do not; there `Lanes` builds the instructions. A processor with shorter vectors does each in several.
+eight, they do not; there `Lanes` builds the instructions. A processor with shorter vectors does each in several. Sums are taken
+in the order in which they are written: see `sums`.
 """
 
 from typing import Any
@@ -15,9 +16,6 @@ INDEX, SHORT = ir.IntType(64), ir.IntType(32)
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 # An entry's bytes, how many are in a vector, and what LLVM's functions call that vector.
 FORMATS = {SINGLE: (4, 2 * LANES, f"v{2 * LANES}f32"), DOUBLE: (8, LANES, f"v{LANES}f64")}
-
-# Sums may be reordered, and products added without rounding them first.
-FAST = ("reassoc", "contract", "nsz")
 
 
 class Lanes:
@@ -111,11 +109,19 @@ class Lanes:
 
     def update(self, variable: Any, vector: Any) -> None:
         """Adds a vector to a variable."""
-        self.builder.store(self.builder.fadd(self.builder.load(variable), vector, flags=FAST), variable)
+        self.builder.store(self.builder.fadd(self.builder.load(variable), vector), variable)
+
+    def added(self, variables: list[Any]) -> Any:
+        """The sum of the vectors in some variables, a power of two of them: each two, and each two of those."""
+        whole = [self.builder.load(variable) for variable in variables]
+        while len(whole) > 1:
+            whole = [self.builder.fadd(one, other) for one, other in zip(whole[::2], whole[1::2], strict=True)]
+        return whole[0]
 
     def add_product(self, left: Any, right: Any, to: Any) -> Any:
-        """left * right + to."""
-        return self.builder.fadd(self.builder.fmul(left, right, flags=FAST), to, flags=FAST)
+        """left * right + to, rounded once where the processor can do so."""
+        function = self._function("llvm.fmuladd", self.vector, [self.vector] * 3)
+        return self.builder.call(function, [left, right, to])
 
     def maximum(self, left: Any, right: Any) -> Any:
         """The larger of each two; anything where one is NaN."""
@@ -129,9 +135,13 @@ class Lanes:
         )
 
     def total(self, vector: Any) -> Any:
-        """The sum of the entries."""
-        function = self._function("llvm.vector.reduce.fadd", self.kind, [self.kind, self.vector])
-        return self.builder.call(function, [self.kind(0.0), vector], fastmath=FAST)
+        """The sum of the entries: both halves are added, and both halves of that."""
+        width = self.count
+        while width > 1:
+            width //= 2
+            turned = ir.Constant(self.integers, [(lane + width) % self.count for lane in range(self.count)])
+            vector = self.builder.fadd(vector, self.builder.shuffle_vector(vector, self.undefined, turned))
+        return self.builder.extract_element(vector, SHORT(0))
 
     def totals(self, vectors: list[Any]) -> Any:
         """The sums of the entries of each of `count` vectors, as a vector: two vectors become one until one is left."""
@@ -141,7 +151,7 @@ class Lanes:
             lower, upper = (ir.Constant(self.integers, [lane + more for lane in even]) for more in (0, width))
             vectors = [
                 self.builder.fadd(
-                    self.builder.shuffle_vector(one, other, lower), self.builder.shuffle_vector(one, other, upper), flags=FAST
+                    self.builder.shuffle_vector(one, other, lower), self.builder.shuffle_vector(one, other, upper)
                 )
                 for one, other in zip(vectors[::2], vectors[1::2], strict=True)
             ]

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import FAST, INDEX, LANES, Lanes
+from .lanes import INDEX, LANES, Lanes
 from .vectors import UNCOUNTED, Array
 
 SIDE = LANES
@@ -112,7 +112,7 @@ def _times(context: Any, tiles: Any, vector: Any, out: Any) -> tuple[Any, Callab
                     here, factor = tile_row(i), lanes.load_repeated(given.data, lanes.place(rows.index, i))
                     builder.store(lanes.add_product(here, x, builder.load(sum_)), sum_)
                     below[i % 2] = lanes.add_product(here, factor, below[i % 2])
-                lanes.store(builder.fadd(*below, flags=FAST), result.data, start)
+                lanes.store(builder.fadd(*below), result.data, start)
                 next_tile()
             start = lanes.place(rows.index)
             x = lanes.load(given.data, start)

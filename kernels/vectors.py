@@ -22,8 +22,8 @@ UNCOUNTED: dict[str, Any] = {"_nrt": False} if hasattr(DefaultOptions, "_nrt") e
 # What such functions call is compiled so too, unless it says otherwise: for those that they call and that allocate.
 COUNTED: dict[str, Any] = dict.fromkeys(UNCOUNTED, True)
 
-# Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled. There are no
-# NaN: callers look for them first.
+# Sums may be reordered, so that they can use vector instructions, and there are no NaN: callers look for them first. Only for
+# what Python alone calls, and what is inlined there: `sums` says why.
 FAST = {"reassoc", "contract", "nnan", "ninf", "nsz"}
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -74,32 +74,3 @@ def exp(x: Scalar) -> Scalar:
     y = x - k * LN2_HIGH - k * LN2_LOW
     rest = ((((C0 * y + C1) * y + C2) * y + C3) * y + C4) * y + C5
     return (rest * y * y + y + ONE) * _as_float((np.int32(k) + EXPONENT_BIAS) << MANTISSA_BITS)  # pyright: ignore[reportCallIssue]
-
-
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def largest(values: Array) -> Scalar:
-    """max_l values[l]."""
-    found = values[0]
-    for place in range(values.shape[0]):
-        found = maximum(found, values[place])  # pyright: ignore[reportCallIssue]
-    return found
-
-
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def exponentiate(values: Array, shift: Scalar) -> Scalar:
-    """values = exp(values - shift) in place; returns their sum."""
-    total = ZERO
-    for place in range(values.shape[0]):
-        mass = exp(values[place] - shift)
-        values[place] = mass
-        total += mass
-    return total
-
-
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", cache=True)
-def dot(left: Array, right: Array) -> Scalar:
-    """<left, right>."""
-    total = ZERO
-    for place in range(left.shape[0]):
-        total += left[place] * right[place]
-    return total

@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from ...kernels.sums import add_up_above
 from ...kernels.vectors import UNCOUNTED, Array, maximum
 
 # So few candidates take less time one after the other than in vectors.
@@ -43,11 +44,11 @@ def _threshold(kept: Array, left: int) -> float:
 
     As Michelot (1986) finds it: the mean excess over 1 of what is left, without what lies below it, until nothing does.
     """
-    total, count = _above(kept, left, -np.inf)
+    total, count = add_up_above(kept, left, -np.inf)
     tau = (total - 1.0) / count
     while left > FEW:
         before = count
-        total, count = _above(kept, left, tau)
+        total, count = add_up_above(kept, left, tau)
         if count >= before:  # more, where rounding decides about the last
             return tau
         if 2 * count < left:
@@ -65,17 +66,6 @@ def _threshold(kept: Array, left: int) -> float:
                 total += value
         tau = (total - 1.0) / left
     return tau
-
-
-@numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
-def _above(values: Array, left: int, tau: float) -> tuple[float, int]:
-    """The sum and number of those of the first `left` values that are above tau."""
-    total, count = 0.0, 0
-    for place in range(left):
-        above = values[place] > tau
-        total += values[place] if above else 0.0
-        count += above
-    return total, count
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -11,7 +11,8 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from ....kernels.bits import WORD, combine, count, differences, overlaps, total, totals, words_of
+from ....kernels.bits import ONE, WORD, combine, count, differences, overlaps, total, totals, words_of
+from ....kernels.sums import dot
 from ....kernels.vectors import UNCOUNTED, Array
 from ....kernels.workspace import borrow, give_back
 from ....oracles import Parts
@@ -171,17 +172,15 @@ def distance(row: int, weights: Array, state: Bits, scratch: BitScratch) -> floa
     return distance_between(scratch.within[: state.changing], state.regularized, scratch.mean)
 
 
-@numba.njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, **UNCOUNTED)
+@numba.njit(cache=True, **UNCOUNTED)
 def distance_between(words: Array, regularized: Array, others: Array) -> float:
-    """The squared distance of a structure in bits [W] to others [64 W], where coordinates are regularised."""
-    result = 0.0
+    """The squared distance of a structure in bits [W] to others [64 W], which are lost, where coordinates are regularised."""
     for w in range(words.shape[0]):
         word = words[w]
         for d in range(WORD):
             place = WORD * w + d
-            rest = (1.0 if word & (np.uint64(1) << np.uint64(d)) else 0.0) - others[place]
-            result += regularized[place] * rest * rest
-    return result
+            others[place] = regularized[place] * ((1.0 if word & (ONE << np.uint64(d)) else 0.0) - others[place])
+    return dot(others, others, WORD * words.shape[0])
 
 
 def put(row: int, slot: int, vertex: Array, gain: float, state: Bits, scratch: BitScratch) -> None:
@@ -199,7 +198,7 @@ def move(row: int, weights: Array, state: Bits, scratch: BitScratch) -> None:
     subtract(state.scores[row, :end], state.regularized, scratch.mean, state.residual[row, :end])
 
 
-@numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
+@numba.njit(cache=True, **UNCOUNTED)
 def subtract(scores: Array, regularized: Array, mean: Array, out: Array) -> None:
     """out = scores - regularized * mean."""
     for d in range(out.shape[0]):

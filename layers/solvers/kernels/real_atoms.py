@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....kernels.sums import add_up, dot
 from ....kernels.vectors import UNCOUNTED, Array, maximum
 from ....kernels.workspace import borrow, give_back
 from ....oracles import Parts
-from .row_algebra import add_combination, dot, products
+from .row_algebra import add_combination, products
 
 
 class Reals(NamedTuple):
@@ -142,7 +143,8 @@ def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealSc
     if state.rest.shape[0] == 0:
         one = 1.0 / state.unit[row]  # exact, as units are powers of two
         reach, residual, found = state.reach[row], scratch.residual, scratch.found
-        terms = _relate_all(vertex, origin[row], one, state.target[row], state.mean[row], reach, residual, found)
+        _relate_all(vertex, origin[row], one, state.target[row], state.mean[row], reach, residual, found, scratch.rest)
+        terms = add_up(scratch.rest)
         return dot(residual, found, found.shape[0]), 0.0, terms
     unit = state.unit[row]
     gain, terms = 0.0, 0.0
@@ -161,19 +163,25 @@ def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealSc
     return dot(scratch.residual, scratch.found, scratch.found.shape[0]) + gain, gain, terms
 
 
-@numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=True, **UNCOUNTED)
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def _relate_all(
-    vertex: Array, origin: Array, per_unit: float, target: Array, mean: Array, reach: Array, residual: Array, found: Array
-) -> float:
-    """`relate` where all coordinates are regularised; the size of the terms."""
-    terms = 0.0
+    vertex: Array,
+    origin: Array,
+    per_unit: float,
+    target: Array,
+    mean: Array,
+    reach: Array,
+    residual: Array,
+    found: Array,
+    terms: Array,
+) -> None:
+    """`relate` where all coordinates are regularised, with the size of each term."""
     for r in range(vertex.shape[0]):
         value = (vertex[r] - origin[r]) * per_unit
         found[r] = value
         residual[r] = target[r] - mean[r]
         reach[r] = maximum(reach[r], abs(value))  # pyright: ignore[reportCallIssue]
-        terms += (abs(target[r]) + reach[r]) * reach[r]
-    return terms
+        terms[r] = (abs(target[r]) + reach[r]) * reach[r]
 
 
 def slopes(row: int, on: Array, state: Reals, scratch: RealScratch, out: Array) -> None:

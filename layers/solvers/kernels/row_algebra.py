@@ -4,29 +4,16 @@ import math
 
 import numba
 
+from ....kernels.sums import add_up, dot
 from ....kernels.symmetric import add_square, clear_row, read_row, times
 from ....kernels.vectors import UNCOUNTED, Array
 
 
-# Sums may be reordered, so that they can use vector instructions; the order is fixed when the code is compiled.
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
-def dot(left: Array, right: Array, size: int) -> float:
-    """<left, right> of the first `size` entries."""
-    total = 0.0
-    for place in range(size):
-        total += left[place] * right[place]
-    return total
-
-
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
+@numba.njit(cache=True, **UNCOUNTED)
 def products(matrix: Array, on: Array, vector: Array, size: int, out: Array) -> None:
     """out[s] = <matrix[s], vector> of the first `size` entries, for s in use; 0 for others."""
     for s in range(on.shape[0]):
-        total = 0.0
-        if on[s]:
-            for place in range(size):
-                total += matrix[s, place] * vector[place]
-        out[s] = total
+        out[s] = dot(matrix[s], vector, size) if on[s] else 0.0
 
 
 @numba.njit(cache=True, **UNCOUNTED)
@@ -56,7 +43,7 @@ def add(slot: int, pivot: float, change: Array, on: Array, inverse: Array, level
     """Puts an atom in a free slot of H and H 1: `WorkingSet.bordering`, of which `change` [S] is y but for the pivot."""
     change[slot] = -1.0
     add_square(inverse, 1.0 / pivot, change)
-    _add_multiple(level, _sum(change) / pivot, change)
+    _add_multiple(level, add_up(change) / pivot, change)
     on[slot] = True
 
 
@@ -67,20 +54,12 @@ def remove(slot: int, on: Array, inverse: Array, level: Array, work: Array) -> N
     column = work[:size]
     read_row(inverse, slot, column)
     add_square(inverse, -1.0 / column[slot], column)
-    _add_multiple(level, -_sum(column) / column[slot], column)
+    _add_multiple(level, -add_up(column) / column[slot], column)
     clear_row(inverse, slot, size)
     on[slot], level[slot] = False, 0.0
 
 
-@numba.njit(fastmath={"reassoc", "contract"}, cache=True, **UNCOUNTED)
-def _sum(values: Array) -> float:
-    total = 0.0
-    for place in range(values.shape[0]):
-        total += values[place]
-    return total
-
-
-@numba.njit(fastmath={"contract"}, cache=True, **UNCOUNTED)
+@numba.njit(cache=True, **UNCOUNTED)
 def _add_multiple(into: Array, scale: float, values: Array) -> None:
     for place in range(values.shape[0]):
         into[place] += scale * values[place]
@@ -124,10 +103,10 @@ def make_way(
     return leaving
 
 
-@numba.njit(fastmath={"reassoc", "contract"}, error_model="numpy", cache=True, **UNCOUNTED)
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
 def newton_step(inverse: Array, level: Array, deviation: Array, step: Array) -> None:
     """`WorkingSet.step`: into `step` [S], for H and H 1."""
     times(inverse, deviation, step)
-    share = _sum(step) / _sum(level)
+    share = add_up(step) / add_up(level)
     for s in range(step.shape[0]):
         step[s] -= share * level[s]

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ....kernels.sums import dot
 from ....kernels.symmetric import SIDE, clear_block, times
 from ....kernels.vectors import UNCOUNTED, Array
 from ....oracles.kernels.row_oracles import RowOracle, best_of_row
 from ..limits import POLL, STALE, Limits
 from . import atoms
-from .row_algebra import add, center, dot, make_way, newton_step, remove
+from .row_algebra import add, center, make_way, newton_step, remove
 
 
 class Rows(NamedTuple):

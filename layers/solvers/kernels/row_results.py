@@ -7,10 +7,11 @@ import numba
 import numpy as np
 
 from ....kernels.bits import ONE, WORD, combine, total
+from ....kernels.sums import dot
 from ....kernels.symmetric import read_row, times
 from ....kernels.vectors import UNCOUNTED, Array
 from . import atoms
-from .row_algebra import center, dot, newton_step, remove
+from .row_algebra import center, newton_step, remove
 from .row_kernel import Rows, Scratch
 
 
