@@ -77,7 +77,8 @@ def sparsemap_loss(
 
     Ties: the gradient mu* - y is exact there too; its own derivative, that of the mean, is not.
 
-    Cost: that of the mean, without its derivative, which is asked for by second derivatives alone: then all is solved again.
+    Cost: that of the mean, without its structures where `ActiveSet` has a kernel, and without its derivative, which is asked
+    for by second derivatives alone: then all is solved again.
     """
     check_dimension(scores, polytope)
     if not isinstance(target, Tensor) or target.shape != scores.shape:

@@ -41,7 +41,8 @@ def sparsemap_marginals(
     it is that of `sparsemap(...).mean()`, the projector on what the support's structures span, which with more than some 25
     fractional coordinates may be less (see `solvers.ActiveSet`). What is missing is asked of the oracle: one structure a row to
     see whether anything is, for a tenth to half more time; where something is, about one for each direction, with O(B D) memory
-    for each, which takes many times as long as the rest where hundreds of coordinates are fractional.
+    for each, which takes many times as long as the rest where hundreds of coordinates are fractional. Where no derivative is
+    wanted, as under `torch.no_grad`, 0/1 structures are not written either; the mean has the same bits.
 
     Ties: where structures outside of the face of the mean tie with it there is a kink, such as at a score of exactly 0 on the
     cube, and the derivative is that of one side in some of these directions and of the other side in others.
