@@ -162,9 +162,10 @@ def _fenchel_young(
 def _value(scores: Tensor, target: Tensor, mean: Tensor, parts: Parts | None) -> Tensor:
     """The loss where it is finite, [*B]; all [*B, D]. Not as a difference of two sums, which large scores would swamp."""
     finite = torch.where(scores.isneginf(), 0, scores)
-    bent = mean.square() - target.square()
-    bent = bent if parts is None else bent[..., parts.regularized]
-    return (finite * (mean - target)).sum(-1) - bent.sum(-1) / 2
+    linear = (finite * (mean - target)).sum(-1)
+    if parts is not None:
+        mean, target = mean[..., parts.regularized], target[..., parts.regularized]
+    return linear - (mean.square() - target.square()).sum(-1) / 2
 
 
 class _Loss(torch.autograd.Function):
