@@ -1,12 +1,16 @@
 """Sums in vectors, against exact ones, for whole vectors and what is left beside them."""
 
+import importlib
+import inspect
 import math
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sparsemarg
 from sparsemarg.kernels import sums
 
 SIZES = [0, 1, 7, 8, 9, 31, 32, 33, 40, 100]
@@ -31,6 +35,24 @@ def test_sums_of_what_is_above(size: int, least: float) -> None:
     assert total == pytest.approx(math.fsum(some), rel=1e-12, abs=1e-14)
     assert count == len(some)
     assert sums.add_up_above(np.full(9, 0.5), 9, 0.5) == (0.0, 0)
+
+
+def test_no_function_that_others_contain_may_reorder_sums() -> None:
+    """Only what Python alone calls has `fastmath`, what is inlined as Numba's own code, and what has maxima and no sums."""
+    names = [found.name for found in pkgutil.walk_packages(sparsemarg.__path__, "sparsemarg.") if ".kernels." in found.name]
+    modules = [importlib.import_module(name) for name in names if "triton" not in name]
+    functions = [given for module in modules for given in vars(module).values() if callable(given)]
+    assert len(functions) > 300
+    of_maxima, shared = {"_largest", "_largest_among"}, set()
+    for function in functions:
+        plain = getattr(function, "py_func", function)
+        if not inspect.isfunction(plain):
+            continue
+        for name in set(plain.__code__.co_names) & set(plain.__globals__):
+            options = getattr(plain.__globals__[name], "targetoptions", {})
+            if options.get("fastmath") and options.get("inline") != "always":
+                shared.add(name)
+    assert shared == of_maxima
 
 
 SOLVED = """
