@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sparsemarg
 from sparsemarg.kernels import sums
 
 SIZES = [0, 1, 7, 8, 9, 31, 32, 33, 40, 100]
@@ -39,8 +38,9 @@ def test_sums_of_what_is_above(size: int, least: float) -> None:
 
 def test_no_function_that_others_contain_may_reorder_sums() -> None:
     """Only what Python alone calls has `fastmath`, what is inlined as Numba's own code, and what has maxima and no sums."""
-    names = [found.name for found in pkgutil.walk_packages(sparsemarg.__path__, "sparsemarg.") if ".kernels." in found.name]
-    modules = [importlib.import_module(name) for name in names if "triton" not in name]
+    packages = [importlib.import_module(f"sparsemarg.{part}") for part in ("kernels", "oracles", "layers", "models")]
+    names = [found.name for each in packages for found in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
+    modules = [importlib.import_module(name) for name in names if ".kernels." in name and "triton" not in name]
     functions = [given for module in modules for given in vars(module).values() if callable(given)]
     assert len(functions) > 300
     of_maxima, shared = {"_largest", "_largest_among"}, set()
