@@ -1,7 +1,10 @@
-"""Maximum spanning arborescences compiled for the CPU, one graph after the other: the rounds of `edmonds`, ties and all.
+"""Maximum spanning arborescences compiled for the CPU, one graph after the other: the trees of `edmonds`, ties and all.
 
-Only arcs into components that are new in a round are looked at again: the best arc into any other is what it was. Chu and Liu
-(1965), Edmonds (1967). Importing this module needs Numba.
+There all cycles of a round become components together; here each does when a walk upwards finds it, and the arcs into its
+members are merged: of those from one node only the best can ever be chosen. All of them take O(N^2). The best arc into a
+component depends on what is inside of it, and a cycle stays one until it is made a component; so their order does not matter.
+Only where a difference of weights is rounded to a tie may another of two words be entered, which is as good.
+Chu and Liu (1965), Edmonds (1967), Tarjan (1977). Importing this module needs Numba.
 """
 
 from typing import NamedTuple
@@ -14,31 +17,28 @@ from .forbidden_rows import answer_forbidden
 
 # The order of comparisons does not matter; there is `-inf`, but no NaN.
 FAST_WITH_INFINITIES = {"reassoc", "nnan", "nsz"}
+NEW, ON_WALK, DONE = 0, 1, 2
 
 
-class Rounds(NamedTuple):
-    """What each round of one graph chose, as in `edmonds`: [R, N] each."""
+class Arcs(NamedTuple):
+    """The best arc from each node into each component, [N, N] by (row, node). A component has the row of one of its nodes."""
 
-    component: Array  # int64
-    word: Array  # int64
+    weight: Array  # less what choosing it replaces; -inf where there is none
+    word: Array  # int64, where it enters
+    level: Array  # what is compared before the weight; of no rows where nothing is
+
+
+class Components(NamedTuple):
+    """The nodes and the cycles that became components, in that order, [2N]; and which of them holds a node."""
+
+    row: Array  # int64, in `Arcs`
+    word: Array  # int64, the ends of the best arc into it
     head: Array  # int64
-    on_cycle: Array  # bool
-    merged: Array  # int64
-
-
-class Scratch(NamedTuple):
-    """What a round computes."""
-
-    weights: Array  # [N, N] by (word, head), -inf where there is no arc any more
-    first: Array  # [N, N] what is compared before; of no words where nothing is
-    value: Array  # [N] of the best arc into a node, among those that come first
-    head: Array  # [N] int64, that arc's
-    level: Array  # [N] what comes first, of a node
-    level_of: Array  # [N] of a component, at its representative
-    value_of: Array  # [N] likewise
-    parent: Array  # [N] int64, the component above a component
-    seen: Array  # [N] int64, when a walk has come by
-    changed: Array  # [N] bool, whether a node's component is new
+    weight: Array  # of that arc
+    level: Array
+    above: Array  # int64, the component that it is a member of; -1 if of none
+    state: Array  # int64: NEW, ON_WALK, or DONE, where the walk upwards from it ends in node 0
+    holding: Array  # [N] int64, the largest component that holds a node
 
 
 class RootedTree(NamedTuple):
@@ -62,93 +62,96 @@ def best(scores: Array, present: Array, single_root: bool, structures: Array) ->
     """
     words = present.shape[1]
     size = words + 1
-    number, truth = np.empty((4, size, size), np.int64), np.empty((size + 2, size), np.bool_)
-    rounds = Rounds(number[0], number[1], number[2], truth[:size], number[3])
-    matrix, vector, place = np.empty((2, size, size)), np.empty((4, size)), np.empty((4, size), np.int64)
-    first, changed, nodes, heads = matrix[1, : size if single_root else 0], truth[size], truth[size + 1], place[3]
-    scratch = Scratch(matrix[0], first, vector[0], place[0], vector[1], vector[2], vector[3], place[1], place[2], changed)
+    matrix, number, vector = np.empty((2, size, size)), np.empty((size + 12, size), np.int64), np.empty((2, 2 * size))
+    arcs = Arcs(matrix[0], number[:size], matrix[1, : size if single_root else 0])
+    member = number[size:].reshape(6, 2 * size)
+    tree = Components(member[0], member[1], member[2], vector[0], vector[1], member[3], member[4], member[5, :size])
     for row in range(scores.shape[0]):
-        nodes[0], nodes[1:] = True, present[row]
-        _begin(scores[row], nodes, rounds, scratch)
-        last, whole = 0, _choose(0, nodes, rounds, scratch)
-        while _find_cycles(last, rounds, scratch):
-            _contract(last, rounds, scratch)
-            last += 1
-            whole = _choose(last, nodes, rounds, scratch) and whole
-        _open(last, rounds, heads)
-        on_root = 0
+        _begin(scores[row], present[row], arcs, tree)
+        count, on_root = size, 0
+        for start in range(1, size):
+            if count > 0 and present[row, start - 1]:
+                count = _walk(start, count, arcs, tree)
+        if count > 0:
+            _open(count, size, tree)
         for word in range(1, size):
-            on_root += nodes[word] and heads[word] == 0
-        if whole and present[row, 0] and (on_root == 1 or not single_root):
+            on_root += present[row, word - 1] and tree.head[word] == 0
+        if count > 0 and present[row, 0] and (on_root == 1 or not single_root):
             structures[row] = 0
             for word in range(1, size):
-                if nodes[word]:
-                    structures[row, (word - 1) * words + heads[word] - (heads[word] > word)] = 1
+                if present[row, word - 1]:
+                    structures[row, (word - 1) * words + tree.head[word] - (tree.head[word] > word)] = 1
         else:
             answer_forbidden(scores[row], structures[row])
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _begin(scores: Array, present: Array, rounds: Rounds, scratch: Scratch) -> None:
-    """The arcs that there are, of scores [D] and nodes present [N]; every node is a component."""
-    size = present.shape[0]
-    for word in range(size):
-        rounds.component[0, word], scratch.changed[word] = word, True
-        scratch.weights[word] = -np.inf
-        start = (word - 1) * (size - 1)
-        for place in range(size - 1 if word > 0 and present[word] else 0):
-            head = place + (place >= word)
-            if present[head] and scores[start + place] > -np.inf:
-                scratch.weights[word, head] = scores[start + place]
-    for word in range(scratch.first.shape[0]):
-        for head in range(size):
-            arc = scratch.weights[word, head] > -np.inf
-            scratch.first[word, head] = (-1.0 if head == 0 else 0.0) if arc else -np.inf
+def _begin(scores: Array, present: Array, arcs: Arcs, tree: Components) -> None:
+    """The arcs that there are, of scores [D] and words present [n]; every node is a component."""
+    words = present.shape[0]
+    arcs.weight[0] = -np.inf
+    for word in range(1, words + 1):
+        own, weight = scores[(word - 1) * words : word * words], arcs.weight[word]
+        weight[word] = -np.inf
+        for head in range(word):
+            weight[head] = own[head] if own[head] > -np.inf else -np.inf  # NaN, too
+        for head in range(word + 1, words + 1):
+            weight[head] = own[head - 1] if own[head - 1] > -np.inf else -np.inf
+    for word in range(1, words + 1):
+        if not present[word - 1]:
+            arcs.weight[word], arcs.weight[:, word] = -np.inf, -np.inf
+    for node in range(words + 1):
+        arcs.word[node] = node
+        tree.row[node], tree.holding[node], tree.above[node], tree.state[node] = node, node, -1, NEW
+    tree.state[0] = DONE
+    for word in range(arcs.level.shape[0]):
+        for head in range(words + 1):
+            arcs.level[word, head] = (-1.0 if head == 0 else 0.0) if arcs.weight[word, head] > -np.inf else -np.inf
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _choose(number: int, present: Array, rounds: Rounds, scratch: Scratch) -> bool:
-    """The best arc into every component; whether all that are to be entered can be."""
-    value, component, chosen = scratch.value, rounds.component[number], rounds.word[number]
-    size = value.shape[0]
-    _look(component, scratch)
-    for node in range(size):
-        scratch.value_of[node], chosen[node] = -np.inf, size
-    for node in range(size):
-        scratch.value_of[component[node]] = max(scratch.value_of[component[node]], value[node])
-    for node in range(size):
-        if value[node] > -np.inf and value[node] == scratch.value_of[component[node]]:
-            chosen[component[node]] = min(chosen[component[node]], node)
-    whole = True
-    for node in range(size):
-        reached = chosen[node] < size
-        whole = whole and (reached or component[node] != node or node == 0 or not present[node])
-        chosen[node] = chosen[node] if reached else 0
-        rounds.head[number, node] = scratch.head[chosen[node]] if reached else 0
-        scratch.parent[node] = component[rounds.head[number, node]] if reached else 0
-    return whole
+def _walk(start: int, count: int, arcs: Arcs, tree: Components) -> int:
+    """Upwards from a node along best arcs to what is DONE, with each cycle made a component; how many there are then.
+
+    0 where no arc enters a component.
+    """
+    here = tree.holding[start]
+    while tree.state[here] != DONE:
+        if tree.state[here] == NEW:
+            if not _enter(here, arcs, tree):
+                return 0
+            tree.state[here] = ON_WALK
+            here = tree.holding[tree.head[here]]
+        else:
+            _contract(here, count, arcs, tree)
+            here = count
+            count += 1
+    here = tree.holding[start]
+    while tree.state[here] != DONE:
+        tree.state[here] = DONE
+        here = tree.holding[tree.head[here]]
+    return count
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _look(component: Array, scratch: Scratch) -> None:
-    """The best arc into every node of a new component; into others it is what it was."""
-    level, level_of, size = scratch.level, scratch.level_of, component.shape[0]
-    if scratch.first.shape[0] > 0:
-        for word in range(size):
-            level_of[word] = -np.inf
-        for word in range(size):
-            level[word] = _largest(scratch.first[word]) if scratch.changed[word] else level[word]
-            level_of[component[word]] = max(level_of[component[word]], level[word])
-    for word in range(size):
-        if scratch.changed[word]:
-            arcs, least = scratch.weights[word], level_of[component[word]]
-            firsts = scratch.first[word] if scratch.first.shape[0] > 0 else level[:0]
-            most = _largest_among(firsts, least, arcs) if firsts.shape[0] > 0 else _largest(arcs)
-            scratch.value[word], scratch.head[word] = most, 0
-            for head in range(size if most > -np.inf else 0):
-                if arcs[head] == most and (firsts.shape[0] == 0 or firsts[head] == least):
-                    scratch.head[word] = head
-                    break
+def _enter(component: int, arcs: Arcs, tree: Components) -> bool:
+    """Chooses the best arc into a component, at ties the lowest word, then the lowest head; whether there is one."""
+    row, level = tree.row[component], 0.0
+    weights, words = arcs.weight[row], arcs.word[row]
+    levels = arcs.level[row] if arcs.level.shape[0] > 0 else weights[:0]
+    if levels.shape[0] > 0:
+        level = _largest(levels)
+        most = _largest_among(levels, level, weights)
+    else:
+        most = _largest(weights)
+    none = weights.shape[0]
+    lowest, head = none, 0
+    for node in range(none if most > -np.inf else 0):
+        if weights[node] == most and words[node] < lowest and (levels.shape[0] == 0 or levels[node] == level):
+            lowest, head = words[node], node
+    tree.word[component], tree.head[component] = lowest, head
+    tree.weight[component], tree.level[component] = most, level
+    return lowest < none
 
 
 @numba.njit(fastmath=FAST_WITH_INFINITIES, cache=True, **UNCOUNTED)
@@ -160,68 +163,70 @@ def _largest(values: Array) -> float:
 
 
 @numba.njit(fastmath=FAST_WITH_INFINITIES, cache=True, **UNCOUNTED)
-def _largest_among(firsts: Array, first: Scalar, values: Array) -> float:
-    """Of those values that come first."""
+def _largest_among(levels: Array, level: Scalar, values: Array) -> float:
+    """Of those values that have this level."""
     most = -np.inf
     for place in range(values.shape[0]):
-        most = maximum(most, values[place] if firsts[place] == first else -np.inf)  # pyright: ignore[reportCallIssue]
+        most = maximum(most, values[place] if levels[place] == level else -np.inf)  # pyright: ignore[reportCallIssue]
     return most
 
 
-@numba.njit(cache=True, **UNCOUNTED)
-def _find_cycles(number: int, rounds: Rounds, scratch: Scratch) -> bool:
-    """Which components are on a cycle, and the lowest of each; whether there is any but that of node 0."""
-    parent, seen, some = scratch.parent, scratch.seen, False
-    for node in range(parent.shape[0]):
-        seen[node] = -1
-        rounds.on_cycle[number, node], rounds.merged[number, node] = False, node
-    for start in range(parent.shape[0]):
-        node = start
-        while seen[node] < 0:
-            seen[node] = start
-            node = parent[node]
-        if seen[node] != start or node == 0 or rounds.on_cycle[number, node]:
-            continue
-        some, lowest, here = True, node, parent[node]
-        while here != node:
-            lowest, here = min(lowest, here), parent[here]
-        while not rounds.on_cycle[number, node]:
-            rounds.on_cycle[number, node], rounds.merged[number, node] = True, lowest
-            node = parent[node]
-    return some
-
-
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _contract(number: int, rounds: Rounds, scratch: Scratch) -> None:
-    """Makes each cycle a component: arcs into it weigh less by what they replace, and those inside of it are none."""
-    component, into = rounds.component[number], rounds.component[number + 1]
-    for node in range(into.shape[0]):
-        into[node] = rounds.merged[number, component[node]]
-    for word in range(into.shape[0]):
-        here = component[word]
-        scratch.changed[word] = rounds.on_cycle[number, here]
-        if scratch.changed[word]:
-            _lower(scratch.weights[word], scratch.value_of[here], into, into[word])
-            if scratch.first.shape[0] > 0:
-                _lower(scratch.first[word], scratch.level_of[here], into, into[word])
+def _contract(member: int, into: int, arcs: Arcs, tree: Components) -> None:
+    """Makes the cycle that `member` is on the component `into`: arcs into it weigh less by what they replace."""
+    row = tree.row[member]
+    tree.row[into], tree.above[into], tree.state[into] = row, -1, NEW
+    here = member
+    while tree.above[here] < 0:
+        tree.above[here] = into
+        own = tree.row[here]
+        _lower(arcs.weight[own], tree.weight[here])
+        if arcs.level.shape[0] > 0:
+            _lower(arcs.level[own], tree.level[here])
+        if own != row:
+            _merge(own, row, arcs)
+        here = tree.holding[tree.head[here]]
+    for node in range(tree.holding.shape[0]):
+        if tree.above[tree.holding[node]] == into:
+            tree.holding[node] = into
+            arcs.weight[row, node] = -np.inf
+            if arcs.level.shape[0] > 0:
+                arcs.level[row, node] = -np.inf
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def _lower(arcs: Array, less: Scalar, component: Array, inside: int) -> None:
-    """Arcs [N] by head, in place."""
-    for head in range(arcs.shape[0]):
-        arcs[head] = -np.inf if component[head] == inside else arcs[head] - less
+def _lower(values: Array, less: Scalar) -> None:
+    for node in range(values.shape[0]):
+        values[node] -= less
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def _open(last: int, rounds: Rounds, heads: Array) -> None:
-    """The head of every node: components are opened again, last first, but for the arc to the node that is entered."""
-    for number in range(last - 1, -1, -1):
-        inner, outer = number, number + 1
-        for node in range(heads.shape[0]):
-            around = rounds.merged[inner, node]
-            entered = rounds.component[inner, rounds.word[outer, around]]
-            if not rounds.on_cycle[inner, node] or entered == node:
-                rounds.word[inner, node], rounds.head[inner, node] = rounds.word[outer, around], rounds.head[outer, around]
-    for node in range(heads.shape[0]):
-        heads[node] = rounds.head[0, node]
+def _merge(other: int, row: int, arcs: Arcs) -> None:
+    """Of two arcs from a node keeps the better one in `row`: the heavier, at a tie that which enters at the lower word."""
+    weights, words, into, into_words = arcs.weight[other], arcs.word[other], arcs.weight[row], arcs.word[row]
+    if arcs.level.shape[0] == 0:
+        for node in range(weights.shape[0]):
+            weight, word = weights[node], words[node]
+            better = (weight > into[node]) | ((weight == into[node]) & (word < into_words[node]))
+            into[node] = weight if better else into[node]
+            into_words[node] = word if better else into_words[node]
+    else:
+        levels, into_levels = arcs.level[other], arcs.level[row]
+        for node in range(weights.shape[0]):
+            level, weight, word = levels[node], weights[node], words[node]
+            heavier = (weight > into[node]) | ((weight == into[node]) & (word < into_words[node]))
+            better = (level > into_levels[node]) | ((level == into_levels[node]) & heavier)
+            into_levels[node] = level if better else into_levels[node]
+            into[node] = weight if better else into[node]
+            into_words[node] = word if better else into_words[node]
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def _open(count: int, size: int, tree: Components) -> None:
+    """The arc into every node: components are opened again, last first, but for the arc into the member that is entered."""
+    for component in range(count - 1, size - 1, -1):
+        word, head = tree.word[component], tree.head[component]
+        member = word
+        while tree.above[member] != component:
+            member = tree.above[member]
+        tree.word[member], tree.head[member] = word, head

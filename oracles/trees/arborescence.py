@@ -47,7 +47,7 @@ class Arborescence(OverArcs, Polytope):
         self.dim = self.words * self.words
 
     def maximize(self, scores: Tensor) -> Tensor:
-        """The best tree; O(n^2) a round of contractions, at most n rounds, usually far fewer. Ties: see `edmonds`."""
+        """The best tree, in O(n^2); that is a round of contractions in tensor operations, of at most n. Ties: see `edmonds`."""
         return self._best(scores, self.arcs.present(scores))
 
     def row_oracle(self, scores: Tensor) -> tuple[Any, ...] | None:
