@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
+from ...kernels.largest import WHOLE, largest_sums
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden, positions_before_end
 
 # Spans of nodes i .. i + w, whose head is one end: all of its words have theirs, or only the arc between the ends was made.
@@ -19,7 +20,10 @@ LEFT, RIGHT, ARC_RIGHT, ARC_LEFT = range(4)
 
 
 class Chart(NamedTuple):
-    """By width w and first node i, [N, N] each for the N = n + 1 nodes: node 0 is the root, and no word's dependent."""
+    """By width w and first node i, for the N = n + 1 nodes: node 0 is the root, and no word's dependent.
+
+    Each is [N, M] with room for whole vectors, M > N; what is computed there is of no span, and never read.
+    """
 
     left: Array  # the best total of spans whose head is i
     right: Array  # whose head is i + w
@@ -48,7 +52,7 @@ def best(scores: Array, words: int, single_root: bool, structures: Array) -> Non
     Scores are finite or `-inf`, and so are sums of them; with others a row answers with anything.
     """
     size = words + 1
-    table = np.zeros((6, size, size), scores.dtype)
+    table = np.zeros((6, size, size + WHOLE - size % WHOLE), scores.dtype)
     chart = Chart(table[0], table[1], table[2], table[3], table[4], table[5])
     waiting = np.empty((2 * size + 4, 3), np.int64)
     for row in range(scores.shape[0]):
@@ -89,30 +93,19 @@ def _place(scores: Array, words: int, last: int, chart: Chart) -> None:
 @numba.njit(cache=True, **UNCOUNTED)
 def _climb(size: int, chart: Chart) -> None:
     """The totals of all spans of the first `size` nodes."""
+    room = chart.left.shape[1]
+    left, right = chart.left.reshape(-1), chart.right.reshape(-1)
+    arc_right, arc_left = chart.arc_right.reshape(-1), chart.arc_left.reshape(-1)
     for first in range(size):
-        chart.left[0, first], chart.right[0, first] = 0, 0
+        left[first], right[first] = 0, 0
     for width in range(1, size):
-        count = size - width
-        arc_right, arc_left = chart.arc_right[width, :count], chart.arc_left[width, :count]
-        score_right, score_left = chart.score_right[width], chart.score_left[width]
-        arc_right[:], arc_left[:] = -np.inf, -np.inf
-        for k in range(width):
-            one, other = chart.left[k], chart.right[width - 1 - k, k + 1 :]
-            for i in range(count):
-                arc_right[i] = maximum(arc_right[i], score_right[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
-                arc_left[i] = maximum(arc_left[i], score_left[i] + one[i] + other[i])  # pyright: ignore[reportCallIssue]
-        left, right = chart.left[width, :count], chart.right[width, :count]
-        left[:], right[:] = -np.inf, -np.inf
-        for k in range(1, width + 1):
-            _join(chart.arc_right[k], chart.left[width - k, k:], left)
-            _join(chart.right[k - 1], chart.arc_left[width + 1 - k, k - 1 :], right)
-
-
-@numba.njit(inline="always", cache=True, **UNCOUNTED)
-def _join(one: Array, other: Array, most: Array) -> None:
-    """Into most [M], the best so far of M spans, what two parts of each make, [>= M] each."""
-    for i in range(most.shape[0]):
-        most[i] = maximum(most[i], one[i] + other[i])  # pyright: ignore[reportCallIssue]
+        count, here, below = size - width, width * room, (width - 1) * room
+        # Two parts: spans from i on, wider and wider, and spans that end at i + width, narrower and narrower.
+        wider, narrower = room, 1 - room
+        for scores, arcs in ((chart.score_right, arc_right), (chart.score_left, arc_left)):
+            largest_sums(scores[width], left, 0, wider, right, below + 1, narrower, width, arcs[here:], count)
+        largest_sums(None, arc_right, room, wider, left, below + 1, narrower, width, left[here:], count)
+        largest_sums(None, right, 0, wider, arc_left, here, narrower, width, right[here:], count)
 
 
 @numba.njit(cache=True, **UNCOUNTED)
