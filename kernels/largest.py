@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .lanes import DOUBLE, INDEX, LANES, SINGLE, Lanes
-from .vectors import UNCOUNTED, Array
+from .vectors import UNCOUNTED, Array, Scalar
 
 # Entries of a vector, at most: so many are read and written at a time, as far beyond the last as that takes.
 WHOLE = 2 * LANES
@@ -21,29 +21,33 @@ WHOLE = 2 * LANES
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
 def largest_sums(
-    base: Array | None, one: Array, start: int, step: int, other: Array, at: int, stride: int, terms: int, out: Array, count: int
+    base: Array | None, one: Array, start: int, step: int, other: Array, at: int, pace: int, terms: int, out: Array, count: int
 ) -> None:
-    """out[i] = max over k < terms of base[i] + one[start + k step + i] + other[at + k stride + i], for i < count.
+    """out[i] = max over k < terms of base[i] + one[start + k step + i] + other[at + k pace + i], for i < count.
 
-    Added in this order, and without `base` where that is None. Arrays are contiguous, [*], of one dtype, and are read and written
-    for i up to the next multiple of `WHOLE`, too. `-inf` may be among them, but no NaN where it counts.
+    Added in this order, and without `base` where that is None. Arrays are contiguous, [*], of one dtype, and have room for i up
+    to the next multiple of `WHOLE`: anything may be read and written there. `-inf` may be among them, but no NaN where it counts.
     """
-    _largest_sums(base, one, start, step, other, at, stride, terms, out, count)  # pyright: ignore[reportCallIssue]
+    _largest_sums(base, one, start, step, other, at, pace, terms, out, count)  # pyright: ignore[reportCallIssue]
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def larger_sums(least: Array, more: Scalar, other: Array, out: Array, count: int) -> None:
+    """out[i] = max(least[i], more + other[i]) for i < count; likewise."""
+    _larger_sums(least, more, other, out, count)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic
 def _largest_sums(
-    context: Any, base: Any, one: Any, start: Any, step: Any, other: Any, at: Any, stride: Any, terms: Any, out: Any, count: Any
+    context: Any, base: Any, one: Any, start: Any, step: Any, other: Any, at: Any, pace: Any, terms: Any, out: Any, count: Any
 ) -> tuple[Any, Callable[..., Any]]:
     """`largest_sums`."""
 
     def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = Lanes(c, builder, SINGLE if out.dtype == types.float32 else DOUBLE)
-        kinds = signature.args
+        lanes, kinds = Lanes(c, builder, _kind(out)), signature.args
         own = None if isinstance(base, types.NoneType) else lanes.array(kinds[0], arguments[0])
         left, right, result = (lanes.array(kinds[number], arguments[number]) for number in (1, 4, 8))
-        blocks = builder.udiv(builder.add(arguments[9], INDEX(lanes.count - 1)), INDEX(lanes.count))
-        with cgutils.for_range(builder, blocks) as block:
+        with cgutils.for_range(builder, _vectors(lanes, arguments[9])) as block:
             here = lanes.place(block.index)
             most = lanes.variables(1, lanes.constant(float("-inf")))[0]
             places = [cgutils.alloca_once_value(builder, builder.add(arguments[number], here)) for number in (2, 5)]
@@ -61,3 +65,30 @@ def _largest_sums(
 
     index = types.int64
     return types.void(base, one, index, index, other, index, index, index, out, index), generate
+
+
+@intrinsic
+def _larger_sums(context: Any, least: Any, more: Any, other: Any, out: Any, count: Any) -> tuple[Any, Callable[..., Any]]:
+    """`larger_sums`."""
+
+    def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(c, builder, _kind(out))
+        before, given, result = (lanes.array(signature.args[number], arguments[number]) for number in (0, 2, 3))
+        added = lanes.repeat(arguments[1])
+        with cgutils.for_range(builder, _vectors(lanes, arguments[4])) as block:
+            here = lanes.place(block.index)
+            total = builder.fadd(added, lanes.load(given.data, here))
+            lanes.store(lanes.maximum(lanes.load(before.data, here), total), result.data, here)
+        return c.get_dummy_value()
+
+    return types.void(least, out.dtype, other, out, types.int64), generate
+
+
+def _kind(array: Any) -> Any:
+    """LLVM's type for the entries of an array."""
+    return SINGLE if array.dtype == types.float32 else DOUBLE
+
+
+def _vectors(lanes: Lanes, count: Any) -> Any:
+    """How many vectors have so many entries."""
+    return lanes.builder.udiv(lanes.builder.add(count, INDEX(lanes.count - 1)), INDEX(lanes.count))

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 from sparsemarg.kernels import compiled
-from sparsemarg.oracles import Arborescence, Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath, SpanningTree
+from sparsemarg.oracles import (
+    Arborescence,
+    Budget,
+    Knapsack,
+    LinearChain,
+    ProjectiveTree,
+    Segmentation,
+    ShortestPath,
+    SpanningTree,
+)
 from sparsemarg.oracles.programs.derivations import Derivations
 from sparsemarg.oracles.programs.hyperedges import Edge
 from sparsemarg.oracles.programs.hypergraph import Hypergraph
@@ -21,6 +30,9 @@ LARGER = [
     ProjectiveTree(19),
     Segmentation(12, 3, 4),
     Knapsack([1, 2, 3, 4, 5, 6, 7] * 3, 20),
+    Knapsack([0, 3, 90, 0, 5, 41, 40, 1], 40),  # two that weigh nothing, two that never fit
+    Knapsack([0, 2], 0),
+    Knapsack([17, 31, 5] * 5, 200),
     ShortestPath.grid(6, 7),
 ]
 
@@ -51,6 +63,14 @@ def test_the_compiled_recursion_is_the_plain_one(
         assert torch.equal(total, wanted)
         assert torch.equal(fast, plain)
     assert not wanted.isneginf().any()
+
+
+def test_a_large_knapsack_is_solved_without_its_graph() -> None:
+    """Of ten million nodes, against items that are all alike: as many of the best as fit."""
+    polytope = Knapsack([10**3] * 100, 10**5 - 1)
+    scores = torch.rand(3, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(polytope.maximize(scores), Budget(100, 99).maximize(scores))
+    assert "graph" not in vars(polytope)
 
 
 OF_THEIR_OWN = {

@@ -135,6 +135,7 @@ def _explanation(device: torch.device) -> str:
         "spanning trees": (".kernels.spanning_rows", "sparsemarg.oracles", "best"),
         "projective trees": (".kernels.projective_rows", "sparsemarg.oracles", "best"),
         "chains": (".kernels.chain_rows", "sparsemarg.oracles", "best"),
+        "knapsacks": (".kernels.knapsack_rows", "sparsemarg.oracles", "best"),
         "other best derivations, and all k best": (".kernels.derivation_rows", "sparsemarg.oracles", "best"),
         "means of packed atoms": (".kernels.packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.pixels", "sparsemarg.models", "pixel_costs"),

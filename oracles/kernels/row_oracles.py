@@ -5,21 +5,23 @@
 
 from ...kernels.choice import choose_by_type
 from ...kernels.vectors import Array
-from . import bit_rows, chain_rows, derivation_rows, edmonds_rows, projective_rows, spanning_rows
+from . import bit_rows, chain_rows, derivation_rows, edmonds_rows, knapsack_rows, projective_rows, spanning_rows
 from .bit_rows import BitVectors
 from .chain_rows import Chain
 from .derivation_rows import Derivation
 from .edmonds_rows import RootedTree
+from .knapsack_rows import Fitting
 from .projective_rows import NestedTree
 from .spanning_rows import FreeTree
 
-RowOracle = BitVectors | Chain | Derivation | RootedTree | NestedTree | FreeTree
+RowOracle = BitVectors | Chain | Derivation | RootedTree | Fitting | NestedTree | FreeTree
 
 MODULES = {
     BitVectors: bit_rows,
     Chain: chain_rows,
     Derivation: derivation_rows,
     RootedTree: edmonds_rows,
+    Fitting: knapsack_rows,
     NestedTree: projective_rows,
     FreeTree: spanning_rows,
 }

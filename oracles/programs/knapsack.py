@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..placement import lasting
+from ..row_kernels import best_in_rows
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -25,7 +28,8 @@ class Knapsack(Derivations):
     Raises:
         ValueError: weights or capacity that are not integers, or negative.
 
-    Cost: O(D C) a row for C = min(capacity, sum of the weights), and as many nodes, made in Python, to build.
+    Cost: O(D C) a row for C = min(capacity, sum of the weights). What needs the graph (`topk`, `gibbs`, and `maximize` without
+    Numba or on a GPU) makes as many nodes in Python first, once.
 
     >>> import torch
     >>> Knapsack([3, 2, 2], capacity=4).maximize(torch.tensor([[5.0, 3, 3]]))
@@ -41,8 +45,13 @@ class Knapsack(Derivations):
         self.capacity = _whole("capacity", capacity)
         if not self.weights:
             raise ValueError("Knapsack needs one or more items")
-        dim, size = len(self.weights), min(self.capacity, sum(self.weights)) + 1
-        # Node i size + c: the first i items weigh c together.
+        self.dim = len(self.weights)
+
+    @cached_property
+    @lasting
+    def graph(self) -> Hypergraph:
+        """Node i size + c: the first i items weigh c together."""
+        dim, size = self.dim, self._size
         edges = [Edge(0)]
         for item, weight in enumerate(self.weights):
             for used in range(size):
@@ -51,14 +60,27 @@ class Knapsack(Derivations):
                     edges.append(Edge((item + 1) * size + used, (item * size + used - weight,), (item,)))
         goal = (dim + 1) * size
         edges += [Edge(goal, (dim * size + used,)) for used in range(size)]
-        super().__init__(Hypergraph(dim, edges, goal))
+        return Hypergraph(dim, edges, goal)
+
+    @property
+    def _size(self) -> int:
+        """One more than the largest weight that a set may have."""
+        return min(self.capacity, sum(self.weights)) + 1
+
+    def maximize(self, scores: Tensor) -> Tensor:
+        """The best set; O(D C) a row. Ties: of two sets the one without the last item that is in one of them alone."""
+        weights = torch.tensor(self.weights)
+        found = best_in_rows("knapsack_rows", self, scores, (), (weights, self._size), passes=self._size)
+        return super().maximize(scores) if found is None else found
 
     def __repr__(self) -> str:
         return f"Knapsack(weights={list(self.weights)}, capacity={self.capacity})"
 
     def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
         """For compiled solvers: see `row_kernels.row_oracle`."""
-        return self.graph.row_oracle(scores, self.gates(scores))
+        from ..kernels.knapsack_rows import Fitting
+
+        return Fitting(np.array(self.weights), self._size)
 
 
 def _whole(what: str, given: Any) -> int:
