@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from .lanes import INDEX, LANES, Lanes
 from .sums import SUMS
@@ -25,9 +25,18 @@ ONE = np.uint64(1)
 OCTETS = WORD // LANES
 
 
+@register_jitable(inline="always")
 def words_of(dim: int) -> int:
     """W."""
     return -(-dim // WORD)
+
+
+def in_words(structures: Array) -> Array:
+    """0/1 [B, D] as words [B, W]."""
+    batch, dim = structures.shape
+    whole = np.zeros((batch, WORD * words_of(dim)), bool)
+    whole[:, :dim] = structures
+    return np.packbits(whole, axis=1, bitorder="little").view(np.uint64)
 
 
 @numba.njit(nogil=True, cache=True, **UNCOUNTED)
@@ -49,6 +58,45 @@ def differences(values: Array, others: Array, words: Array) -> None:
         for d in range(min(WORD, values.shape[0] - start)):
             word |= np.uint64(values[start + d] != others[start + d]) << np.uint64(d)
         words[w] = word
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def clear(words: Array) -> None:
+    """None of them [W]."""
+    for w in range(words.shape[0]):
+        words[w] = np.uint64(0)
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def switch_on(words: Array, d: int) -> None:
+    """One more coordinate in words [W]."""
+    words[d >> 6] |= ONE << np.uint64(d & 63)
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def switch_on_above(values: Array, least: float, words: Array) -> int:
+    """Into words [W]: which of values [D] are above `least`; how many they are."""
+    found = 0
+    for w in range(words.shape[0]):
+        start, word = WORD * w, np.uint64(0)
+        for d in range(min(WORD, values.shape[0] - start)):
+            word |= np.uint64(values[start + d] > least) << np.uint64(d)
+        words[w] = word
+        found += count(word)  # pyright: ignore[reportCallIssue]
+    return found
+
+
+@numba.njit(cache=True, **UNCOUNTED)
+def spread(words: Array, values: Array) -> None:
+    """Into values [D]: 1 where the bit is set in words [W], few of them, and 0 elsewhere."""
+    for d in range(values.shape[0]):
+        values[d] = 0
+    for w in range(words.shape[0]):
+        left = words[w]
+        while left != np.uint64(0):
+            lowest = left & (~left + ONE)
+            values[WORD * w + count(lowest - ONE)] = 1  # pyright: ignore[reportCallIssue]
+            left ^= lowest
 
 
 @numba.njit(cache=True, **UNCOUNTED)

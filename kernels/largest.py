@@ -26,7 +26,7 @@ def largest_sums(
     """out[i] = max over k < terms of base[i] + one[start + k step + i] + other[at + k pace + i], for i < count.
 
     Added in this order, and without `base` where that is None. Arrays are contiguous, [*], of one dtype, and have room for i up
-    to the next multiple of `WHOLE`: anything may be read and written there. `-inf` may be among them, but no NaN where it counts.
+    to the next multiple of `WHOLE`: anything may be read and written there. `-inf` may be among them; NaN, only there.
     """
     _largest_sums(base, one, start, step, other, at, pace, terms, out, count)  # pyright: ignore[reportCallIssue]
 

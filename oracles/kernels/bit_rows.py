@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, switch_on, switch_on_above
 from ...kernels.selection import nth_largest
 from ...kernels.vectors import UNCOUNTED, Array
 from ..kinds import AT_MOST, CUBE, SIMPLEX
@@ -19,34 +20,28 @@ class BitVectors(NamedTuple):
 
 def best_of_row(row: int, oracle: BitVectors, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _best(oracle.kind, oracle.budget, scores[0], work[0], structure[0])
+    _best(oracle.kind, oracle.budget, scores[0], work[0], structure)
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
 def _best(kind: int, budget: int, scores: Array, work: Array, structure: Array) -> None:
-    """`maximize` of the polytopes in `kinds`, ties and all: into `structure` [D]."""
+    """`maximize` of the polytopes in `kinds`, ties and all, for scores [D]: into `structure`, in bits [W]."""
     dim = scores.shape[0]
     if kind == SIMPLEX:
-        structure[:] = 0.0
-        structure[np.argmax(scores)] = 1.0
+        clear(structure)
+        switch_on(structure, np.argmax(scores))
         return
-    positive = 0
-    for d in range(dim):
-        structure[d] = 1.0 if scores[d] > 0.0 else 0.0
-        positive += scores[d] > 0.0
-        work[d] = scores[d]
+    positive = switch_on_above(scores, 0.0, structure)
     if kind == CUBE or (kind == AT_MOST and positive <= budget):
         return
-    structure[:] = 0.0
     if budget == 0:
+        clear(structure)
         return
-    last = nth_largest(work, budget)
-    left = budget
     for d in range(dim):
-        if scores[d] > last:
-            structure[d] = 1.0
-            left -= 1
+        work[d] = scores[d]
+    last = nth_largest(work, budget)
+    left = budget - switch_on_above(scores, last, structure)
     for d in range(dim):  # of those that tie at the last place, the first
         if left > 0 and scores[d] == last:
-            structure[d] = 1.0
+            switch_on(structure, d)
             left -= 1

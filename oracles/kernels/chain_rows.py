@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, spread, switch_on, words_of
 from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden, positions_before_end
 
@@ -22,7 +23,13 @@ class Chain(NamedTuple):
 
 def best_of_row(row: int, oracle: Chain, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    best(scores, oracle.length, oracle.states, structure)
+    _alone(scores[0], oracle.length, oracle.states, structure)
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _alone(scores: Array, length: int, states: int, structure: Array) -> None:
+    """`solve` with room of its own."""
+    solve(scores, np.empty((length, states)), structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
@@ -31,24 +38,32 @@ def best(scores: Array, length: int, states: int, structures: Array) -> None:
 
     Scores are finite or `-inf`, and so are sums of them; with others a row answers with anything.
     """
-    value = np.empty((length, states), scores.dtype)
+    value, words = np.empty((length, states), scores.dtype), np.empty(words_of(scores.shape[1]), np.uint64)
     for row in range(scores.shape[0]):
-        unary, pairs = scores[row, : length * states], scores[row, length * states :]
-        count = positions_before_end(unary, length, states)
-        last, most = 0, unary[0]
-        if count > 0:
-            _climb(unary, pairs, count, value)
-            last, most = _first_largest(value[count - 1])
-        if most == -np.inf:
-            answer_forbidden(scores[row], structures[row])
-            continue
-        structures[row] = 0
-        for t in range(count - 1, -1, -1):
-            structures[row, t * states + last] = 1
-            if t > 0:
-                first = _before(t, last, unary, pairs, value)
-                structures[row, length * states + ((t - 1) * states + first) * states + last] = 1
-                last = first
+        solve(scores[row], value, words)
+        spread(words, structures[row])
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def solve(scores: Array, value: Array, structure: Array) -> None:
+    """`best` of one row, scores [D], in bits [W]; value [L, S] is room for anything."""
+    length, states = value.shape
+    unary, pairs = scores[: length * states], scores[length * states :]
+    count = positions_before_end(unary, length, states)
+    last, most = 0, unary[0]
+    if count > 0:
+        _climb(unary, pairs, count, value)
+        last, most = _first_largest(value[count - 1])
+    if most == -np.inf:
+        answer_forbidden(scores, structure)
+        return
+    clear(structure)
+    for t in range(count - 1, -1, -1):
+        switch_on(structure, t * states + last)
+        if t > 0:
+            first = _before(t, last, unary, pairs, value)
+            switch_on(structure, length * states + ((t - 1) * states + first) * states + last)
+            last = first
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, switch_on
 from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden
 
@@ -34,7 +35,23 @@ class Derivation(NamedTuple):
 
 def best_of_row(row: int, oracle: Derivation, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    best(scores, oracle.gates[row : row + 1], oracle.edges, oracle.goal, structure, work[0, :1])
+    _alone(scores[0], oracle.gates[row], oracle.edges, oracle.goal, structure)
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _alone(scores: Array, gates: Array, edges: Edges, goal: int, structure: Array) -> None:
+    """`solve` with room of its own, and its structure in bits [W]."""
+    room = _room(scores, gates.shape[0], edges)
+    if solve(scores, gates, edges, goal, room) == -np.inf:
+        answer_forbidden(scores, structure)
+        return
+    clear(structure)
+    left = 1
+    while left > 0:
+        edge, left = _open(left, edges, room)
+        for place in range(edges.coordinates.shape[1]):
+            if edges.coordinates[edge, place] < scores.shape[0]:
+                switch_on(structure, np.int64(edges.coordinates[edge, place]))
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
@@ -43,26 +60,58 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
 
     A row without a structure answers with what is forbidden. The total of a row with NaN is NaN.
     """
-    count, dim = len(edges.start) - 1, scores.shape[1]
-    chart = np.zeros(count + 1, scores.dtype)
-    given, opened = np.zeros(dim + 1, scores.dtype), np.zeros(gates.shape[1] + 1, scores.dtype)
-    choice, waiting = np.empty(count, np.int64), np.empty(count + 1, np.int64)
+    room = _room(scores, gates.shape[1], edges)
     for row in range(scores.shape[0]):
-        given[:dim], opened[:-1] = scores[row], gates[row]
-        _climb(given, opened, edges, chart, choice)
-        totals[row], structures[row] = chart[goal] if not _broken(given) else np.nan, 0
-        if totals[row] == -np.inf:
-            answer_forbidden(scores[row], structures[row])
-            continue
-        waiting[0], left = goal, 1
+        totals[row] = solve(scores[row], gates[row], edges, goal, room)
+        none = totals[row] == -np.inf
+        for d in range(structures.shape[1]):
+            structures[row, d] = none and scores[row, d] == -np.inf
+        left = 0 if none else 1
         while left > 0:
-            left -= 1
-            edge = choice[waiting[left]]
+            edge, left = _open(left, edges, room)
             _switch_on(edge, edges, structures[row])
-            for side in range(2):
-                if edges.tails[edge, side] < count:
-                    waiting[left] = edges.tails[edge, side]
-                    left += 1
+
+
+class Room(NamedTuple):
+    """For what is computed of one row."""
+
+    given: Array  # [D + 1] the scores, and 0
+    opened: Array  # [G + 1] the gates, and 0
+    chart: Array  # [N + 1] the value of each node, and 0
+    choice: Array  # [N] int64, the edge that has it
+    waiting: Array  # [N + 1] int64, nodes that are to be opened
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _room(scores: Array, gates: int, edges: Edges) -> Room:
+    """Of scores [*, D] and so many gates."""
+    nodes, kind = len(edges.start) - 1, scores.dtype
+    given, opened, chart = np.zeros(scores.shape[-1] + 1, kind), np.zeros(gates + 1, kind), np.zeros(nodes + 1, kind)
+    return Room(given, opened, chart, np.empty(nodes, np.int64), np.empty(nodes + 1, np.int64))
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def solve(scores: Array, gates: Array, edges: Edges, goal: int, room: Room) -> Scalar:
+    """The highest total of one row, scores [D] and gates [G]; what is to be opened of its derivation is the goal."""
+    for d in range(scores.shape[0]):
+        room.given[d] = scores[d]
+    for gate in range(gates.shape[0]):
+        room.opened[gate] = gates[gate]
+    _climb(room.given, room.opened, edges, room.chart, room.choice)
+    room.waiting[0] = goal
+    return room.chart[goal] if not _broken(room.given) else np.nan
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def _open(left: int, edges: Edges, room: Room) -> tuple[int, int]:
+    """The edge into the last of so many nodes that wait, and how many wait when its tails do."""
+    left -= 1
+    edge = room.choice[room.waiting[left]]
+    for side in range(2):
+        if edges.tails[edge, side] < room.choice.shape[0]:
+            room.waiting[left] = edges.tails[edge, side]
+            left += 1
+    return edge, left
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, spread, switch_on, words_of
 from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden
 
@@ -50,7 +51,14 @@ class RootedTree(NamedTuple):
 
 def best_of_row(row: int, oracle: RootedTree, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    best(scores, oracle.present[row : row + 1], oracle.single_root, structure)
+    _alone(scores[0], oracle.present[row], oracle.single_root, structure)
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _alone(scores: Array, present: Array, single_root: bool, structure: Array) -> None:
+    """`solve` with room of its own."""
+    arcs, tree = _room(present.shape[0], single_root)
+    solve(scores, present, single_root, arcs, tree, structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
@@ -60,29 +68,43 @@ def best(scores: Array, present: Array, single_root: bool, structures: Array) ->
     A row that has none answers with what is forbidden. Scores are finite or `-inf`, and so are sums of them; with others a row
     answers with anything.
     """
-    words = present.shape[1]
+    arcs, tree = _room(present.shape[1], single_root)
+    bits = np.empty(words_of(scores.shape[1]), np.uint64)
+    for row in range(scores.shape[0]):
+        solve(scores[row], present[row], single_root, arcs, tree, bits)
+        spread(bits, structures[row])
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _room(words: int, single_root: bool) -> tuple[Arcs, Components]:
+    """For what is computed of one row."""
     size = words + 1
     matrix, number, vector = np.empty((2, size, size)), np.empty((size + 12, size), np.int64), np.empty((2, 2 * size))
-    arcs = Arcs(matrix[0], number[:size], matrix[1, : size if single_root else 0])
     member = number[size:].reshape(6, 2 * size)
     tree = Components(member[0], member[1], member[2], vector[0], vector[1], member[3], member[4], member[5, :size])
-    for row in range(scores.shape[0]):
-        _begin(scores[row], present[row], arcs, tree)
-        count, on_root = size, 0
-        for start in range(1, size):
-            if count > 0 and present[row, start - 1]:
-                count = _walk(start, count, arcs, tree)
-        if count > 0:
-            _open(count, size, tree)
-        for word in range(1, size):
-            on_root += present[row, word - 1] and tree.head[word] == 0
-        if count > 0 and present[row, 0] and (on_root == 1 or not single_root):
-            structures[row] = 0
-            for word in range(1, size):
-                if present[row, word - 1]:
-                    structures[row, (word - 1) * words + tree.head[word] - (tree.head[word] > word)] = 1
-        else:
-            answer_forbidden(scores[row], structures[row])
+    return Arcs(matrix[0], number[:size], matrix[1, : size if single_root else 0]), tree
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def solve(scores: Array, present: Array, single_root: bool, arcs: Arcs, tree: Components, structure: Array) -> None:
+    """`best` of one row, scores [D], in bits."""
+    words = present.shape[0]
+    _begin(scores, present, arcs, tree)
+    count, on_root = words + 1, 0
+    for start in range(1, words + 1):
+        if count > 0 and present[start - 1]:
+            count = _walk(start, count, arcs, tree)
+    if count > 0:
+        _open(count, words + 1, tree)
+    for word in range(1, words + 1):
+        on_root += present[word - 1] and tree.head[word] == 0
+    if count == 0 or not present[0] or (single_root and on_root != 1):
+        answer_forbidden(scores, structure)
+        return
+    clear(structure)
+    for word in range(1, words + 1):
+        if present[word - 1]:
+            switch_on(structure, (word - 1) * words + tree.head[word] - (tree.head[word] > word))
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)

@@ -3,14 +3,18 @@
 import numba
 import numpy as np
 
+from ...kernels.bits import WORD
 from ...kernels.vectors import UNCOUNTED, Array
 
 
 @numba.njit(cache=True, **UNCOUNTED)
 def answer_forbidden(scores: Array, structure: Array) -> None:
-    """Into a structure [D] what its scores [D] forbid: the answer of a row that has none, by which solvers know it."""
-    for d in range(scores.shape[0]):
-        structure[d] = scores[d] == -np.inf
+    """Into a structure, in bits [W], what scores [D] forbid: the answer of a row that has none, by which solvers know it."""
+    for w in range(structure.shape[0]):
+        start, word = WORD * w, np.uint64(0)
+        for d in range(min(WORD, scores.shape[0] - start)):
+            word |= np.uint64(scores[start + d] == -np.inf) << np.uint64(d)
+        structure[w] = word
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, spread, switch_on, words_of
 from ...kernels.largest import WHOLE, larger_sums
-from ...kernels.vectors import COUNTED, Array
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array
 
 
 class Fitting(NamedTuple):
@@ -22,26 +23,45 @@ class Fitting(NamedTuple):
 
 def best_of_row(row: int, oracle: Fitting, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    best(scores, oracle.weights, oracle.size, structure)
+    _alone(scores[0], oracle.weights, oracle.size, structure)
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _alone(scores: Array, weights: Array, size: int, structure: Array) -> None:
+    """`solve` with room of its own."""
+    solve(scores, weights, size, np.empty((len(weights) + 1, size + WHOLE)), structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
 def best(scores: Array, weights: Array, size: int, structures: Array) -> None:
     """Into structures [B, D], for scores [B, D]. Scores are finite or `-inf`; with others a row answers with anything."""
-    items = weights.shape[0]
-    value = np.empty((items + 1, size + WHOLE), scores.dtype)  # beyond `size`: of no set, and never read for one
-    value[0] = -np.inf
+    value, words = np.empty((len(weights) + 1, size + WHOLE), scores.dtype), np.empty(words_of(len(weights)), np.uint64)
     for row in range(scores.shape[0]):
-        value[0, 0] = 0
-        for item in range(items):
-            before, after, weight = value[item], value[item + 1], min(weights[item], size)
-            for other in range(weight):
-                after[other] = before[other]
-            larger_sums(before[weight:], scores[row, item], before, after[weight:], size - weight)
-        used = 0
-        for other in range(1, size):
-            used = other if value[items, other] > value[items, used] else used
-        for item in range(items - 1, -1, -1):
-            taken = used >= weights[item] and value[item + 1, used] != value[item, used]
-            structures[row, item] = taken
-            used -= weights[item] if taken else 0
+        solve(scores[row], weights, size, value, words)
+        spread(words, structures[row])
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def solve(scores: Array, weights: Array, size: int, value: Array, structure: Array) -> None:
+    """`best` of one row, scores [D], in bits [W].
+
+    Into value [D + 1, size + WHOLE]: the best totals of the first items, by weight; beyond `size` of no set, and never read for
+    one.
+    """
+    items = weights.shape[0]
+    for used in range(value.shape[1]):
+        value[0, used] = -np.inf
+    value[0, 0] = 0
+    for item in range(items):
+        before, after, weight = value[item], value[item + 1], min(weights[item], size)
+        for used in range(weight):
+            after[used] = before[used]
+        larger_sums(before[weight:], scores[item], before, after[weight:], size - weight)
+    used = 0
+    for other in range(1, size):
+        used = other if value[items, other] > value[items, used] else used
+    clear(structure)
+    for item in range(items - 1, -1, -1):
+        if used >= weights[item] and value[item + 1, used] != value[item, used]:
+            switch_on(structure, item)
+            used -= weights[item]

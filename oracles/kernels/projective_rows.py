@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, spread, switch_on, words_of
 from ...kernels.largest import WHOLE, largest_sums
 from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
 from .forbidden_rows import answer_forbidden, positions_before_end
@@ -42,7 +43,14 @@ class NestedTree(NamedTuple):
 
 def best_of_row(row: int, oracle: NestedTree, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    best(scores, oracle.words, oracle.single_root, structure)
+    _alone(scores[0], oracle.words, oracle.single_root, structure)
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _alone(scores: Array, words: int, single_root: bool, structure: Array) -> None:
+    """`solve` with room of its own."""
+    chart, waiting = _room(words, scores)
+    solve(scores, words, single_root, chart, waiting, structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
@@ -51,27 +59,40 @@ def best(scores: Array, words: int, single_root: bool, structures: Array) -> Non
 
     Scores are finite or `-inf`, and so are sums of them; with others a row answers with anything.
     """
+    chart, waiting = _room(words, scores)
+    bits = np.empty(words_of(scores.shape[1]), np.uint64)
+    for row in range(scores.shape[0]):
+        solve(scores[row], words, single_root, chart, waiting, bits)
+        spread(bits, structures[row])
+
+
+@numba.njit(error_model="numpy", cache=True, **COUNTED)
+def _room(words: int, scores: Array) -> tuple[Chart, Array]:
+    """For what is computed of one row of scores [*]: a chart, and spans that are to be opened."""
     size = words + 1
     table = np.zeros((6, size, size + WHOLE - size % WHOLE), scores.dtype)
-    chart = Chart(table[0], table[1], table[2], table[3], table[4], table[5])
-    waiting = np.empty((2 * size + 4, 3), np.int64)
-    for row in range(scores.shape[0]):
-        last = positions_before_end(scores[row], words, words)
-        _place(scores[row], words, last, chart)
-        _climb(last + 1, chart)
-        child, total = _root(last, single_root, chart)
-        if last == 0 or total == -np.inf:
-            answer_forbidden(scores[row], structures[row])
-            continue
-        structures[row] = 0
-        if single_root:
-            structures[row, _number(0, child, words)] = 1
-            _put(waiting, 0, RIGHT, 1, child - 1)
-            count = _put(waiting, 1, LEFT, child, last - child)
-        else:
-            count = _put(waiting, 0, LEFT, 0, last)
-        while count > 0:
-            count = _open(waiting, count, words, chart, structures[row])
+    return Chart(table[0], table[1], table[2], table[3], table[4], table[5]), np.empty((2 * size + 4, 3), np.int64)
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def solve(scores: Array, words: int, single_root: bool, chart: Chart, waiting: Array, structure: Array) -> None:
+    """`best` of one row, scores [D], in bits."""
+    last = positions_before_end(scores, words, words)
+    _place(scores, words, last, chart)
+    _climb(last + 1, chart)
+    child, total = _root(last, single_root, chart)
+    if last == 0 or total == -np.inf:
+        answer_forbidden(scores, structure)
+        return
+    clear(structure)
+    if single_root:
+        switch_on(structure, _number(0, child, words))
+        _put(waiting, 0, RIGHT, 1, child - 1)
+        count = _put(waiting, 1, LEFT, child, last - child)
+    else:
+        count = _put(waiting, 0, LEFT, 0, last)
+    while count > 0:
+        count = _open(waiting, count, words, chart, structure)
 
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
@@ -150,7 +171,7 @@ def _open(waiting: Array, count: int, words: int, chart: Chart, structure: Array
     rightwards = kind == ARC_RIGHT
     score = chart.score_right[width, i] if rightwards else chart.score_left[width, i]
     total = chart.arc_right[width, i] if rightwards else chart.arc_left[width, i]
-    structure[_number(i, i + width, words) if rightwards else _number(i + width, i, words)] = 1
+    switch_on(structure, _number(i, i + width, words) if rightwards else _number(i + width, i, words))
     k = 0
     while k < width - 1 and score + chart.left[k, i] + chart.right[width - 1 - k, i + k + 1] != total:
         k += 1

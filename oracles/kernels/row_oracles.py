@@ -28,7 +28,7 @@ MODULES = {
 
 
 def best_of_row(row: int, oracle: RowOracle, scores: Array, work: Array, structure: Array) -> None:
-    """The best structure [1, D] for the scores [1, D] of one row of a batch, as `maximize` has it; all float64.
+    """Into `structure`, in bits [W]: the best one for the scores [1, D] float64 of one row of a batch, as `maximize` has it.
 
     To be called in what Numba compiles: the function of the same name in the module of the oracle's type becomes a part of it.
     `work` [1, D] is room for anything.

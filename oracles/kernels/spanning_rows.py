@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ...kernels.bits import clear, spread, switch_on, words_of
 from ...kernels.vectors import COUNTED, UNCOUNTED, Array
 from .forbidden_rows import answer_forbidden
 
@@ -21,14 +22,14 @@ class FreeTree(NamedTuple):
 
 def best_of_row(row: int, oracle: FreeTree, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _sort_and_solve(scores, oracle.ends, oracle.nodes, structure)
+    _sort_and_solve(scores[0], oracle.ends, oracle.nodes, structure)
 
 
-@numba.njit(nogil=True, cache=True, **COUNTED)
-def _sort_and_solve(scores: Array, ends: Array, nodes: int, structures: Array) -> None:
-    """`best` of one row, [1, D]; of equal edges the first one comes first."""
-    order = np.argsort(-scores[0], kind="mergesort")
-    best(scores, order.reshape(1, -1), ends, nodes, structures)
+@numba.njit(cache=True, **COUNTED)
+def _sort_and_solve(scores: Array, ends: Array, nodes: int, structure: Array) -> None:
+    """`solve`; of equal edges the first one comes first."""
+    order = np.argsort(-scores, kind="mergesort")
+    solve(scores, order, ends, np.empty(nodes, np.int64), np.empty(nodes, np.bool_), structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)
@@ -42,24 +43,33 @@ def best(scores: Array, order: Array, ends: Array, nodes: int, structures: Array
         nodes: V.
     """
     above, touched = np.empty(nodes, np.int64), np.empty(nodes, np.bool_)
+    words = np.empty(words_of(scores.shape[1]), np.uint64)
     for row in range(scores.shape[0]):
-        for node in range(nodes):
-            above[node], touched[node] = node, False
-        structures[row] = 0
-        pieces = 0
-        for edge in order[row]:
-            if not scores[row, edge] > -np.inf:
-                continue
-            for side in range(2):
-                pieces += not touched[ends[edge, side]]
-                touched[ends[edge, side]] = True
-            one, other = _top(ends[edge, 0], above), _top(ends[edge, 1], above)
-            if one != other:
-                above[one] = other
-                structures[row, edge] = 1
-                pieces -= 1
-        if pieces != 1:
-            answer_forbidden(scores[row], structures[row])
+        solve(scores[row], order[row], ends, above, touched, words)
+        spread(words, structures[row])
+
+
+@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
+def solve(scores: Array, order: Array, ends: Array, above: Array, touched: Array, structure: Array) -> None:
+    """`best` of one row, scores [D] and order [D], in bits [W]; the other arrays [V] are room for anything."""
+    for node in range(above.shape[0]):
+        above[node], touched[node] = node, False
+    clear(structure)
+    pieces = 0
+    for place in range(order.shape[0]):
+        edge = order[place]
+        if not scores[edge] > -np.inf:
+            continue
+        for side in range(2):
+            pieces += not touched[ends[edge, side]]
+            touched[ends[edge, side]] = True
+        one, other = _top(ends[edge, 0], above), _top(ends[edge, 1], above)
+        if one != other:
+            above[one] = other
+            switch_on(structure, edge)
+            pieces -= 1
+    if pieces != 1:
+        answer_forbidden(scores, structure)
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -32,11 +32,15 @@ def gradient(row: int, anew: bool, origin: Array, state: State, out: Array) -> N
     """Into out [D]: the gradient of the objective at the mean of a row; if not `anew`, only where it may have changed."""
 
 
-def relate(row: int, vertex: Array, origin: Array, state: State, scratch: Scratch) -> tuple[float, float, float]:  # pyright: ignore
-    """Finds out, into scratch, where the oracle's answer is not the origin, and sees the mean.
+def take(row: int, vertex: Array, origin: Array, state: State, scratch: Scratch) -> None:
+    """Takes an oracle's answer [D] into `scratch.answer`: bits of where it is not the origin, or the answer itself."""
 
-    Returns what the vertex [D] gains at the mean; the part of it where coordinates are not regularised, as far as `put` is to
-    be told; and the size of the terms in such products.
+
+def relate(row: int, origin: Array, state: State, scratch: Scratch) -> tuple[float, float, float]:  # pyright: ignore
+    """Relates the answer to the origin and the mean.
+
+    Returns what the answer gains at the mean; the part of it where coordinates are not regularised, as far as `put` is to be
+    told; and the size of the terms in such products.
     """
 
 
@@ -56,8 +60,8 @@ def distance(row: int, weights: Array, state: State, scratch: Scratch) -> float:
     """The squared distance of what was found to the atoms' combination with these weights [S]."""
 
 
-def put(row: int, slot: int, vertex: Array, gain: float, state: State, scratch: Scratch) -> None:
-    """Puts what was found in a slot."""
+def put(row: int, slot: int, gain: float, state: State, scratch: Scratch) -> None:
+    """Puts the answer in a slot."""
 
 
 def move(row: int, weights: Array, state: State, scratch: Scratch) -> None:
@@ -90,6 +94,7 @@ for _function in (
     places,
     coordinate,
     gradient,
+    take,
     relate,
     see_mean,
     slopes,

@@ -35,7 +35,7 @@ class Bits(NamedTuple):
 class BitScratch(NamedTuple):
     """What is computed of one row at a time."""
 
-    found: Array  # [W] where the oracle's answer is not the origin
+    answer: Array  # [W] where the oracle's answer is not the origin
     within: Array  # [W] the same, where coordinates are regularised
     mean: Array  # [64 W]
 
@@ -129,10 +129,14 @@ def gradient(row: int, anew: bool, origin: Array, state: Bits, out: Array) -> No
         out[d] = residual[d] if origin[row, d] == 0.0 else -residual[d]
 
 
-def relate(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScratch) -> tuple[float, float, float]:
-    """Fills in `found` and `within`."""
-    found, seen, fresh = scratch.found, state.seen, np.uint64(0)
-    differences(vertex, origin[row], found)
+def take(row: int, vertex: Array, origin: Array, state: Bits, scratch: BitScratch) -> None:
+    """In bits."""
+    differences(vertex, origin[row], scratch.answer)
+
+
+def relate(row: int, origin: Array, state: Bits, scratch: BitScratch) -> tuple[float, float, float]:
+    """Fills in `within`."""
+    found, seen, fresh = scratch.answer, state.seen, np.uint64(0)
     for w in range(found.shape[0]):
         scratch.within[w] = found[w] & state.inside[w]
         fresh |= found[w] & ~seen[row, w]
@@ -183,9 +187,9 @@ def distance_between(words: Array, regularized: Array, others: Array) -> float:
     return dot(others, others, WORD * words.shape[0])
 
 
-def put(row: int, slot: int, vertex: Array, gain: float, state: Bits, scratch: BitScratch) -> None:
-    """What was found, and what it gains in the words that do not change."""
-    found, rest = scratch.found, state.changing
+def put(row: int, slot: int, gain: float, state: Bits, scratch: BitScratch) -> None:
+    """With what it gains in the words that do not change."""
+    found, rest = scratch.answer, state.changing
     state.gains[row, slot] = total(state.scores[row, WORD * rest :], found[rest:])
     for w in range(found.shape[0]):
         state.words[row, slot, w] = found[w]

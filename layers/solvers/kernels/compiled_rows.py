@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....kernels import in_threads
-from ....kernels.bits import are_bits
+from ....kernels.bits import are_bits, in_words
 from ....kernels.runs import first_of, row_of
 from ....kernels.symmetric import SIDE, put, tiles_of
 from ....kernels.vectors import Array
@@ -63,7 +63,7 @@ def _solved(oracle: BatchOracle, max_iter: int, tol: float) -> "_CompiledRows":
 
 def _solved_in_bits(oracle: BatchOracle, start: Tensor, max_iter: int, tol: float) -> "_CompiledRows | None":
     """From the structures [B, D] to start from; None where some are not 0/1."""
-    compiled = _compiled_oracle(oracle)
+    compiled = _compiled_oracle(oracle, start)
     if compiled is not None:
         any_may_change = isinstance(compiled.of_rows, BitVectors)
         state = _CompiledRows(oracle, start, Limits(tol), is_bits=True, in_turn=True, any_may_change=any_may_change)
@@ -78,8 +78,8 @@ def _solved_in_bits(oracle: BatchOracle, start: Tensor, max_iter: int, tol: floa
     return None
 
 
-def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
-    """The oracle as compiled, if it is."""
+def _compiled_oracle(oracle: BatchOracle, start: Tensor) -> CompiledOracle | None:
+    """The oracle as compiled, if it is, for rows that start from these structures [B, D]."""
     if not isinstance(oracle, Oracle):
         return None
     scores, ties, forbidden = oracle.target, oracle.ties, oracle.forbidden
@@ -90,7 +90,8 @@ def _compiled_oracle(oracle: BatchOracle) -> CompiledOracle | None:
     of_rows = row_oracle(oracle.polytope, scores)
     if of_rows is None:
         return None
-    return CompiledOracle(of_rows, *(given.contiguous().numpy() for given in (ties.grid, ties.tie_break, forbidden)))
+    given = (tensor.contiguous().numpy() for tensor in (ties.grid, ties.tie_break, forbidden))
+    return CompiledOracle(of_rows, *given, in_words(start.numpy()))
 
 
 def _room(batch: int, slots: int) -> Array:
@@ -127,11 +128,10 @@ class _CompiledRows:
         target, parts, batch = oracle.target, oracle.parts, len(origin)
         self._most = _most_slots(origin.shape[1] if parts is None else len(parts.regularized))
         slots = self._slots_to_begin_with(batch, in_turn)
-        unit = torch.ones((), device="cpu") if is_bits else real_atoms.units(origin)[:, None]
         self.rows = Rows(
             atoms=self.kind.begin(target, origin, parts, slots),
             origin=origin.contiguous().numpy(),
-            scale=row_scale(target / unit).numpy(),
+            scale=row_scale(target if is_bits else target / real_atoms.units(origin)[:, None]).numpy(),
             some_are_free=parts is not None,
             inverse=_room(batch, slots),
             level=np.zeros((batch, slots)),
@@ -159,7 +159,7 @@ class _CompiledRows:
         live = np.arange(len(self.rows.on))
 
         def run(part: slice) -> None:
-            work = np.empty((3, self.rows.origin.shape[1]))
+            work = np.empty((2, self.rows.origin.shape[1]))
             row_kernel.run(live[part], compiled, work, most, self.limits, self.rows, self._scratch())
 
         while len(live):

@@ -36,8 +36,9 @@ class Reals(NamedTuple):
 class RealScratch(NamedTuple):
     """What is computed of one row at a time."""
 
+    answer: Array  # [D] the oracle's
     residual: Array  # [R] t - A p
-    found: Array  # [R] the oracle's answer, relative to the origin and in units
+    found: Array  # [R] the answer, relative to the origin and in units
     rest: Array  # [R] what is left of it
 
 
@@ -75,7 +76,7 @@ def begin(target: Tensor, origin: Tensor, parts: Parts | None, slots: int) -> Re
 
 def scratch(state: Reals) -> RealScratch:
     """Of anything."""
-    return RealScratch(*np.empty((3, state.target.shape[1])))
+    return RealScratch(np.empty(state.vertices.shape[2]), *np.empty((3, state.target.shape[1])))
 
 
 def structures(count: int, state: Reals) -> RealStructures:
@@ -138,8 +139,15 @@ def see_mean(row: int, state: Reals, scratch: RealScratch) -> None:
         scratch.residual[r] = state.target[row, r] - state.mean[row, r]
 
 
-def relate(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealScratch) -> tuple[float, float, float]:
+def take(row: int, vertex: Array, origin: Array, state: Reals, scratch: RealScratch) -> None:
+    """As it comes."""
+    for d in range(vertex.shape[0]):
+        scratch.answer[d] = vertex[d]
+
+
+def relate(row: int, origin: Array, state: Reals, scratch: RealScratch) -> tuple[float, float, float]:
     """Fills in `residual` and `found`."""
+    vertex = scratch.answer
     if state.rest.shape[0] == 0:
         one = 1.0 / state.unit[row]  # exact, as units are powers of two
         reach, residual, found = state.reach[row], scratch.residual, scratch.found
@@ -211,12 +219,12 @@ def distance(row: int, weights: Array, state: Reals, scratch: RealScratch) -> fl
     return dot(rest, rest, rest.shape[0])
 
 
-def put(row: int, slot: int, vertex: Array, gain: float, state: Reals, scratch: RealScratch) -> None:
-    """What was found, and the vertex as it came."""
+def put(row: int, slot: int, gain: float, state: Reals, scratch: RealScratch) -> None:
+    """What was found, and the answer as it came."""
     for r in range(scratch.found.shape[0]):
         state.atoms[row, slot, r] = scratch.found[r]
-    for d in range(vertex.shape[0]):
-        state.vertices[row, slot, d] = vertex[d]
+    for d in range(scratch.answer.shape[0]):
+        state.vertices[row, slot, d] = scratch.answer[d]
     state.gains[row, slot] = gain
 
 

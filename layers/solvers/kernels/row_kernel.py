@@ -52,6 +52,7 @@ class CompiledOracle(NamedTuple):
     grid: Array  # [B, D]
     tie_break: Array  # [D]
     forbidden: Array  # [B, D] bool, coordinates that are 0 in every structure; of no rows where there are none
+    origin: Array  # [B, W] the structures to start from, in bits
 
 
 class Scratch(NamedTuple):
@@ -97,7 +98,9 @@ def advance(live: Array, vertex: Array, most: int, limits: Limits, rows: Rows, s
         row = live[place]
         asked = True
         while not rows.converged[row] and rows.iterations[row] < most and (asked or rows.dropping[row] >= 0):
-            _iterate(row, vertex[place], limits, rows, scratch)
+            if asked:
+                atoms.take(row, vertex[place], rows.origin, rows.atoms, scratch.atoms)
+            _iterate(row, limits, rows, scratch)
             asked = False
 
 
@@ -106,11 +109,11 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
     """Every iteration of the rows `live` [n], one row after the other, with the oracle of the kind asked.
 
     A row is left where it has converged, has done `most` iterations, is to be factorised afresh, or has no free slot but could
-    have one. `work` is [3, D].
+    have one. `work` is [2, D]. Atoms are bits.
     """
     slots, dim = rows.on.shape[1], rows.origin.shape[1]
-    question, answer, room = work[0:1], work[1:2], work[2:3]
-    asked, vertex = question[0], answer[0]
+    question, room, answer = work[0:1], work[1:2], scratch.atoms.answer
+    asked = question[0]
     for row in live:
         anew = True
         while not rows.converged[row] and rows.iterations[row] < most:
@@ -121,9 +124,11 @@ def run(live: Array, oracle: CompiledOracle, work: Array, most: int, limits: Lim
             if rows.dropping[row] < 0:
                 _ask(row, anew, oracle, rows, asked)
                 best_of_row(row, oracle.of_rows, question, room, answer)
+                for w in range(answer.shape[0]):
+                    answer[w] ^= oracle.origin[row, w]
                 anew = False
             was_exact = rows.exact[row]
-            _iterate(row, vertex, limits, rows, scratch)
+            _iterate(row, limits, rows, scratch)
             anew = anew or rows.exact[row] != was_exact
 
 
@@ -159,12 +164,12 @@ def _used(on: Array) -> int:
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scratch) -> None:
-    """One iteration; the vertex counts where there is no atom to drop."""
+def _iterate(row: int, limits: Limits, rows: Rows, scratch: Scratch) -> None:
+    """One iteration; the answer in scratch counts where there is no atom to drop."""
     on, deviation, drop = rows.on[row, : rows.high[row]], scratch.deviation, rows.dropping[row]
     gap, gain, terms = 0.0, 0.0, 0.0
     if drop < 0:
-        gap, gain, terms = atoms.relate(row, vertex, rows.origin, rows.atoms, scratch.atoms)
+        gap, gain, terms = atoms.relate(row, rows.origin, rows.atoms, scratch.atoms)
     else:
         atoms.see_mean(row, rows.atoms, scratch.atoms)
     atoms.slopes(row, on, rows.atoms, scratch.atoms, deviation)
@@ -189,13 +194,13 @@ def _iterate(row: int, vertex: Array, limits: Limits, rows: Rows, scratch: Scrat
         remove(drop, on, rows.inverse[row], rows.level[row, : on.shape[0]], scratch.change)
         deviation[drop] = 0.0
     elif settled and not exhausted:
-        moved = _add(row, vertex, gain, gap, limits, rows, scratch)
+        moved = _add(row, gain, gap, limits, rows, scratch)
     rows.stalled[row] = 0 if moved else rows.stalled[row] + 1
     _move(row, limits, rows, scratch)
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows: Rows, scratch: Scratch) -> bool:
+def _add(row: int, gain: float, gap: float, limits: Limits, rows: Rows, scratch: Scratch) -> bool:
     """Adds what the oracle found to the atoms, if it is not an affine combination of them; whether it did."""
     slots = rows.high[row]
     on, weights, inverse = rows.on[row], rows.weights[row], rows.inverse[row]
@@ -231,7 +236,7 @@ def _add(row: int, vertex: Array, gain: float, gap: float, limits: Limits, rows:
         clear_block(inverse, slot // SIDE)
         gram[slot:slots], change[slot:slots] = 0.0, 0.0
         rows.level[row, slot:slots], scratch.deviation[slot:slots] = 0.0, 0.0
-    atoms.put(row, slot, vertex, gain, rows.atoms, scratch.atoms)
+    atoms.put(row, slot, gain, rows.atoms, scratch.atoms)
     add(slot, pivot, change[:slots], on, inverse, rows.level[row, :slots])
     weights[slot], scratch.deviation[slot] = start, gap
     return True

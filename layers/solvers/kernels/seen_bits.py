@@ -40,7 +40,7 @@ class SeenBits(NamedTuple):
 class SeenScratch(NamedTuple):
     """What is computed of one row at a time."""
 
-    differs: Array  # [W] by coordinate: where the oracle's answer is not the origin
+    answer: Array  # [W] by coordinate: where the oracle's answer is not the origin
     found: Array  # [W] the same by place
     within: Array  # [W] the same, where coordinates are regularised
     mean: Array  # [64 W]
@@ -86,8 +86,7 @@ def structures(count: int, state: SeenBits) -> BitStructures:
 def scratch(state: SeenBits) -> SeenScratch:
     """Of anything."""
     size, width = state.scores.shape[1], state.inside.shape[1]
-    differs, found, within = np.empty((3, width), np.uint64)
-    return SeenScratch(differs, found, within, np.empty(size))
+    return SeenScratch(*np.empty((3, width), np.uint64), np.empty(size))
 
 
 def wider(state: SeenBits, slots: int) -> SeenBits:
@@ -137,9 +136,13 @@ def gradient(row: int, anew: bool, origin: Array, state: SeenBits, out: Array) -
         out[d] = state.residual[row, place] if origin[row, d] == 0.0 else -state.residual[row, place]
 
 
-def relate(row: int, vertex: Array, origin: Array, state: SeenBits, scratch: SeenScratch) -> tuple[float, float, float]:
+def take(row: int, vertex: Array, origin: Array, state: SeenBits, scratch: SeenScratch) -> None:
+    """In bits."""
+    differences(vertex, origin[row], scratch.answer)
+
+
+def relate(row: int, origin: Array, state: SeenBits, scratch: SeenScratch) -> tuple[float, float, float]:
     """Fills in `found` and `within`; coordinates that were not seen get a place."""
-    differences(vertex, origin[row], scratch.differs)
     _find(row, origin[row], state, scratch)
     used = in_use(state.used[row])
     for w in range(used):
@@ -149,12 +152,12 @@ def relate(row: int, vertex: Array, origin: Array, state: SeenBits, scratch: See
 
 @numba.njit(cache=True, **UNCOUNTED)
 def _find(row: int, origin: Array, state: SeenBits, scratch: SeenScratch) -> None:
-    """From `differs` to `found`."""
+    """From `answer` to `found`."""
     found, used = scratch.found, state.used[row]
     for w in range(in_use(used)):
         found[w] = ZERO
-    for w in range(scratch.differs.shape[0]):
-        left = scratch.differs[w]
+    for w in range(scratch.answer.shape[0]):
+        left = scratch.answer[w]
         while left != ZERO:
             lowest = left & (~left + ONE)
             d = WORD * w + count(lowest - ONE)  # pyright: ignore[reportCallIssue]
@@ -213,8 +216,8 @@ def distance(row: int, weights: Array, state: SeenBits, scratch: SeenScratch) ->
     return distance_between(scratch.within[:used], state.regularized[row], scratch.mean)
 
 
-def put(row: int, slot: int, vertex: Array, gain: float, state: SeenBits, scratch: SeenScratch) -> None:
-    """What was found."""
+def put(row: int, slot: int, gain: float, state: SeenBits, scratch: SeenScratch) -> None:
+    """By place."""
     for w in range(in_use(state.used[row])):
         state.words[row, slot, w] = scratch.found[w]
 
