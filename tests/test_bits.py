@@ -53,6 +53,20 @@ def test_what_is_computed_with_bits(dim: int) -> None:
     assert other.tolist() == (words[1] ^ words[2]).tolist()
 
 
+@pytest.mark.parametrize("dim", DIMS)
+def test_sets_are_written_in_bits_and_read(dim: int) -> None:
+    generator = np.random.default_rng(dim)
+    values = generator.integers(-2, 3, dim).astype(np.float64)
+    for least in (-1.0, 0.0, 5.0):
+        wanted, words = values > least, np.full(bits.words_of(dim), 7, np.uint64)
+        assert bits.switch_on_above(values, least, words) == wanted.sum()
+        assert words.tolist() == packed(wanted[None].astype(np.float64))[0].tolist()
+        assert words.tolist() == bits.in_words(wanted[None])[0].tolist()
+        read = np.full(dim, np.nan)
+        bits.spread(words, read)
+        assert read.tolist() == wanted.tolist()
+
+
 @pytest.mark.parametrize("dim", [64, 65, 300])
 def test_the_first_words_of_longer_ones(dim: int) -> None:
     generator = np.random.default_rng(dim)
