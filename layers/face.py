@@ -111,7 +111,8 @@ class _Bend:
         """For a solution: on the scale of the scores or of the structures, whichever is smaller."""
         target = oracle.target.abs()
         largest = target.amax(-1)
-        size = torch.zeros_like(largest).scatter_reduce(0, found.row, found.atoms.abs().amax(-1), "amax")
+        extent = torch.maximum(found.atoms.amax(-1), -found.atoms.amin(-1))  # no copy of gigabytes, as `abs` makes
+        size = torch.zeros_like(largest).scatter_reduce(0, found.row, extent, "amax")
         scale = torch.minimum(largest, size)
         noise = 2.0**GRID_EXPONENT * scale + 8 * torch.finfo(scale.dtype).eps * (target + size[:, None]).sum(-1)
         by = torch.maximum(BENT * scale, MUCH_NOISE * noise)
