@@ -15,7 +15,7 @@ from numba.extending import intrinsic, register_jitable
 
 from .lanes import INDEX, LANES, Lanes
 from .sums import SUMS
-from .vectors import UNCOUNTED, Array
+from .vectors import UNCOUNTED, Array, Scalar
 
 if sys.byteorder != "little":
     raise ImportError("bits are read as bytes, in the order of little-endian machines: without these kernels on others")
@@ -68,7 +68,7 @@ def clear(words: Array) -> None:
 
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
-def switch_on(words: Array, d: int) -> None:
+def switch_on(words: Array, d: Scalar) -> None:
     """One more coordinate in words [W]."""
     words[d >> 6] |= ONE << np.uint64(d & 63)
 

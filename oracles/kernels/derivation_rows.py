@@ -103,7 +103,7 @@ def solve(scores: Array, gates: Array, edges: Edges, goal: int, room: Room) -> S
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _open(left: int, edges: Edges, room: Room) -> tuple[int, int]:
+def _open(left: int, edges: Edges, room: Room) -> tuple[Scalar, int]:
     """The edge into the last of so many nodes that wait, and how many wait when its tails do."""
     left -= 1
     edge = room.choice[room.waiting[left]]

@@ -194,7 +194,7 @@ def _largest_among(levels: Array, level: Scalar, values: Array) -> float:
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _contract(member: int, into: int, arcs: Arcs, tree: Components) -> None:
+def _contract(member: Scalar, into: int, arcs: Arcs, tree: Components) -> None:
     """Makes the cycle that `member` is on the component `into`: arcs into it weigh less by what they replace."""
     row = tree.row[member]
     tree.row[into], tree.above[into], tree.state[into] = row, -1, NEW

@@ -86,7 +86,8 @@ def structures(count: int, state: SeenBits) -> BitStructures:
 def scratch(state: SeenBits) -> SeenScratch:
     """Of anything."""
     size, width = state.scores.shape[1], state.inside.shape[1]
-    return SeenScratch(*np.empty((3, width), np.uint64), np.empty(size))
+    answer, found, within = np.empty((3, width), np.uint64)
+    return SeenScratch(answer, found, within, np.empty(size))
 
 
 def wider(state: SeenBits, slots: int) -> SeenBits:
