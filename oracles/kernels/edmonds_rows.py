@@ -223,7 +223,7 @@ def _lower(values: Array, less: Scalar) -> None:
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def _merge(other: int, row: int, arcs: Arcs) -> None:
+def _merge(other: Scalar, row: Scalar, arcs: Arcs) -> None:
     """Of two arcs from a node keeps the better one in `row`: the heavier, at a tie that which enters at the lower word."""
     weights, words, into, into_words = arcs.weight[other], arcs.word[other], arcs.weight[row], arcs.word[row]
     if arcs.level.shape[0] == 0:

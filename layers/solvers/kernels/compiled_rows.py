@@ -90,8 +90,8 @@ def _compiled_oracle(oracle: BatchOracle, start: Tensor) -> CompiledOracle | Non
     of_rows = row_oracle(oracle.polytope, scores)
     if of_rows is None:
         return None
-    given = (tensor.contiguous().numpy() for tensor in (ties.grid, ties.tie_break, forbidden))
-    return CompiledOracle(of_rows, *given, in_words(start.numpy()))
+    grid, tie_break, shut = (tensor.contiguous().numpy() for tensor in (ties.grid, ties.tie_break, forbidden))
+    return CompiledOracle(of_rows, grid, tie_break, shut, in_words(start.numpy()))
 
 
 def _room(batch: int, slots: int) -> Array:
