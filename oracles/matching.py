@@ -8,16 +8,17 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .birkhoff import project_assignments
-from .checks import check_count, check_dimension, check_finite, check_whole, outside_transforms
+from .checks import cannot_branch, check_count, check_dimension, check_finite, check_whole, outside_transforms
 from .kbest import check_moderate, partition
 from .placement import lasting
+from .written import check_structures, checked_numbers, refuse
 
 
 class Matching(Polytope):
     """One-to-one assignments of n rows to m columns, n <= m: every row has one column, every column at most one row.
 
     Coordinates: [row i has column j], row-major, D = n m. For n = m the convex hull is the Birkhoff polytope of doubly
-    stochastic matrices (Birkhoff 1946).
+    stochastic matrices (Birkhoff 1946). `assigned` reads an assignment, `structures` writes one.
 
     Smaller problems in the same batch: `mask` gives rows and columns beyond a problem's size to each other; those assignments
     are part of the structure.
@@ -112,6 +113,44 @@ class Matching(Polytope):
     def table(self, scores: Tensor) -> Tensor:
         """[*B, D] -> [*B, n, m]."""
         return scores.unflatten(-1, (self.rows, self.columns))
+
+    def assigned(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, n] int64: the column of each row, also of those beyond a smaller problem's size.
+
+        Raises:
+            ValueError: no structures, but means of some.
+        """
+        check_structures(f"{self!r}.assigned", structures, self.dim, "of a mean mu, `maximize(mu)` has an assignment")
+        return self.table(structures).argmax(-1)
+
+    def structures(
+        self, assigned: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The assignments of rows to these columns: the inverse of `assigned`, for targets.
+
+        Args:
+            assigned: [*B, n] ints, -1 beyond the rows of a smaller problem.
+            rows, columns: [*B] ints, how many a problem has, as `mask` takes them; what is assigned beyond does not count.
+            dtype: of the result, by default torch's.
+
+        Returns:
+            [*B, D].
+
+        Raises:
+            ValueError: another shape; no such column; or two rows have the same.
+        """
+        name = f"{self!r}.structures"
+        assigned = checked_numbers(name, assigned, self.rows, self.columns - 1, rows)
+        there, row = assigned >= 0, torch.arange(self.rows, device=assigned.device)
+        count = there.sum(-1, keepdim=True)
+        last = count + (self.columns - self.rows) if columns is None else columns.to(assigned.device)[..., None]
+        if not cannot_branch(assigned):
+            refuse(name, assigned, there & (assigned >= last), "the problem has fewer columns")
+            twice = ((assigned[..., :, None] == assigned[..., None, :]) & (row[:, None] > row)).any(-1)
+            refuse(name, assigned, there & twice, "a row before has the same")
+        chosen = torch.where(there, assigned, last + row - count)
+        made = chosen[..., None] == torch.arange(self.columns, device=assigned.device)
+        return made.flatten(-2).to(dtype or torch.get_default_dtype())
 
     def mask(self, scores: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """The scores [*B, D] of problems with fewer rows and columns [*B]: the rows beyond take the columns beyond, in order.

@@ -8,17 +8,19 @@ from .checks import cannot_branch, check_lengths
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def checked_numbers(name: str, numbers: Tensor, positions: int, largest: int, lengths: Tensor | None) -> Tensor:
-    """The numbers [*B, positions] as int64, those beyond the lengths [*B] replaced by -1.
+def checked_numbers(name: str, numbers: Tensor, positions: int | None, largest: int, lengths: Tensor | None) -> Tensor:
+    """The numbers [*B, positions] as int64, those beyond the lengths [*B] replaced by -1; of any number of positions if None.
 
     Raises:
         ValueError: no tensor of ints of that shape; a number that is not between 0 and the largest, but for -1 at the end; or
             nothing but -1.
     """
-    if not isinstance(numbers, Tensor) or numbers.dtype not in WHOLE or numbers.shape[-1:] != (positions,):
+    fits = isinstance(numbers, Tensor) and numbers.dtype in WHOLE and numbers.ndim > 0 and numbers.shape[-1] > 0
+    if not fits or positions not in (None, numbers.shape[-1]):
         got = f"{list(numbers.shape)} {numbers.dtype}" if isinstance(numbers, Tensor) else type(numbers).__name__
-        raise ValueError(f"{name} takes a tensor of ints [*B, {positions}], a number for each position, not {got}")
-    numbers = numbers.to(torch.int64)
+        wanted = "L" if positions is None else positions
+        raise ValueError(f"{name} takes a tensor of ints [*B, {wanted}], a number for each position, not {got}")
+    numbers, positions = numbers.to(torch.int64), numbers.shape[-1]
     if lengths is not None:
         check_lengths(lengths, positions, name, numbers)
         if lengths.shape != numbers.shape[:-1]:

@@ -1,11 +1,11 @@
 """Structures written down and read. Truth is enumeration: all that a polytope has, and nothing else."""
 
-from itertools import product
+from itertools import pairwise, permutations, product
 
 import pytest
 import torch
 from sparsemarg.layers.functional import sparsemap, sparsemap_loss
-from sparsemarg.oracles import Arborescence, LinearChain, Polytope, ProjectiveTree, Segmentation, topk
+from sparsemarg.oracles import Arborescence, LinearChain, Matching, Polytope, ProjectiveTree, Segmentation, ShortestPath, topk
 from torch import Tensor
 
 TREES = [
@@ -69,6 +69,58 @@ def segmentations(polytope: Segmentation, length: int) -> int:
     return sum(polytope.labels * segmentations(polytope, length - w) for w in range(1, min(polytope.width, length) + 1))
 
 
+@pytest.mark.parametrize(
+    "polytope",
+    [ShortestPath.grid(3, 4, diagonal=True), ShortestPath([(5, 9), (0, 5), (0, 9), (7, 0), (3, 2)], 0, 9)],
+    ids=["grid", "arcs on no path"],
+)
+def test_paths(polytope: ShortestPath) -> None:
+    """Every sequence of nodes that follows arcs from source to target, found by walking, and no other."""
+    ways, waiting = [], [[polytope.source]]
+    while waiting:
+        way = waiting.pop()
+        if way[-1] == polytope.target:
+            ways.append(way)
+        else:
+            waiting += [[*way, head] for tail, head in polytope.arcs if tail == way[-1]]
+    longest = max(map(len, ways))
+    written = torch.tensor([[*way, *[-1] * (longest - len(way))] for way in ways])
+    structures = polytope.structures(written, dtype=torch.float64)
+    assert sorted(map(tuple, structures.tolist())) == sorted(map(tuple, polytope.vertices().tolist()))
+    for structure, way in zip(structures, ways, strict=True):
+        passed = {polytope.arcs[place] for place in structure.nonzero()[:, 0].tolist()}
+        assert passed == set(pairwise(way))
+    assert torch.equal(polytope.nodes(structures), written)
+    padded = torch.nn.functional.pad(written, (0, 3), value=-1)
+    assert torch.equal(polytope.structures(padded[None], dtype=torch.float64), structures[None])
+
+
+def test_a_long_path() -> None:
+    line = ShortestPath([(place, place + 1) for place in range(1500)])
+    assert torch.equal(line.nodes(torch.ones(line.dim)), torch.arange(1501))
+    assert line.structures(torch.arange(1501)).all()
+
+
+@pytest.mark.parametrize("polytope", [Matching(3), Matching(2, 4)], ids=repr)
+def test_assignments(polytope: Matching) -> None:
+    """Of all numbers those that differ; of smaller problems, what `mask` leaves to be chosen."""
+    taken, wanted = [], list(permutations(range(polytope.columns), polytope.rows))
+    for columns in product(range(polytope.columns), repeat=polytope.rows):
+        try:
+            taken.append((columns, polytope.structures(torch.tensor(columns), dtype=torch.float64)))
+        except ValueError:
+            continue
+    assert [columns for columns, _ in taken] == wanted
+    structures = torch.stack([structure for _, structure in taken])
+    assert polytope.assigned(structures).tolist() == [list(columns) for columns in wanted]
+    assert polytope.table(structures)[5].nonzero().tolist() == [[row, column] for row, column in enumerate(wanted[5])]
+    rows, columns = torch.tensor([1, polytope.rows - 1, polytope.rows]), torch.tensor([1, 2, polytope.columns])
+    for given in (None, columns):
+        scores = torch.rand(3, polytope.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        best = polytope.maximize(polytope.mask(scores, rows, given))
+        assert torch.equal(polytope.structures(polytope.assigned(best), rows, given, torch.float64), best)
+
+
 def test_lengths_say_what_is_padding() -> None:
     """Whatever it is padded with; and the loss of such targets is finite and, at the best structure, that of the best."""
     lengths = torch.tensor([2, 4, 1])
@@ -97,6 +149,9 @@ def test_one_by_itself_and_many_dimensions() -> None:
     one = tree.structures(torch.tensor([0, 1, 1], dtype=torch.int32))
     assert one.dtype == torch.get_default_dtype()
     assert torch.equal(tree.structures(torch.tensor([[[0, 1, 1]], [[0, 1, 1]]])), one.expand(2, 1, -1))
+
+
+PATHS = ShortestPath([(0, 5), (5, 9), (0, 9), (7, 0)], 0, 9)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +190,19 @@ def test_one_by_itself_and_many_dimensions() -> None:
             lambda: LinearChain(2, 3).structures(torch.tensor([0, 1]), torch.tensor([2])),
             r"a length for each .*\[\], not \[1\]",
         ),
+        (
+            lambda: PATHS.structures(torch.tensor([[0, 5, 9], [0, 9, 5]])),
+            "number 5 at position 2 of problem 1: no path has an arc",
+        ),
+        (lambda: PATHS.structures(torch.tensor([[5, 9]])), "number 5 at position 0 of problem 0: paths begin at the source, 0"),
+        (lambda: PATHS.structures(torch.tensor([[0, 5]])), "number 5 at position 1 of problem 0: paths end at the target, 9"),
+        (lambda: PATHS.structures(torch.tensor([0, 7, 9])), "number 7 at position 1: no path has"),
+        (lambda: PATHS.structures(torch.tensor(0)), r"takes a tensor of ints \[\*B, L\], a number for each position, not \[\]"),
+        (lambda: PATHS.nodes(torch.zeros(2, 5)), r"reads structures \[\*B, 4\], not \[2, 5\]"),
+        (lambda: Matching(3).structures(torch.tensor([0, 2, 0])), "number 0 at position 2: a row before has the same"),
+        (lambda: Matching(2, 4).structures(torch.tensor([3, -1])), "number 3 at position 0: the problem has fewer columns"),
+        (lambda: Matching(2).structures(torch.tensor([0, 2])), "must be between 0 and 1"),
+        (lambda: Matching(2).assigned(torch.zeros(2, 5)), r"reads structures \[\*B, 4\], not \[2, 5\]"),
         (lambda: LinearChain(2, 3).tags(torch.zeros(2, 5)), r"reads structures \[\*B, 15\], not \[2, 5\]"),
         (lambda: Arborescence(3).heads(torch.zeros(2, 5)), r"reads structures \[\*B, 9\], not \[2, 5\]"),
     ],
@@ -150,6 +218,8 @@ def test_means_are_not_read() -> None:
         (Arborescence(3), "heads"),
         (LinearChain(3, 2), "tags"),
         (Segmentation(3, 2), "segments"),
+        (ShortestPath.grid(2, 2), "nodes"),
+        (Matching(2), "assigned"),
     ):
         mean = sparsemap(torch.zeros(1, polytope.dim), polytope).mean()
         with pytest.raises(ValueError, match=rf"{read} reads structures, of 0s and 1s"):

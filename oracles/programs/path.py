@@ -1,14 +1,16 @@
 """Paths from a source to a target in a directed acyclic graph."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base import Halfspaces
-from ..checks import check_count, check_pairs
-from ..placement import lasting
+from ..checks import cannot_branch, check_count, check_pairs
+from ..placement import lasting, placed
+from ..written import check_structures, checked_numbers, refuse
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
@@ -18,7 +20,7 @@ class ShortestPath(Derivations):
     """Paths of a directed acyclic graph, as indicators of its arcs: D = number of arcs.
 
     `maximize` finds the path of highest total score; for a shortest path give negative lengths. Arcs that score `-inf` are not
-    there, so that graphs that are parts of one graph go in one batch.
+    there, so that graphs that are parts of one graph go in one batch. `nodes` reads a path, `structures` writes one.
 
     Args:
         arcs: (from, to) pairs of node numbers, one coordinate each.
@@ -76,13 +78,88 @@ class ShortestPath(Derivations):
     def __repr__(self) -> str:
         return f"ShortestPath({len(self.arcs)} arcs, {self.source} to {self.target})"
 
+    def nodes(self, structures: Tensor) -> Tensor:
+        """[*B, D] -> [*B, L] int64: the nodes of each path from source to target, -1 beyond; L is that of the longest path.
+
+        Raises:
+            ValueError: no structures, but means of some.
+        """
+        check_structures(f"{self!r}.nodes", structures, self.dim, "of a mean mu, `maximize(mu)` has a path")
+        heads, depths = (placed(table, structures.device) for table in self._heads_and_depths)
+        length = int(self._heads_and_depths[1].max())
+        order = torch.where(structures != 0, depths, length + 1).sort(-1)
+        visited = torch.where(order.values <= length, heads[order.indices], -1)[..., :length]
+        return torch.nn.functional.pad(visited, (1, 0), value=self.source)
+
+    def structures(self, nodes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The paths through these nodes: the inverse of `nodes`, for targets.
+
+        Args:
+            nodes: [*B, L] ints, from source to target, -1 beyond; of any L.
+            dtype: of the result, by default torch's.
+
+        Returns:
+            [*B, D].
+
+        Raises:
+            ValueError: another shape; or that is no path of the graph.
+        """
+        name, largest = f"{self!r}.structures", max(node for arc in self.arcs for node in arc)
+        nodes = checked_numbers(name, nodes, None, largest, None)
+        there, before, after = nodes >= 0, nodes[..., :-1], nodes[..., 1:]
+        keys, places = (placed(table, nodes.device) for table in self._arcs_in_order)
+        wanted = before * (largest + 1) + after
+        found = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        missing = torch.nn.functional.pad((keys[found] != wanted) & there[..., 1:], (1, 0))
+        if not cannot_branch(nodes):
+            first = torch.arange(nodes.shape[-1], device=nodes.device) == 0
+            last = there & ~torch.nn.functional.pad(there[..., 1:], (0, 1))
+            refuse(name, nodes, first & (nodes != self.source), f"paths begin at the source, {self.source}")
+            refuse(name, nodes, missing, "no path has an arc to it from the node before")
+            refuse(name, nodes, last & (nodes != self.target), f"paths end at the target, {self.target}")
+        made = torch.zeros(*nodes.shape[:-1], self.dim, dtype=dtype or torch.get_default_dtype(), device=nodes.device)
+        return made.scatter_add(-1, places[found], there[..., 1:].to(made))
+
+    @cached_property
+    @lasting
+    def _arcs_in_order(self) -> tuple[Tensor, Tensor]:
+        """The arcs that are on paths as numbers, in order, and their coordinates, [n] int64 each."""
+        size = max(node for arc in self.arcs for node in arc) + 1
+        keys, order = torch.tensor([self.arcs[place][0] * size + self.arcs[place][1] for place in self._used]).sort()
+        return keys, torch.tensor(self._used)[order]
+
+    @cached_property
+    @lasting
+    def _heads_and_depths(self) -> tuple[Tensor, Tensor]:
+        """Of each arc [D] int64: where it ends, and how many arcs the longest way there has; 0 for arcs on no path."""
+        entering: dict[int, list[int]] = {}
+        for place in self._used:
+            entering.setdefault(self.arcs[place][1], []).append(self.arcs[place][0])
+        depth, waiting = {self.source: 0}, [self.target]
+        while waiting:
+            node = waiting[-1]
+            missing = [tail for tail in entering.get(node, []) if tail not in depth]
+            if missing:
+                waiting += missing
+                continue
+            waiting.pop()
+            depth.setdefault(node, 1 + max((depth[tail] for tail in entering.get(node, [])), default=-1))
+        on_paths = set(self._used)
+        depths = [depth[head] if place in on_paths else 0 for place, (_, head) in enumerate(self.arcs)]
+        return torch.tensor([head for _, head in self.arcs]), torch.tensor(depths)
+
+    @property
+    def _used(self) -> list[int]:
+        """The arcs that are on paths, in order."""
+        return [int(place) for place in self.graph.coordinates.unique() if place < self.dim]
+
     def row_oracle(self, scores: Tensor) -> tuple[Any, ...]:
         """For compiled solvers: see `row_kernels.row_oracle`."""
         return self.graph.row_oracle(scores, self.gates(scores))
 
     def halfspaces(self) -> Halfspaces:
         """A unit of flow from source to target; arcs on no path carry none."""
-        used = {int(c) for c in self.graph.coordinates.unique() if c < self.dim}
+        used = self._used
         nodes = sorted({node for place in used for node in self.arcs[place]})
         a_eq = torch.zeros(len(nodes) + self.dim - len(used), self.dim, dtype=torch.float64)
         b_eq = torch.zeros(len(a_eq), dtype=torch.float64)
@@ -91,6 +168,6 @@ class ShortestPath(Derivations):
                 tail, head = self.arcs[place]
                 a_eq[line, place] = float(tail == node) - float(head == node)
             b_eq[line] = float(node == self.source) - float(node == self.target)
-        for line, place in enumerate(sorted(set(range(self.dim)) - used)):
+        for line, place in enumerate(sorted(set(range(self.dim)) - set(used))):
             a_eq[len(nodes) + line, place] = 1
         return Halfspaces(-torch.eye(self.dim, dtype=torch.float64), torch.zeros(self.dim, dtype=torch.float64), a_eq, b_eq)
