@@ -137,19 +137,40 @@ def broadcasts(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(shape) <= len(wanted) and all(size in (1, whole) for size, whole in pairs)
 
 
-def check_lengths(lengths: Tensor, largest: int, name: str, scores: Tensor) -> None:
-    """Raises ValueError unless there is a length in [1, largest] for each problem of scores [*B, D]."""
+def checked_lengths(lengths: Tensor, largest: int, name: str, scores: Tensor) -> Tensor:
+    """The length of each problem of scores [*B, D], given as such, [*B] ints, or as a mask [*B, largest] bool, true first.
+
+    Raises:
+        ValueError: neither; a length that is not in [1, largest]; or a mask with padding before the end.
+    """
+    if isinstance(lengths, Tensor) and lengths.dtype == torch.bool:
+        wanted = [*scores.shape[:-1], largest]
+        if lengths.shape[-1:] != (largest,) or not fits(lengths.shape[:-1], scores.shape[:-1]):
+            raise ValueError(f"{name}: lengths as a mask must be {wanted}, true where something is, not {list(lengths.shape)}")
+        if not cannot_branch(lengths):
+            after = (lengths[..., 1:] & ~lengths[..., :-1]).nonzero()
+            if len(after):
+                raise ValueError(
+                    f"{name}: padding must come last, but the mask is false at position {int(after[0, -1])} of problem "
+                    f"{_shown(after[0, :-1])} and true after it: move what is there to the front"
+                )
+        lengths = lengths.sum(-1)
     check_whole(f"{name}: lengths", lengths, scores)
     if cannot_branch(lengths):
-        return
+        return lengths
     wrong = ((lengths < 1) | (lengths > largest)).nonzero()
     if len(wrong):
-        place = tuple(wrong[0].tolist())
-        shown = place[0] if len(place) == 1 else place
         raise ValueError(
-            f"{name}: lengths must be between 1 and {largest}, but that of problem {shown} is {int(lengths[place])}: cut the "
-            "problem, or build the polytope for a larger size"
+            f"{name}: lengths must be between 1 and {largest}, but that of problem {_shown(wrong[0])} is "
+            f"{int(lengths[tuple(wrong[0])])}: cut the problem, or build the polytope for a larger size"
         )
+    return lengths
+
+
+def _shown(place: Tensor) -> int | tuple[int, ...]:
+    """The number of a problem, or numbers where there are several batch dimensions."""
+    found = tuple(place.tolist())
+    return found[0] if len(found) == 1 else found
 
 
 def check_sample_shape(sample_shape: tuple[int, ...]) -> int:

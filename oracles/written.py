@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from .checks import cannot_branch, check_lengths
+from .checks import cannot_branch, checked_lengths
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def checked_numbers(name: str, numbers: Tensor, positions: int | None, largest: int, lengths: Tensor | None) -> Tensor:
-    """The numbers [*B, positions] as int64, those beyond the lengths [*B] replaced by -1; of any number of positions if None.
+    """The numbers [*B, positions] as int64, those beyond the lengths replaced by -1; of any number of positions if None.
 
     Raises:
         ValueError: no tensor of ints of that shape; a number that is not between 0 and the largest, but for -1 at the end; or
@@ -22,7 +22,7 @@ def checked_numbers(name: str, numbers: Tensor, positions: int | None, largest: 
         raise ValueError(f"{name} takes a tensor of ints [*B, {wanted}], a number for each position, not {got}")
     numbers, positions = numbers.to(torch.int64), numbers.shape[-1]
     if lengths is not None:
-        check_lengths(lengths, positions, name, numbers)
+        lengths = checked_lengths(lengths, positions, name, numbers)
         if lengths.shape != numbers.shape[:-1]:
             raise ValueError(f"{name} takes a length for each problem, {list(numbers.shape[:-1])}, not {list(lengths.shape)}")
         beyond = torch.arange(positions, device=numbers.device) >= lengths.to(numbers.device)[..., None]

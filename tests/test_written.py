@@ -144,6 +144,32 @@ def test_lengths_say_what_is_padding() -> None:
     assert begun.tolist() == [[True, False, False, False], [True, False, True, True], [True, False, False, False]]
 
 
+@pytest.mark.parametrize("polytope", [ProjectiveTree(4), Arborescence(4), LinearChain(4, 3), Segmentation(4, 2, 2)], ids=repr)
+def test_a_mask_says_lengths(polytope: ProjectiveTree | Arborescence | LinearChain | Segmentation) -> None:
+    """For scores and for targets, in any batch dimensions."""
+    lengths = torch.tensor([[2, 4, 1]])
+    mask = torch.arange(4) < lengths[..., None]
+    scores = torch.randn(1, 3, polytope.dim, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(polytope.mask(scores, mask), polytope.mask(scores, lengths))
+    if isinstance(polytope, Segmentation):
+        written = (torch.zeros(1, 3, 4, dtype=torch.int64), torch.ones(1, 3, 4, dtype=torch.bool))
+    else:
+        written = (torch.zeros(1, 3, 4, dtype=torch.int64),)  # all words are at the root, or all positions in state 0
+    assert torch.equal(polytope.structures(*written, mask), polytope.structures(*written, lengths))
+    for wrong, message in (
+        (
+            torch.tensor([[[True] * 4, [False, True, True, True], [True, False, False, False]]]),
+            r"position 0 of problem \(0, 1\)",
+        ),
+        (torch.tensor([[[True, False, True, False]] * 3]), r"position 1 of problem \(0, 0\) and true after it"),
+        (mask & False, r"that of problem \(0, 0\) is 0"),
+        (mask[..., :3], r"lengths as a mask must be \[1, 3, 4\], true where something is, not \[1, 3, 3\]"),
+        (mask[0, :2], r"must be \[1, 3, 4\], .* not \[2, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            polytope.mask(scores, wrong)
+
+
 def test_one_by_itself_and_many_dimensions() -> None:
     tree = Arborescence(3)
     one = tree.structures(torch.tensor([0, 1, 1], dtype=torch.int32))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import Halfspaces
-from ..checks import broadcasts, check_count, check_dimension, check_lengths
+from ..checks import broadcasts, check_count, check_dimension, checked_lengths
 from ..placement import lasting
 from ..row_kernels import best_in_rows
 from ..written import check_structures, checked_numbers
@@ -105,7 +105,7 @@ class LinearChain(Derivations):
 
         Args:
             tags: [*B, L] ints, -1 beyond the end.
-            lengths: [*B] ints, of the chains; tags beyond do not count.
+            lengths: of the chains, as `mask` takes them; tags beyond do not count.
             dtype: of the result, by default torch's.
 
         Returns:
@@ -119,13 +119,16 @@ class LinearChain(Derivations):
         return self.scores(unary, unary[..., :-1, :, None] * unary[..., 1:, None, :])
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """The scores [*B, D] of chains of these lengths [*B] int64: `-inf` beyond each.
+        """The scores [*B, D] of shorter chains: `-inf` beyond each.
+
+        Args:
+            lengths: [*B] ints; or a mask [*B, L] bool, true where there is a position, which padding follows.
 
         Raises:
-            ValueError: a length below 1 or above L.
+            ValueError: a length below 1 or above L; a mask with padding in between.
         """
         check_dimension(scores, self)
-        check_lengths(lengths, self.length, repr(self), scores)
+        lengths = checked_lengths(lengths, self.length, repr(self), scores)
         position = torch.arange(self.length, device=scores.device)
         beyond = (position >= lengths[..., None])[..., None].expand(*lengths.shape, self.length, self.states)
         pairs = beyond[..., 1:, :, None].expand(*lengths.shape, self.length - 1, self.states, self.states)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import Halfspaces
-from ..checks import cannot_branch, check_count, check_dimension, check_lengths
+from ..checks import cannot_branch, check_count, check_dimension, checked_lengths
 from ..placement import lasting
 from ..written import check_structures, checked_numbers, refuse
 from .derivations import Derivations
@@ -71,7 +71,7 @@ class Segmentation(Derivations):
         Args:
             labels: [*B, L] ints, of each position; -1 beyond the end.
             starts: [*B, L] bool, whether a segment starts there; the first position always does.
-            lengths: [*B] ints, of the sequences; what is beyond does not count.
+            lengths: of the sequences, as `mask` takes them; what is beyond does not count.
             dtype: of the result, by default torch's.
 
         Returns:
@@ -100,13 +100,16 @@ class Segmentation(Derivations):
         return structures.scatter_add(-1, cell, ends.to(structures))
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """The scores [*B, D] of sequences of these lengths [*B] int64: `-inf` for what goes beyond.
+        """The scores [*B, D] of shorter sequences: `-inf` for what goes beyond.
+
+        Args:
+            lengths: [*B] ints; or a mask [*B, L] bool, true where there is a position, which padding follows.
 
         Raises:
-            ValueError: a length below 1 or above L.
+            ValueError: a length below 1 or above L; a mask with padding in between.
         """
         check_dimension(scores, self)
-        check_lengths(lengths, self.length, repr(self), scores)
+        lengths = checked_lengths(lengths, self.length, repr(self), scores)
         start = torch.arange(self.length, device=scores.device)[:, None, None]
         width = torch.arange(1, self.width + 1, device=scores.device)[:, None]
         beyond = (start + width > lengths[..., None, None, None]).expand(*lengths.shape, self.length, self.width, self.labels)

@@ -5,7 +5,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from ..checks import cannot_branch, check_count, check_lengths
+from ..checks import cannot_branch, check_count, checked_lengths
 from ..placement import lasting, placed
 from ..written import check_structures, checked_numbers, refuse
 
@@ -59,8 +59,8 @@ class DependencyArcs:
         return structures.scatter(-1, place, 1)[..., : self.words**2]
 
     def mask(self, scores: Tensor, lengths: Tensor, name: str) -> Tensor:
-        """The scores [*B, D] of sentences of these lengths [*B]: `-inf` for arcs to or from words beyond."""
-        check_lengths(lengths, self.words, name, scores)
+        """`OverArcs.mask`."""
+        lengths = checked_lengths(lengths, self.words, name, scores)
         _, head, modifier = self._places(scores.device)
         last = torch.maximum(head, modifier)
         return torch.where(last > lengths[..., None], -torch.inf, scores)
@@ -116,7 +116,7 @@ class OverArcs:
 
         Args:
             heads: [*B, n] ints, 0 for the root, -1 for words beyond the sentence.
-            lengths: [*B] ints, of the sentences; what heads say of words beyond does not count.
+            lengths: of the sentences, as `mask` takes them; what heads say of words beyond does not count.
             dtype: of the result, by default torch's.
 
         Returns:
@@ -150,9 +150,12 @@ class OverArcs:
             refuse(name, heads, crossing.any(-1), "its arc crosses another, and the polytope has projective trees only")
 
     def mask(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """The scores [*B, D] of sentences of these lengths [*B] int64.
+        """The scores [*B, D] of shorter sentences: `-inf` for arcs to and from what is beyond.
+
+        Args:
+            lengths: [*B] ints; or a mask [*B, n] bool, true where there is a word, which padding follows.
 
         Raises:
-            ValueError: a length below 1 or above n.
+            ValueError: a length below 1 or above n; a mask with padding in between.
         """
         return self.arcs.mask(scores, lengths, repr(self))
