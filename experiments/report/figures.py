@@ -24,7 +24,7 @@ _LONG = 30  # letters of a legend's label, of which no four stand in a line
 
 def learning_curves(panels: Panels) -> Figure:
     """Figure 1: accuracy and negative ELBO over epochs; test accuracy beside the published."""
-    figure, axes = _grid(len(panels), 3, "Semi-supervised VAE")
+    figure, axes = _grid(len(panels), 3)
     for (folder, groups), (left, middle, right) in zip(panels.items(), axes, strict=True):
         for group in groups:
             _line(left, group, "val/accuracy", 100)
@@ -41,7 +41,7 @@ def learning_curves(panels: Panels) -> Figure:
 
 def rate_distortion(panels: Panels) -> Figure:
     """Figure 2: each method's rate and distortion; -log p(x) beside the published."""
-    figure, axes = _grid(len(panels), 2, "Bit-vector VAE, test")
+    figure, axes = _grid(len(panels), 2, "on the test set")
     for (folder, groups), (left, right) in zip(panels.items(), axes, strict=True):
         for group in groups:
             rate, distortion = group.test("rate"), group.test("distortion")
@@ -71,17 +71,17 @@ def rate_distortion(panels: Panels) -> Figure:
 
 def decoder_calls(panels: Panels) -> Figure:
     """Figure 3: median decoder calls over training, with quartiles."""
-    return _support(panels, "Bit-vector VAE: decoder calls of a training example", 25, 75)
+    return _support(panels, 25, 75)
 
 
 def message_support(panels: Panels) -> Figure:
     """Figure 4: median decoder calls over training, with the 10th and 90th percentile."""
-    return _support(panels, "Signal game: decoder calls of a training example", 10, 90)
+    return _support(panels, 10, 90)
 
 
 def bound_by_cost(panels: Panels) -> Figure:
     """Figure 5: the negative ELBO over epochs, and over the decoder calls that it took."""
-    figure, axes = _grid(len(panels), 2, "Bit-vector VAE, validation")
+    figure, axes = _grid(len(panels), 2, "on the validation set")
     for (folder, groups), (left, right) in zip(panels.items(), axes, strict=True):
         for group in groups:
             _line(left, group, "val/bits_per_dim")
@@ -108,7 +108,7 @@ def game_curves(panels: Panels) -> Figure:
         "val/success_argmax": ("success, argmax message (%)", 100),
         "val/distinct_codes": ("symbols in use", 1),
     }
-    figure, axes = _grid(len(panels), len(columns), "Signal game, validation")
+    figure, axes = _grid(len(panels), len(columns), "on the validation set")
     for (folder, groups), line in zip(panels.items(), axes, strict=True):
         for axis, (column, (name, scale)) in zip(line, columns.items(), strict=True):
             for group in groups:
@@ -150,9 +150,11 @@ def draw(groups: list[Group], folder: Path) -> dict[str, list[Path]]:
     return drawn
 
 
-def _grid(rows: int, columns: int, heading: str) -> tuple[Figure, list[list[Axes]]]:
+def _grid(rows: int, columns: int, heading: str = "") -> tuple[Figure, list[list[Axes]]]:
+    """A line of axes for each experiment, which their titles name; the heading says what all of them show."""
     figure = Figure(figsize=(max(4.7 * columns, 10), 3.7 * rows + 1.2), layout="constrained")
-    figure.suptitle(heading, fontsize="medium")
+    if heading:
+        figure.suptitle(heading, fontsize="medium")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [list(line) for line in axes]
 
@@ -209,9 +211,9 @@ def _dots(axis: Axes, groups: list[Group], metrics: dict[str, str], scale: float
     axis.set_xlabel("\n".join([*metrics.values(), "grey bar: published"]))
 
 
-def _support(panels: Panels, heading: str, low: int, high: int) -> Figure:
+def _support(panels: Panels, low: int, high: int) -> Figure:
     """Medians over bins of steps of the batches' median and percentiles; each group's first run."""
-    figure, axes = _grid(1, len(panels), f"{heading}: median, {low}th and {high}th percentile")
+    figure, axes = _grid(1, len(panels), f"decoder calls of a training example: median, {low}th and {high}th percentile")
     for (folder, groups), axis in zip(panels.items(), axes[0], strict=True):
         for group in groups:
             rows = group.runs[0].rows("train/support_q50")
