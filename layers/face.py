@@ -20,7 +20,7 @@ from ..oracles import Parts
 from .distribution import SparseDistribution
 from .solvers.oracle import Oracle
 from .solvers.supports import used_first
-from .solvers.ties import GRID_EXPONENT, hashed
+from .solvers.ties import GRID_EXPONENT, extent, hashed
 from .stats import SolverStats
 
 # How far g is bent, relative to its scale, and at least, in units of its noise. A kink that is nearer is seen as one, and then
@@ -111,8 +111,7 @@ class _Bend:
         """For a solution: on the scale of the scores or of the structures, whichever is smaller."""
         target = oracle.target.abs()
         largest = target.amax(-1)
-        extent = torch.maximum(found.atoms.amax(-1), -found.atoms.amin(-1))  # no copy of gigabytes, as `abs` makes
-        size = torch.zeros_like(largest).scatter_reduce(0, found.row, extent, "amax")
+        size = torch.zeros_like(largest).scatter_reduce(0, found.row, extent(found.atoms), "amax")
         scale = torch.minimum(largest, size)
         noise = 2.0**GRID_EXPONENT * scale + 8 * torch.finfo(scale.dtype).eps * (target + size[:, None]).sum(-1)
         by = torch.maximum(BENT * scale, MUCH_NOISE * noise)

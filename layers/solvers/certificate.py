@@ -9,6 +9,9 @@ from ..stats import SolverStats
 from .oracle import BatchOracle
 from .supports import Support
 
+# Numbers in a batch, up to which to ask for all rows takes no longer than to choose those that changed.
+FEW = 2**17
+
 
 def certified(oracle: BatchOracle, support: Support) -> Support:
     """The support with the gap of what is left of it, where atoms have been dropped."""
@@ -18,10 +21,19 @@ def certified(oracle: BatchOracle, support: Support) -> Support:
 
 
 def certified_stats(oracle: BatchOracle, stats: SolverStats, lightest: Tensor, mean: Tensor) -> SolverStats:
-    """The stats with the gap of the mean [B, D], if the lightest weights [B] are not those that there were."""
-    if not (stats.margin < lightest).any():
+    """The stats with the gap of the mean [B, D] in those rows whose lightest weight [B] is not what it was."""
+    changed = stats.margin < lightest
+    if not changed.any():
         return stats
+    if mean.numel() <= FEW:
+        return replace(stats, gap=torch.where(changed, stats.gap.maximum(_gap(oracle, mean)), stats.gap))
+    rows = changed.nonzero()[:, 0]
+    gap = stats.gap[rows].maximum(_gap(oracle.rows(rows), mean[rows]))
+    return replace(stats, gap=stats.gap.index_put((rows,), gap))
+
+
+def _gap(oracle: BatchOracle, mean: Tensor) -> Tensor:
+    """[B], of means [B, D]."""
     residual = oracle.residual(mean)
-    best = oracle(residual, torch.ones_like(stats.converged))
-    gap = (residual * (best - mean)).sum(-1)
-    return replace(stats, gap=torch.maximum(stats.gap, gap))
+    best = oracle(residual, torch.ones_like(mean[:, 0], dtype=torch.bool))
+    return (residual * (best - mean)).sum(-1)

@@ -24,8 +24,15 @@ TIE_BREAK = 2.0**10
 
 def row_scale(target: Tensor) -> Tensor:
     """The scale on which the mean of each row is to be accurate, [B]: that of the scores, at most 1 (that of structures)."""
-    scale = target.abs().amax(-1).clamp(max=1)
+    scale = extent(target).clamp(max=1)
     return torch.where(scale > 0, scale, 1)
+
+
+def extent(values: Tensor) -> Tensor:
+    """The largest magnitude of each row, [..., D] -> [...]."""
+    if values.device.type != "cpu":
+        return values.abs().amax(-1)
+    return torch.maximum(values.amax(-1), -values.amin(-1))  # a copy of gigabytes takes far longer than to look twice
 
 
 @dataclass(frozen=True)
