@@ -71,6 +71,8 @@ def test_a_large_knapsack_is_solved_without_its_graph() -> None:
     scores = torch.rand(3, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert torch.equal(polytope.maximize(scores), Budget(100, 99).maximize(scores))
     assert "graph" not in vars(polytope)
+    with pytest.raises(RuntimeError, match=r"write `polytope.graph` once before"):
+        torch.func.vmap(lambda one: polytope.maximize(one[None])[0])(scores)
 
 
 OF_THEIR_OWN = {

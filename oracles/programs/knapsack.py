@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..placement import lasting
+from ..placement import lasting, traced
 from ..row_kernels import best_in_rows
 from .derivations import Derivations
 from .hyperedges import Edge
 from .hypergraph import Hypergraph
+
+# Nodes of a graph that are made in less than half a second.
+FEW = 10_000
 
 
 class Knapsack(Derivations):
@@ -29,7 +32,7 @@ class Knapsack(Derivations):
         ValueError: weights or capacity that are not integers, or negative.
 
     Cost: O(D C) a row for C = min(capacity, sum of the weights). What needs the graph (`topk`, `gibbs`, and `maximize` without
-    Numba or on a GPU) makes as many nodes in Python first, once.
+    Numba, on a GPU, or compiled) has as many nodes, made in Python: at once if they are few, else when it is first asked for.
 
     >>> import torch
     >>> Knapsack([3, 2, 2], capacity=4).maximize(torch.tensor([[5.0, 3, 3]]))
@@ -46,11 +49,22 @@ class Knapsack(Derivations):
         if not self.weights:
             raise ValueError("Knapsack needs one or more items")
         self.dim = len(self.weights)
+        if self.dim * self._size <= FEW:
+            _ = self.graph
 
     @cached_property
     @lasting
     def graph(self) -> Hypergraph:
-        """Node i size + c: the first i items weigh c together."""
+        """Node i size + c: the first i items weigh c together.
+
+        Raises:
+            RuntimeError: it is first asked for while code is compiled or exported, or inside of a `torch.func` transform.
+        """
+        if traced():
+            raise RuntimeError(
+                f"{self!r} is large, and makes its graph when that is first asked for, which cannot be while code is compiled "
+                "or transformed: write `polytope.graph` once before"
+            )
         dim, size = self.dim, self._size
         edges = [Edge(0)]
         for item, weight in enumerate(self.weights):
