@@ -73,8 +73,14 @@ def switch_on(words: Array, d: Scalar) -> None:
     words[d >> 6] |= ONE << np.uint64(d & 63)
 
 
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def first_of(word: Scalar) -> int:
+    """The lowest bit that is set; `word & (word - 1)` has the others."""
+    return count((word & (~word + ONE)) - ONE)  # pyright: ignore[reportCallIssue]
+
+
 @numba.njit(cache=True, **UNCOUNTED)
-def switch_on_above(values: Array, least: float, words: Array) -> int:
+def where_above(values: Array, least: float, words: Array) -> int:
     """Into words [W]: which of values [D] are above `least`; how many they are."""
     found = 0
     for w in range(words.shape[0]):
@@ -94,9 +100,8 @@ def spread(words: Array, values: Array) -> None:
     for w in range(words.shape[0]):
         left = words[w]
         while left != np.uint64(0):
-            lowest = left & (~left + ONE)
-            values[WORD * w + count(lowest - ONE)] = 1  # pyright: ignore[reportCallIssue]
-            left ^= lowest
+            values[WORD * w + first_of(left)] = 1
+            left &= left - ONE
 
 
 @numba.njit(cache=True, **UNCOUNTED)

@@ -152,7 +152,7 @@ def checked_lengths(lengths: Tensor, largest: int, name: str, scores: Tensor) ->
             if len(after):
                 raise ValueError(
                     f"{name}: padding must come last, but the mask is false at position {int(after[0, -1])} of problem "
-                    f"{_shown(after[0, :-1])} and true after it: move what is there to the front"
+                    f"{shown(after[0, :-1])} and true after it: move what is there to the front"
                 )
         lengths = lengths.sum(-1)
     check_whole(f"{name}: lengths", lengths, scores)
@@ -161,14 +161,14 @@ def checked_lengths(lengths: Tensor, largest: int, name: str, scores: Tensor) ->
     wrong = ((lengths < 1) | (lengths > largest)).nonzero()
     if len(wrong):
         raise ValueError(
-            f"{name}: lengths must be between 1 and {largest}, but that of problem {_shown(wrong[0])} is "
+            f"{name}: lengths must be between 1 and {largest}, but that of problem {shown(wrong[0])} is "
             f"{int(lengths[tuple(wrong[0])])}: cut the problem, or build the polytope for a larger size"
         )
     return lengths
 
 
-def _shown(place: Tensor) -> int | tuple[int, ...]:
-    """The number of a problem, or numbers where there are several batch dimensions."""
+def shown(place: Tensor) -> int | tuple[int, ...]:
+    """Where in a batch, for an error: the number of a problem, or those in each of several dimensions."""
     found = tuple(place.tolist())
     return found[0] if len(found) == 1 else found
 

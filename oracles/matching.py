@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .base import MAX_ENUMERATED, Halfspaces, Polytope
 from .birkhoff import project_assignments
-from .checks import cannot_branch, check_count, check_dimension, check_finite, check_whole, outside_transforms
+from .checks import cannot_branch, check_count, check_dimension, check_finite, check_whole, outside_transforms, shown
 from .kbest import check_moderate, partition
 from .placement import lasting
 from .written import check_structures, checked_numbers, refuse
@@ -96,9 +96,8 @@ class Matching(Polytope):
             chosen[some] = self.maximize(flat[some])
             impossible = ((chosen != 0) & blocked).any(-1).reshape(scores.shape[:-1])
             if impossible.any():
-                place = tuple(impossible.nonzero()[0].tolist())
                 raise ValueError(
-                    f"scores row {place[0] if len(place) == 1 else place} allows no structure of {self!r}: every one needs a "
+                    f"scores row {shown(impossible.nonzero()[0])} allows no structure of {self!r}: every one needs a "
                     f"pair whose score is -inf; leave at least one assignment allowed"
                 )
             mean = torch.where(some[:, None], chosen + (mean - mean.detach()), mean)
@@ -165,11 +164,10 @@ class Matching(Polytope):
         spare = self.columns - self.rows
         wrong = ((rows < 1) | (rows > columns) | (columns - rows > spare) | (columns > self.columns)).nonzero()
         if len(wrong):
-            place = tuple(wrong[0].tolist())
-            shown = place[0] if len(place) == 1 else place
+            have = int(rows[tuple(wrong[0])]), int(columns[tuple(wrong[0])])
             raise ValueError(
-                f"{self!r}: problem {shown} has {int(rows[place])} rows and {int(columns[place])} columns, but must have at "
-                f"least 1 row, at most {self.columns} columns, and between 0 and {spare} more columns than rows"
+                f"{self!r}: problem {shown(wrong[0])} has {have[0]} rows and {have[1]} columns, but must have at least 1 row, at "
+                f"most {self.columns} columns, and between 0 and {spare} more columns than rows"
             )
         i = torch.arange(self.rows, device=scores.device)[:, None]
         j = torch.arange(self.columns, device=scores.device)

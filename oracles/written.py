@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import cannot_branch, checked_lengths
+from .checks import cannot_branch, checked_lengths, shown
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -38,9 +38,9 @@ def checked_numbers(name: str, numbers: Tensor, positions: int | None, largest: 
 def refuse(name: str, numbers: Tensor, wrong: Tensor, why: str) -> None:
     """Raises ValueError if something is wrong with one of the numbers, and shows the first."""
     if wrong.any():
-        *problem, place = wrong.nonzero()[0].tolist()
-        row = f" of problem {problem[0] if len(problem) == 1 else tuple(problem)}" if problem else ""
-        raise ValueError(f"{name}: number {numbers[(*problem, place)].item()} at position {place}{row}: {why}")
+        first = wrong.nonzero()[0]
+        problem = f" of problem {shown(first[:-1])}" if len(first) > 1 else ""
+        raise ValueError(f"{name}: number {numbers[tuple(first)].item()} at position {int(first[-1])}{problem}: {why}")
 
 
 def check_structures(name: str, structures: Tensor, dim: int, instead: str) -> None:

@@ -59,7 +59,7 @@ def test_sets_are_written_in_bits_and_read(dim: int) -> None:
     values = generator.integers(-2, 3, dim).astype(np.float64)
     for least in (-1.0, 0.0, 5.0):
         wanted, words = values > least, np.full(bits.words_of(dim), 7, np.uint64)
-        assert bits.switch_on_above(values, least, words) == wanted.sum()
+        assert bits.where_above(values, least, words) == wanted.sum()
         assert words.tolist() == packed(wanted[None].astype(np.float64))[0].tolist()
         assert words.tolist() == bits.in_words(wanted[None])[0].tolist()
         read = np.full(dim, np.nan)

@@ -23,13 +23,7 @@ class Chain(NamedTuple):
 
 def best_of_row(row: int, oracle: Chain, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _alone(scores[0], oracle.length, oracle.states, structure)
-
-
-@numba.njit(error_model="numpy", cache=True, **COUNTED)
-def _alone(scores: Array, length: int, states: int, structure: Array) -> None:
-    """`solve` with room of its own."""
-    solve(scores, np.empty((length, states)), structure)
+    solve(scores[0], np.empty((oracle.length, oracle.states)), structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)

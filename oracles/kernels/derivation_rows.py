@@ -35,22 +35,16 @@ class Derivation(NamedTuple):
 
 def best_of_row(row: int, oracle: Derivation, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _alone(scores[0], oracle.gates[row], oracle.edges, oracle.goal, structure)
-
-
-@numba.njit(error_model="numpy", cache=True, **COUNTED)
-def _alone(scores: Array, gates: Array, edges: Edges, goal: int, structure: Array) -> None:
-    """`solve` with room of its own, and its structure in bits [W]."""
-    room = _room(scores, gates.shape[0], edges)
-    if solve(scores, gates, edges, goal, room) == -np.inf:
-        answer_forbidden(scores, structure)
+    edges, room = oracle.edges, _room(scores, oracle.gates.shape[1], oracle.edges)
+    if solve(scores[0], oracle.gates[row], edges, oracle.goal, room) == -np.inf:
+        answer_forbidden(scores[0], structure)
         return
     clear(structure)
     left = 1
     while left > 0:
         edge, left = _open(left, edges, room)
         for place in range(edges.coordinates.shape[1]):
-            if edges.coordinates[edge, place] < scores.shape[0]:
+            if edges.coordinates[edge, place] < scores.shape[1]:
                 switch_on(structure, np.int64(edges.coordinates[edge, place]))
 
 

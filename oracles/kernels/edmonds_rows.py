@@ -51,14 +51,8 @@ class RootedTree(NamedTuple):
 
 def best_of_row(row: int, oracle: RootedTree, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _alone(scores[0], oracle.present[row], oracle.single_root, structure)
-
-
-@numba.njit(error_model="numpy", cache=True, **COUNTED)
-def _alone(scores: Array, present: Array, single_root: bool, structure: Array) -> None:
-    """`solve` with room of its own."""
-    arcs, tree = _room(present.shape[0], single_root)
-    solve(scores, present, single_root, arcs, tree, structure)
+    arcs, tree = _room(oracle.present.shape[1], oracle.single_root)
+    solve(scores[0], oracle.present[row], oracle.single_root, arcs, tree, structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)

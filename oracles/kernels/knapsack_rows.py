@@ -23,13 +23,7 @@ class Fitting(NamedTuple):
 
 def best_of_row(row: int, oracle: Fitting, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _alone(scores[0], oracle.weights, oracle.size, structure)
-
-
-@numba.njit(error_model="numpy", cache=True, **COUNTED)
-def _alone(scores: Array, weights: Array, size: int, structure: Array) -> None:
-    """`solve` with room of its own."""
-    solve(scores, weights, size, np.empty((len(weights) + 1, size + WHOLE)), structure)
+    solve(scores[0], oracle.weights, oracle.size, np.empty((len(oracle.weights) + 1, oracle.size + WHOLE)), structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)

@@ -43,14 +43,8 @@ class NestedTree(NamedTuple):
 
 def best_of_row(row: int, oracle: NestedTree, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _alone(scores[0], oracle.words, oracle.single_root, structure)
-
-
-@numba.njit(error_model="numpy", cache=True, **COUNTED)
-def _alone(scores: Array, words: int, single_root: bool, structure: Array) -> None:
-    """`solve` with room of its own."""
-    chart, waiting = _room(words, scores)
-    solve(scores, words, single_root, chart, waiting, structure)
+    chart, waiting = _room(oracle.words, scores)
+    solve(scores[0], oracle.words, oracle.single_root, chart, waiting, structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)

@@ -4,7 +4,7 @@
 """
 
 from ...kernels.choice import choose_by_type
-from ...kernels.vectors import Array
+from ...kernels.vectors import COUNTED, Array
 from . import bit_rows, chain_rows, derivation_rows, edmonds_rows, knapsack_rows, projective_rows, spanning_rows
 from .bit_rows import BitVectors
 from .chain_rows import Chain
@@ -30,9 +30,9 @@ MODULES = {
 def best_of_row(row: int, oracle: RowOracle, scores: Array, work: Array, structure: Array) -> None:
     """Into `structure`, in bits [W]: the best one for the scores [1, D] float64 of one row of a batch, as `maximize` has it.
 
-    To be called in what Numba compiles: the function of the same name in the module of the oracle's type becomes a part of it.
-    `work` [1, D] is room for anything.
+    To be called in what Numba compiles; that calls the function of the same name in the module of the oracle's type, which may
+    allocate. `work` [1, D] is room for anything.
     """
 
 
-choose_by_type(best_of_row, "oracle", MODULES)
+choose_by_type(best_of_row, "oracle", MODULES, alone={"error_model": "numpy", **COUNTED})

@@ -22,14 +22,8 @@ class FreeTree(NamedTuple):
 
 def best_of_row(row: int, oracle: FreeTree, scores: Array, work: Array, structure: Array) -> None:
     """See `row_oracles`."""
-    _sort_and_solve(scores[0], oracle.ends, oracle.nodes, structure)
-
-
-@numba.njit(cache=True, **COUNTED)
-def _sort_and_solve(scores: Array, ends: Array, nodes: int, structure: Array) -> None:
-    """`solve`; of equal edges the first one comes first."""
-    order = np.argsort(-scores, kind="mergesort")
-    solve(scores, order, ends, np.empty(nodes, np.int64), np.empty(nodes, np.bool_), structure)
+    order = np.argsort(-scores[0], kind="mergesort")  # of equal edges the first one comes first
+    solve(scores[0], order, oracle.ends, np.empty(oracle.nodes, np.int64), np.empty(oracle.nodes, np.bool_), structure)
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True, **COUNTED)

@@ -48,7 +48,7 @@ class Knapsack(Derivations):
         self.capacity = _whole("capacity", capacity)
         if not self.weights:
             raise ValueError("Knapsack needs one or more items")
-        self.dim = len(self.weights)
+        self.dim, self._size = len(self.weights), min(self.capacity, sum(self.weights)) + 1
         if self.dim * self._size <= FEW:
             _ = self.graph
 
@@ -75,11 +75,6 @@ class Knapsack(Derivations):
         goal = (dim + 1) * size
         edges += [Edge(goal, (dim * size + used,)) for used in range(size)]
         return Hypergraph(dim, edges, goal)
-
-    @property
-    def _size(self) -> int:
-        """One more than the largest weight that a set may have."""
-        return min(self.capacity, sum(self.weights)) + 1
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best set; O(D C) a row. Ties: of two sets the one without the last item that is in one of them alone."""

@@ -42,7 +42,7 @@ class ShortestPath(Derivations):
             twice = next(arc for arc in arcs if arcs.count(arc) > 1)
             raise ValueError(f"ShortestPath: the arc {twice} is there twice, so paths would not be told apart: give it once")
         nodes = {node for arc in arcs for node in arc}
-        self.arcs = tuple(arcs)
+        self.arcs, self._largest = tuple(arcs), max(nodes)
         self.source = min(nodes) if source is None else check_count("ShortestPath: source", source, min(nodes))
         self.target = max(nodes) if target is None else check_count("ShortestPath: target", target, min(nodes))
         if self.source == self.target or not {self.source, self.target} <= nodes:
@@ -104,11 +104,11 @@ class ShortestPath(Derivations):
         Raises:
             ValueError: another shape; or that is no path of the graph.
         """
-        name, largest = f"{self!r}.structures", max(node for arc in self.arcs for node in arc)
-        nodes = checked_numbers(name, nodes, None, largest, None)
+        name = f"{self!r}.structures"
+        nodes = checked_numbers(name, nodes, None, self._largest, None)
         there, before, after = nodes >= 0, nodes[..., :-1], nodes[..., 1:]
         keys, places = (placed(table, nodes.device) for table in self._arcs_in_order)
-        wanted = before * (largest + 1) + after
+        wanted = before * (self._largest + 1) + after
         found = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         missing = torch.nn.functional.pad((keys[found] != wanted) & there[..., 1:], (1, 0))
         if not cannot_branch(nodes):
@@ -124,29 +124,21 @@ class ShortestPath(Derivations):
     @lasting
     def _arcs_in_order(self) -> tuple[Tensor, Tensor]:
         """The arcs that are on paths as numbers, in order, and their coordinates, [n] int64 each."""
-        size = max(node for arc in self.arcs for node in arc) + 1
-        keys, order = torch.tensor([self.arcs[place][0] * size + self.arcs[place][1] for place in self._used]).sort()
-        return keys, torch.tensor(self._used)[order]
+        used = self._used
+        keys, order = torch.tensor(
+            [tail * (self._largest + 1) + head for tail, head in map(self.arcs.__getitem__, used)]
+        ).sort()
+        return keys, torch.tensor(used)[order]
 
     @cached_property
     @lasting
     def _heads_and_depths(self) -> tuple[Tensor, Tensor]:
-        """Of each arc [D] int64: where it ends, and how many arcs the longest way there has; 0 for arcs on no path."""
-        entering: dict[int, list[int]] = {}
-        for place in self._used:
-            entering.setdefault(self.arcs[place][1], []).append(self.arcs[place][0])
-        depth, waiting = {self.source: 0}, [self.target]
-        while waiting:
-            node = waiting[-1]
-            missing = [tail for tail in entering.get(node, []) if tail not in depth]
-            if missing:
-                waiting += missing
-                continue
-            waiting.pop()
-            depth.setdefault(node, 1 + max((depth[tail] for tail in entering.get(node, [])), default=-1))
-        on_paths = set(self._used)
-        depths = [depth[head] if place in on_paths else 0 for place, (_, head) in enumerate(self.arcs)]
-        return torch.tensor([head for _, head in self.arcs]), torch.tensor(depths)
+        """Of each arc [D] int64: where it ends, and how many arcs the longest way to there has; 0 for arcs on no path."""
+        depths = torch.zeros(self.dim, dtype=torch.int64)
+        for depth, level in enumerate(self.graph.levels):
+            places = self.graph.coordinates[level.edges].flatten()
+            depths[places[places < self.dim]] = depth
+        return torch.tensor([head for _, head in self.arcs]), depths
 
     @property
     def _used(self) -> list[int]:

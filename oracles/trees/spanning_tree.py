@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import MAX_ENUMERATED, Halfspaces, Polytope
-from ..checks import check_count, check_dimension, check_pairs, fits
+from ..checks import check_count, check_dimension, check_pairs, fits, shown
 from ..kbest import partition
 from ..placement import lasting, placed
 from ..row_kernels import best_in_rows
@@ -119,16 +119,14 @@ class SpanningTree(Polytope):
             raise ValueError(f"{self!r}: nodes must be bool {list(shape)}, the nodes that are there, not {got}")
         few = (nodes.sum(-1) < 2).nonzero()
         if len(few):
-            place = tuple(few[0].tolist())
-            shown = place[0] if len(place) == 1 else place
-            raise ValueError(f"{self!r}: problem {shown} has {int(nodes[place].sum())} nodes, but needs at least 2")
+            count = int(nodes[tuple(few[0])].sum())
+            raise ValueError(f"{self!r}: problem {shown(few[0])} has {count} nodes, but needs at least 2")
         joined = nodes[..., placed(self._ends, scores.device)].all(-1)
         edges = torch.where(joined, 0.0, -torch.inf).reshape(-1, self.dim)
         lone = (nodes & ~self._bonds.present(edges).reshape(nodes.shape)).nonzero()
         if len(lone):
-            place = tuple(lone[0].tolist())
-            shown = place[0] if len(place) == 2 else place[:-1]
-            raise ValueError(f"{self!r}: problem {shown} has node {place[-1]}, but no edge from there to another of its nodes")
+            problem, node = shown(lone[0, :-1]), int(lone[0, -1])
+            raise ValueError(f"{self!r}: problem {problem} has node {node}, but no edge from there to another of its nodes")
         return torch.where(joined, scores, -torch.inf)
 
     def halfspaces(self) -> Halfspaces:

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from ....kernels.bits import ONE, WORD, combine, count, differences, overlaps, total, totals, words_of
+from ....kernels.bits import ONE, WORD, combine, count, differences, first_of, overlaps, total, totals, words_of
 from ....kernels.vectors import UNCOUNTED, Array
 from ....kernels.workspace import borrow, give_back
 from ....oracles import Parts
@@ -160,9 +160,8 @@ def _find(row: int, origin: Array, state: SeenBits, scratch: SeenScratch) -> Non
     for w in range(scratch.answer.shape[0]):
         left = scratch.answer[w]
         while left != ZERO:
-            lowest = left & (~left + ONE)
-            d = WORD * w + count(lowest - ONE)  # pyright: ignore[reportCallIssue]
-            left ^= lowest
+            d = WORD * w + first_of(left)
+            left &= left - ONE
             place = state.place[row, d]
             if place < 0:
                 place = used
