@@ -166,8 +166,8 @@ class Matching(Polytope):
         if len(wrong):
             have = int(rows[tuple(wrong[0])]), int(columns[tuple(wrong[0])])
             raise ValueError(
-                f"{self!r}: problem {shown(wrong[0])} has {have[0]} rows and {have[1]} columns, but must have at least 1 row, at "
-                f"most {self.columns} columns, and between 0 and {spare} more columns than rows"
+                f"{self!r}: problem {shown(wrong[0])} has {have[0]} rows and {have[1]} columns, but must have at least 1 row, "
+                f"at most {self.columns} columns, and between 0 and {spare} more columns than rows"
             )
         i = torch.arange(self.rows, device=scores.device)[:, None]
         j = torch.arange(self.columns, device=scores.device)

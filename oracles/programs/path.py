@@ -124,11 +124,10 @@ class ShortestPath(Derivations):
     @lasting
     def _arcs_in_order(self) -> tuple[Tensor, Tensor]:
         """The arcs that are on paths as numbers, in order, and their coordinates, [n] int64 each."""
-        used = self._used
-        keys, order = torch.tensor(
-            [tail * (self._largest + 1) + head for tail, head in map(self.arcs.__getitem__, used)]
-        ).sort()
-        return keys, torch.tensor(used)[order]
+        used = torch.tensor(self._used)
+        tails, heads = torch.tensor(self.arcs)[used].T
+        keys, order = (tails * (self._largest + 1) + heads).sort()
+        return keys, used[order]
 
     @cached_property
     @lasting
