@@ -4,6 +4,7 @@ from .convergence import ConvergenceWarning
 from .distribution import SparseDistribution
 from .losses import SparseMAPLoss, SparsemaxLoss
 from .lp_sparsemap import LPSparseMAP, LPSparseMAPResult
+from .oracle_losses import PerturbedLoss, SPOPlusLoss, StructuredHingeLoss
 from .sparsemap import SparseMAP
 from .sparsemax import Sparsemax
 from .stats import ConsensusStats, SolverStats, TopKStats
@@ -14,12 +15,15 @@ __all__ = [
     "ConvergenceWarning",
     "LPSparseMAP",
     "LPSparseMAPResult",
+    "PerturbedLoss",
+    "SPOPlusLoss",
     "SolverStats",
     "SparseDistribution",
     "SparseMAP",
     "SparseMAPLoss",
     "Sparsemax",
     "SparsemaxLoss",
+    "StructuredHingeLoss",
     "TopKSparsemax",
     "TopKStats",
 ]

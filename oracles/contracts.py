@@ -100,8 +100,21 @@ def checked_decompose(polytope: SupportsDecomposition, mean: Tensor) -> tuple[Te
 
 def check_structures(polytope: Polytope, vertices: Tensor) -> None:
     """Raises ValueError if a structure that `maximize` returned is not finite. A host synchronisation."""
-    if not cannot_branch(vertices) and not vertices.isfinite().all():
+    if not cannot_branch(vertices) and not all_finite(vertices):
         raise ValueError(
             f"{type(polytope).__name__}.maximize returned NaN or infinity; it must return structures, and finite ones: "
             f"scores may be large (forbidden entries are very negative), so look for an overflow or 0 * inf"
+        )
+
+
+def check_allowed(polytope: Polytope, vertices: Tensor, forbidden: Tensor | None) -> None:
+    """Raises ValueError if the best structures [B, D] have a coordinate on that is forbidden. A host synchronisation."""
+    if forbidden is None or cannot_branch(vertices):
+        return
+    blocked = ((vertices != 0) & forbidden).any(-1)
+    if blocked.any():
+        row = int(blocked.nonzero()[0])
+        raise ValueError(
+            f"scores row {row} allows no structure of {polytope!r}: every one needs a coordinate whose score is -inf; leave at "
+            f"least one structure allowed"
         )

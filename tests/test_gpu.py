@@ -12,11 +12,15 @@ from sparsemarg.kernels import in_triton
 from sparsemarg.layers import SparseDistribution
 from sparsemarg.layers.functional import (
     lp_sparsemap,
+    perturbed_loss,
+    regret,
     sparsemap,
     sparsemap_loss,
     sparsemap_marginals,
     sparsemax,
     sparsemax_loss,
+    spo_plus_loss,
+    structured_hinge_loss,
     topk_sparsemax,
 )
 from sparsemarg.layers.solvers import ActiveSet, SortedDecomposition, recorded
@@ -84,6 +88,20 @@ def test_means_and_losses_of_structured_polytopes(device: torch.device, polytope
         mean = sparsemap_marginals(scores, polytope)
         loss = sparsemap_loss(scores, polytope.maximize(scores_for(polytope, "normal", seed=1).to(device)), polytope)
         return [mean.detach(), loss.detach(), *torch.autograd.grad(f(mean, loss).sum(), scores)]
+
+    assert_same(device, work)
+
+
+@pytest.mark.parametrize("polytope", STRUCTURED, ids=repr)
+def test_losses_that_ask_the_oracle(device: torch.device, polytope: Polytope) -> None:
+    def work(device: torch.device) -> list[Tensor]:
+        scores = scores_for(polytope, "normal").to(device).requires_grad_()
+        values = scores_for(polytope, "normal", seed=1).to(device)
+        loss, best = spo_plus_loss(scores, values, polytope), polytope.maximize(values)
+        if best.max() <= 1:  # rankings are not 0/1
+            loss = loss + structured_hinge_loss(scores, best, polytope)
+        assert perturbed_loss(scores, best, polytope, samples=2).isfinite().all()
+        return [loss.detach(), regret(scores, values, polytope), *torch.autograd.grad(loss.sum(), scores)]
 
     assert_same(device, work)
 

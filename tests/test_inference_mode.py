@@ -3,7 +3,14 @@
 import pytest
 import torch
 from made_polytopes import MAKERS
-from sparsemarg.layers.functional import lp_sparsemap, sparsemap, sparsemap_loss, sparsemap_marginals, topk_sparsemax
+from sparsemarg.layers.functional import (
+    lp_sparsemap,
+    sparsemap,
+    sparsemap_loss,
+    sparsemap_marginals,
+    spo_plus_loss,
+    topk_sparsemax,
+)
 from sparsemarg.oracles import (
     Budget,
     Factor,
@@ -26,6 +33,7 @@ def test_derivatives_of_both_orders(name: str, dtype: torch.dtype) -> None:
         values = [
             sparsemap(scores, which).mean().square().sum(),
             sparsemap_loss(scores, best, which).sum(),
+            spo_plus_loss(scores, best.square() - 0.5, which).sum(),
             topk_sparsemax(scores, which, 3).mean().square().sum(),
             sparsemap_marginals(scores, which).square().sum(),
         ]

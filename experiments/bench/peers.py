@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +48,31 @@ def cvxpylayers_projection(polytope: Polytope, scores: Tensor) -> dict[str, Call
 
 
 def pyepo_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[], object]]:
-    """PyEPO's away-step Frank-Wolfe layer with our oracle, forward and backward, at its default tolerance.
-
-    It asks its models for one structure at a time.
-    """
+    """PyEPO's away-step Frank-Wolfe layer with our oracle, forward and backward, at its default tolerance."""
     if find_spec("pyepo") is None:
         return {}
-    from pyepo import EPO  # pyright: ignore[reportMissingImports]
     from pyepo.func import regularizedFrankWolfeOpt  # pyright: ignore[reportMissingImports]
+
+    layer = regularizedFrankWolfeOpt(_pyepo_model(polytope))
+    leaf = scores.detach().cpu().requires_grad_()
+    upstream = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
+    return {"PyEPO": lambda: torch.autograd.grad(layer(leaf), leaf, upstream)}
+
+
+def pyepo_spo_plus(polytope: Polytope, scores: Tensor, values: Tensor, best: Tensor) -> dict[str, Callable[[], object]]:
+    """PyEPO's SPO+ loss with our oracle, forward and backward, in one process; all [B, D], `best` by the values."""
+    if find_spec("pyepo") is None or scores.device.type != "cpu":
+        return {}
+    from pyepo.func import SPOPlus  # pyright: ignore[reportMissingImports]
+
+    loss = SPOPlus(_pyepo_model(polytope), processes=1, reduction="sum")
+    most = (values * best).sum(-1, keepdim=True)
+    return {"PyEPO": lambda: torch.autograd.grad(loss(scores, values, best, most), scores)}
+
+
+def _pyepo_model(polytope: Polytope) -> Any:
+    """Our oracle as PyEPO's models are asked: for one structure at a time."""
+    from pyepo import EPO  # pyright: ignore[reportMissingImports]
     from pyepo.model.opt import optModel  # pyright: ignore[reportMissingImports]
 
     class Asked(optModel):
@@ -69,7 +87,4 @@ def pyepo_projection(polytope: Polytope, scores: Tensor) -> dict[str, Callable[[
             best = polytope.maximize(self.scores[None])[0]
             return best, float(best @ self.scores)
 
-    layer = regularizedFrankWolfeOpt(Asked())
-    leaf = scores.detach().cpu().requires_grad_()
-    upstream = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=leaf.dtype)
-    return {"PyEPO": lambda: torch.autograd.grad(layer(leaf), leaf, upstream)}
+    return Asked()

@@ -1,4 +1,4 @@
-"""Structured polytopes at typical sizes: one oracle call, the ten best structures, SparseMAP and its loss forward and backward,
+"""Structured polytopes at typical sizes: one oracle call, the ten best structures, SparseMAP and losses, forward and backward,
 and what Monte Carlo takes.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...layers import SparseDistribution
-from ...layers.functional import sparsemap, sparsemap_loss, sparsemap_marginals
+from ...layers.functional import sparsemap, sparsemap_loss, sparsemap_marginals, spo_plus_loss, structured_hinge_loss
 from ...oracles import (
     Arborescence,
     Knapsack,
@@ -30,7 +30,7 @@ from ...oracles import (
 )
 from .case import Candidates, Case
 from .operators import gradient_of, statistics_of
-from .peers import cvxpylayers_projection
+from .peers import cvxpylayers_projection, pyepo_spo_plus
 
 BATCH = 64
 # cvxpylayers solves its problems one by one: it is timed on so many, and its time scaled up to the batch.
@@ -97,6 +97,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             sampled = _sampled(polytope, scores)
             yield Case("structured", f"sample, score, entropy: {_short(polytope)}", sizes, sampled, quick=True)
         yield Case("structured", f"loss: {_short(polytope)}", sizes, _losses(polytope, scores), quick=True)
+        if isinstance(polytope, (ShortestPath, Knapsack)):
+            yield Case("structured", f"SPO+ loss: {_short(polytope)}", sizes, _decisions(polytope, scores), quick=True)
         if polytope.dim <= 1000:
             yield Case("structured", f"SparseMAP: {_short(polytope)}", sizes | {"B": FEW}, few)
     yield from _marginals(device, quick)
@@ -129,14 +131,28 @@ def _mean(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
 
 
 def _losses(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
-    """What trains a structured predictor, forward and backward: the SparseMAP loss, and that of a conditional random field."""
+    """What trains a structured predictor, forward and backward: the SparseMAP loss, that of a CRF and that of an SVM."""
     leaf = scores.clone().requires_grad_()
     gold = polytope.maximize(torch.randn(scores.shape, generator=torch.Generator().manual_seed(1)).to(scores))
     found: Candidates = {"ours": lambda: torch.autograd.grad(sparsemap_loss(leaf, gold, polytope).sum(), leaf)}
     if supports(polytope, SupportsGibbs):
         gibbs = polytope.gibbs
         found["ours, a CRF's"] = lambda: torch.autograd.grad(-gibbs(leaf).log_prob(gold).sum(), leaf)
+    if ((gold == 0) | (gold == 1)).all():
+        found["ours, hinge"] = lambda: torch.autograd.grad(structured_hinge_loss(leaf, gold, polytope).sum(), leaf)
     return lambda: found
+
+
+def _decisions(polytope: Polytope, values: Tensor) -> Callable[[], Candidates]:
+    """What trains predictions by what is decided from them, forward and backward; the best decisions are known."""
+    leaf = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).to(values).requires_grad_()
+    best = polytope.maximize(values)
+
+    def build() -> Candidates:
+        ours = {"ours": lambda: torch.autograd.grad(spo_plus_loss(leaf, values, polytope, best=best).sum(), leaf)}
+        return ours | pyepo_spo_plus(polytope, leaf, values, best)
+
+    return build
 
 
 def _sampled(polytope: SupportsGibbs, scores: Tensor) -> Callable[[], Candidates]:

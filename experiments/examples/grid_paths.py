@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...layers import SparseMAPLoss
-from ...layers.functional import sparsemap_marginals
+from ...layers.functional import regret, sparsemap_marginals
 from ...oracles import ShortestPath
 
 SIDE = 10
@@ -28,18 +28,18 @@ def run(steps: int) -> tuple[dict[str, float], Figure]:
     loss, raw = SparseMAPLoss(paths), torch.zeros(len(COSTS), requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.1)
 
-    def regret() -> float:
-        chosen = paths.maximize(-F.softplus(raw.detach())[test][:, entered])
-        return float(((chosen * lengths[1]).sum(-1) / (best * lengths[1]).sum(-1)).mean()) - 1
+    def relative_regret() -> float:
+        lost = regret(-F.softplus(raw.detach())[test][:, entered], -lengths[1], paths, best=best)
+        return float((lost / (best * lengths[1]).sum(-1)).mean())
 
-    before = regret()
+    before = relative_regret()
     for _ in range(steps):
         batch = torch.randint(len(train), (16,), generator=generator)
         optimizer.zero_grad()
         loss(-F.softplus(raw)[train[batch]][:, entered], taken[batch]).backward()
         optimizer.step()
     costs = F.softplus(raw.detach())
-    results = {"regret before training": before, "regret after training": regret()}
+    results = {"regret before training": before, "regret after training": relative_regret()}
     for name, cost, true in zip(TERRAINS[1:], costs[1:] / costs[0], COSTS[1:] / COSTS[0], strict=True):
         results[f"learned cost of {name} in roads (true: {true:.0f})"] = float(cost)
     marginals = sparsemap_marginals(-costs[test[:4]][:, entered], paths)

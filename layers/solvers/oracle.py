@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...oracles import Parts, Polytope
 from ...oracles.checks import cannot_branch
-from ...oracles.contracts import best_allowed, check_structures
+from ...oracles.contracts import best_allowed, check_allowed, check_structures
 from .ties import Ties
 
 
@@ -86,14 +86,7 @@ class Oracle:
         """
         first = self.best().clone()
         check_structures(self.polytope, first)
-        if self.forbidden is not None and not cannot_branch(first):
-            blocked = ((first != 0) & self.forbidden).any(-1)
-            if blocked.any():
-                row = int(blocked.nonzero()[0])
-                raise ValueError(
-                    f"scores row {row} allows no structure of {self.polytope!r}: every one needs a coordinate whose score "
-                    f"is -inf; leave at least one structure allowed"
-                )
+        check_allowed(self.polytope, first, self.forbidden)
         return first
 
     def best(self) -> Tensor:
