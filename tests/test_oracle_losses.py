@@ -181,7 +181,7 @@ def test_under_transforms_and_compiled() -> None:
         # The function is called at once, so the variables of the loop are those of this turn.
         transformed = torch.func.grad(lambda t: loss(t, wanted, polytope).sum())(scores)  # noqa: B023
         torch.testing.assert_close(transformed, gradient)
-        _, moved = torch.func.jvp(lambda t: loss(t, wanted, polytope), (scores,), (values,))  # noqa: B023
+        moved = torch.func.jvp(lambda t: loss(t, wanted, polytope), (scores,), (values,))[1]  # noqa: B023
         torch.testing.assert_close(moved, (gradient * values).sum(-1))
         with pytest.raises(ValueError, match=r"cannot run under torch\.func\.vmap"):
             torch.func.vmap(lambda t, y: loss(t, y, polytope))(scores, wanted)  # noqa: B023
