@@ -17,6 +17,7 @@ from .vectors import UNCOUNTED, Array, Scalar
 
 # Entries of a vector, at most: so many are read and written at a time, as far beyond the last as that takes.
 WHOLE = 2 * LANES
+VECTOR = 8 * LANES  # bytes
 
 
 @numba.njit(inline="always", cache=True, **UNCOUNTED)
@@ -35,6 +36,16 @@ def largest_sums(
 def larger_sums(least: Array, more: Scalar, other: Array, out: Array, count: int) -> None:
     """out[i] = max(least[i], more + other[i]) for i < count; likewise."""
     _larger_sums(least, more, other, out, count)  # pyright: ignore[reportCallIssue]
+
+
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def largest_steps(base: Array, one: Array, start: int, before: Array, out: Array) -> None:
+    """out[i] = max over k of base[i] + one[start + k n + i] + before[k], for out [n] of `VECTOR` bytes at least.
+
+    Added in this order; arrays as above, but that the last vector begins where it ends with the last entry: nothing beyond is
+    read or written.
+    """
+    _largest_steps(base, one, start, before, out)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic
@@ -82,6 +93,33 @@ def _larger_sums(context: Any, least: Any, more: Any, other: Any, out: Any, coun
         return c.get_dummy_value()
 
     return types.void(least, out.dtype, other, out, types.int64), generate
+
+
+@intrinsic
+def _largest_steps(context: Any, base: Any, one: Any, start: Any, before: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
+    """`largest_steps`."""
+
+    def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, kinds = Lanes(c, builder, _kind(out)), signature.args
+        own, left, right, result = (lanes.array(kinds[number], arguments[number]) for number in (0, 1, 3, 4))
+        count, terms = lanes.shape(result, 0), lanes.shape(right, 0)
+        last = builder.sub(count, INDEX(lanes.count))
+        with cgutils.for_range(builder, _vectors(lanes, count)) as block:
+            place = lanes.place(block.index)
+            here = builder.select(builder.icmp_signed("<", place, last), place, last)
+            most, always = lanes.variables(1, lanes.constant(float("-inf")))[0], lanes.load(own.data, here)
+            at = cgutils.alloca_once_value(builder, builder.add(arguments[2], here))
+            with cgutils.for_range(builder, terms) as term:
+                now = builder.load(at)
+                total = builder.fadd(
+                    builder.fadd(always, lanes.load(left.data, now)), lanes.load_repeated(right.data, term.index)
+                )
+                builder.store(lanes.maximum(builder.load(most), total), most)
+                builder.store(builder.add(now, count), at)
+            lanes.store(builder.load(most), result.data, here)
+        return c.get_dummy_value()
+
+    return types.void(base, one, types.int64, before, out), generate
 
 
 def _kind(array: Any) -> Any:

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from ...kernels.bits import clear, spread, switch_on, words_of
+from ...kernels.largest import VECTOR, largest_steps
 from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .forbidden_rows import answer_forbidden, positions_before_end
 
@@ -69,6 +70,9 @@ def _climb(unary: Array, pairs: Array, count: int, value: Array) -> None:
     for t in range(1, count):
         here, there = value[t], value[t - 1]
         own, start = unary[t * states : (t + 1) * states], (t - 1) * states * states
+        if states * value.itemsize >= VECTOR:
+            largest_steps(own, pairs, start, there, here)
+            continue
         for s in range(states):
             here[s] = -np.inf
         for first in range(states):
