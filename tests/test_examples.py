@@ -33,6 +33,14 @@ EXPECTED = {
         ),
     ),
     "paths": (30, lambda found: found["regret after training"] < 0.5 * found["regret before training"]),
+    "decisions": (
+        150,
+        lambda found: all(
+            regret < found["regret in %, costs of degree 6, least squares, knows costs"] - 1
+            for name, regret in found.items()
+            if "degree 6" in name and "squares" not in name
+        ),
+    ),
 }
 
 

@@ -1,1 +1,1 @@
-"""Four small programs, each of which trains something with a structured polytope and draws a picture."""
+"""Five small programs, each of which trains something with a structured polytope and draws a picture."""

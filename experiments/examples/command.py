@@ -36,6 +36,7 @@ EXAMPLES = {
     "alignments": Example("alignments", 60, "a classifier with latent alignments: digits matched to templates row by row"),
     "pixels": Example("pixel_selection", 800, "feature selection: the ten pixels that tell digits apart"),
     "paths": Example("grid_paths", 100, "shortest paths in a grid, whose costs are learned from paths taken"),
+    "decisions": Example("decisions", 400, "predict, then decide: a wrong model of costs, trained by its decisions (SPO+)"),
 }
 
 DESCRIPTION = "Train a small model with a structured polytope and draw a picture:\n\n" + "\n".join(
