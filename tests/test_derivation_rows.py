@@ -125,6 +125,9 @@ def test_kernels_answer_where_the_scores_are(polytope: Derivations) -> None:
     assert torch.equal(polytope.maximize(torch.complex(scores, -scores).conj().imag), wanted)
 
 
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
 @pytest.mark.parametrize("k", [1, 2, 7, 60])
 @pytest.mark.parametrize("polytope", LARGER, ids=repr)
 def test_the_compiled_k_best_are_the_plain_ones(polytope: Derivations, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +138,15 @@ def test_the_compiled_k_best_are_the_plain_ones(polytope: Derivations, k: int, m
     scores = torch.cat([normal, (2 * normal).round(), few, torch.zeros_like(normal[:1])])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
-    assert compiled(".kernels.derivation_rows", "sparsemarg.oracles", "kbest", scores.device) is not None
+    assert compiled(".kernels.kbest_rows", "sparsemarg.oracles", "kbest", scores.device) is not None
     fast, totals = polytope.graph.kbest(scores, k, polytope.gates(scores))
+    narrow = {dtype: polytope.graph.kbest(scores, k, polytope.gates(scores), dtype)[0] for dtype in NARROW}
     monkeypatch.setenv("SPARSEMARG_KERNELS", "off")
     plain, wanted = polytope.graph.kbest(scores, k, polytope.gates(scores))
     assert torch.equal(totals, wanted)
     assert torch.equal(fast, plain)
+    for dtype, structures in narrow.items():
+        assert torch.equal(structures, plain.to(dtype))
 
 
 @pytest.mark.parametrize("kernels", ["on", "off"])

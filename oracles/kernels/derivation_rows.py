@@ -1,4 +1,4 @@
-"""The best and the k best derivations of a `Hypergraph`, compiled for the CPU.
+"""The best derivations of a `Hypergraph`, compiled for the CPU; the k best are in `kbest_rows`.
 
 Row by row, in a chart that stays in the processor's cache. Importing this module needs Numba.
 """
@@ -63,7 +63,7 @@ def best(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array
         left = 0 if none else 1
         while left > 0:
             edge, left = _open(left, edges, room)
-            _switch_on(edge, edges, structures[row])
+            switch_on_edge(edge, edges, structures[row])
 
 
 class Room(NamedTuple):
@@ -91,9 +91,9 @@ def solve(scores: Array, gates: Array, edges: Edges, goal: int, room: Room) -> S
         room.given[d] = scores[d]
     for gate in range(gates.shape[0]):
         room.opened[gate] = gates[gate]
-    _climb(room.given, room.opened, edges, room.chart, room.choice)
+    climb(room.given, room.opened, edges, room.chart, room.choice)
     room.waiting[0] = goal
-    return room.chart[goal] if not _broken(room.given) else np.nan
+    return room.chart[goal] if not broken(room.given) else np.nan
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
@@ -109,7 +109,7 @@ def _open(left: int, edges: Edges, room: Room) -> tuple[Scalar, int]:
 
 
 @numba.njit(cache=True, **UNCOUNTED)
-def _broken(values: Array) -> bool:
+def broken(values: Array) -> bool:
     """Whether there is NaN, which no comparison finds."""
     others = 0
     for place in range(values.shape[0]):
@@ -118,7 +118,7 @@ def _broken(values: Array) -> bool:
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _weight(edge: Scalar, given: Array, opened: Array, edges: Edges) -> Scalar:
+def weight_of(edge: Scalar, given: Array, opened: Array, edges: Edges) -> Scalar:
     """Of one edge, for scores [D + 1] and gates [G + 1] of one row, of which the last are 0: `Hypergraph.weights`."""
     value = given[edges.coordinates[edge, 0]]
     for place in range(1, edges.coordinates.shape[1]):
@@ -127,7 +127,7 @@ def _weight(edge: Scalar, given: Array, opened: Array, edges: Edges) -> Scalar:
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _switch_on(edge: Scalar, edges: Edges, structure: Array) -> None:
+def switch_on_edge(edge: Scalar, edges: Edges, structure: Array) -> None:
     """Adds the coordinates of an edge to a structure [D]."""
     for place in range(edges.coordinates.shape[1]):
         if edges.coordinates[edge, place] < structure.shape[0]:
@@ -135,119 +135,14 @@ def _switch_on(edge: Scalar, edges: Edges, structure: Array) -> None:
 
 
 @numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _climb(given: Array, opened: Array, edges: Edges, chart: Array, choice: Array) -> None:
+def climb(given: Array, opened: Array, edges: Edges, chart: Array, choice: Array) -> None:
     """From the leaves up: the value of each node into chart [N + 1], and the first edge that has it into choice [N]."""
     for node in range(choice.shape[0]):
         most, chosen = -np.inf, edges.start[node]
         for edge in range(edges.start[node], edges.start[node + 1]):
-            value = _weight(edge, given, opened, edges)
+            value = weight_of(edge, given, opened, edges)
             value += chart[edges.tails[edge, 0]]
             value += chart[edges.tails[edge, 1]]
             if value > most:
                 most, chosen = value, edge
         chart[node], choice[node] = most, chosen
-
-
-class Ranked(NamedTuple):
-    """The k best derivations of each node, best first: an edge, and which derivation of each tail."""
-
-    value: Array  # [N + 1, k], -inf where there is none
-    edge: Array  # [N, k] int64
-    ranks: Array  # [N, k, 2] int64
-
-
-class Frontier(NamedTuple):
-    """What may be the next best derivation of a node, in any order."""
-
-    value: Array  # [F]
-    edge: Array  # [F] int64
-    ranks: Array  # [F, 2] int64
-
-
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def kbest(scores: Array, gates: Array, edges: Edges, goal: int, structures: Array, totals: Array) -> None:
-    """The k structures [B, k, D] of highest total [B, k], best first, -inf beyond their number, for float64 as `best` has it.
-
-    Each node takes its best derivation from a frontier, and puts there what then may be next (Huang and Chiang 2005, Algorithm
-    2). Of tied ones those of the first edge come first, and of one edge those of the better first tail, as in `Hypergraph`.
-    """
-    count, dim, k = len(edges.start) - 1, scores.shape[1], totals.shape[1]
-    widest = 0
-    for node in range(count):
-        widest = max(widest, np.int64(edges.start[node + 1] - edges.start[node]))
-    most = widest + k + 1
-    found = Ranked(np.empty((count + 1, k)), np.empty((count, k), np.int64), np.empty((count, k, 2), np.int64))
-    frontier = Frontier(np.empty(most), np.empty(most, np.int64), np.empty((most, 2), np.int64))
-    given, opened = np.zeros(dim + 1), np.zeros(gates.shape[1] + 1)
-    waiting, rank = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
-    for row in range(scores.shape[0]):
-        given[:dim], opened[:-1] = scores[row], gates[row]
-        found.value[count], found.value[count, 0] = -np.inf, 0.0
-        for node in range(count):
-            _rank(node, given, opened, edges, found, frontier)
-        broken = _broken(given)
-        for place in range(k):
-            totals[row, place], structures[row, place] = found.value[goal, place] if not broken else np.nan, 0
-            if not totals[row, place] > -np.inf:
-                continue
-            waiting[0], rank[0], left = goal, place, 1
-            while left > 0:
-                left -= 1
-                node, which = waiting[left], rank[left]
-                edge = found.edge[node, which]
-                _switch_on(edge, edges, structures[row, place])
-                for side in range(2):
-                    if edges.tails[edge, side] < count:
-                        waiting[left], rank[left] = edges.tails[edge, side], found.ranks[node, which, side]
-                        left += 1
-
-
-@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _rank(node: int, given: Array, opened: Array, edges: Edges, found: Ranked, frontier: Frontier) -> None:
-    """The k best derivations of a node, from those of its tails."""
-    size, k = 0, found.value.shape[1]
-    for edge in range(edges.start[node], edges.start[node + 1]):
-        size = _put(edge, 0, 0, given, opened, edges, found, frontier, size)
-    for place in range(k):
-        if size == 0:
-            found.value[node, place:] = -np.inf
-            return
-        best = 0
-        for other in range(1, size):
-            if _precedes(other, best, frontier):
-                best = other
-        edge, one, two = frontier.edge[best], frontier.ranks[best, 0], frontier.ranks[best, 1]
-        found.value[node, place], found.edge[node, place] = frontier.value[best], edge
-        found.ranks[node, place, 0], found.ranks[node, place, 1] = one, two
-        size -= 1
-        frontier.value[best], frontier.edge[best] = frontier.value[size], frontier.edge[size]
-        frontier.ranks[best, 0], frontier.ranks[best, 1] = frontier.ranks[size, 0], frontier.ranks[size, 1]
-        if two == 0 and one + 1 < k:
-            size = _put(edge, one + 1, 0, given, opened, edges, found, frontier, size)
-        if two + 1 < k:
-            size = _put(edge, one, two + 1, given, opened, edges, found, frontier, size)
-
-
-@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _precedes(one: int, other: int, frontier: Frontier) -> bool:
-    """Whether one place of a frontier comes before another: by value, then by edge, then by the first tail's rank."""
-    if frontier.value[one] != frontier.value[other]:
-        return frontier.value[one] > frontier.value[other]
-    if frontier.edge[one] != frontier.edge[other]:
-        return frontier.edge[one] < frontier.edge[other]
-    return frontier.ranks[one, 0] < frontier.ranks[other, 0]
-
-
-@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def _put(
-    edge: int, one: int, two: int, given: Array, opened: Array, edges: Edges, found: Ranked, frontier: Frontier, size: int
-) -> int:
-    """Puts an edge, with those derivations of its tails, into the frontier if they exist; the new size."""
-    value = _weight(edge, given, opened, edges)
-    value += found.value[edges.tails[edge, 0], one]
-    value += found.value[edges.tails[edge, 1], two]
-    if not value > -np.inf:
-        return size
-    frontier.value[size], frontier.edge[size] = value, edge
-    frontier.ranks[size, 0], frontier.ranks[size, 1] = one, two
-    return size + 1

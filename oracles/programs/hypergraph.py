@@ -135,7 +135,7 @@ class Hypergraph:
             return structures.to(scores.dtype), totals.to(scores.dtype)
         kernel = compiled("..kernels.derivation_rows", __package__, "best", scores.device)
         if kernel is not None and scores.dtype in (torch.float32, torch.float64) and readable(scores):
-            return self._in_rows(kernel, scores.detach(), gates, ())
+            return self._in_rows(kernel, scores.detach(), gates, (), scores.dtype)
         weights = self.weights(scores, gates)
         chart = weights.new_zeros(self.count + 1, weights.shape[1])  # the last is the node of value one
         choices = []
@@ -147,11 +147,11 @@ class Hypergraph:
         return torch.where(totals[:, None].isneginf(), scores.isneginf().to(scores), structures), totals
 
     def _in_rows(
-        self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None, several: tuple[int, ...]
+        self, kernel: Callable[..., None], scores: Tensor, gates: Tensor | None, several: tuple[int, ...], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """By the kernel: structures [B, *several, D] and their totals [B, *several]."""
+        """By the kernel: structures [B, *several, D] in a dtype, and their totals [B, *several]."""
         batch, dim = scores.shape
-        structures, totals = scores.new_empty(batch, *several, dim), scores.new_empty(batch, *several)
+        structures, totals = scores.new_empty(batch, *several, dim, dtype=dtype), scores.new_empty(batch, *several)
         opened = scores.new_zeros(batch, self.gate_count) if gates is None else gates.detach()
         given, shut, out, sums = (tensor.numpy() for tensor in (scores.contiguous(), opened.contiguous(), structures, totals))
 
@@ -180,16 +180,22 @@ class Hypergraph:
         opened = scores.new_zeros(scores.shape[0], self.gate_count) if gates is None else gates.contiguous()
         return Derivation(opened.numpy(), self._edges, self.goal)
 
-    def kbest(self, scores: Tensor, k: int, gates: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def kbest(
+        self, scores: Tensor, k: int, gates: Tensor | None = None, dtype: torch.dtype = torch.float64
+    ) -> tuple[Tensor, Tensor]:
         """The k structures of highest weight, best first, and their weights, -inf beyond their number: [B, k, D], [B, k].
 
-        Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time; by a kernel on the CPU
-        with Numba installed O(E k + N k^2).
+        Structures are of the dtype that is asked for: of long ones, to write them takes most of the time.
+
+        Each node keeps its k best derivations (Huang and Chiang 2005, Algorithm 1). O(E k log^2 k) time. A kernel, on the CPU
+        with Numba installed, finds no more of them than the goal needs: O(E + N k) for few of them, O(E k + N k^2) at worst.
         """
         check_rows(scores, self.dim)
-        kernel = compiled("..kernels.derivation_rows", __package__, "kbest", scores.device)
+        kernel = compiled("..kernels.kbest_rows", __package__, "kbest", scores.device)
         if kernel is not None and scores.dtype == torch.float64 and readable(scores):
-            return self._in_rows(kernel, scores.detach(), gates, (k,))
+            written = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+            structures, totals = self._in_rows(kernel, scores.detach(), gates, (k,), written)
+            return structures.to(dtype), totals
         weights = self.weights(scores, gates)
         device, batch = weights.device, weights.shape[1]
         # The i-th best of one tail with the j-th best of the other is beaten by all i j - 1 pairs before it.
@@ -220,7 +226,7 @@ class Hypergraph:
             tails = level.tails[torch.arange(column.shape[-1], device=device), column]  # [B, k, n, 2]
             ranks = torch.where((here >= 0)[..., None], torch.stack([one, two], -1), -1)
             rank.scatter_reduce_(-1, tails.flatten(-2), ranks.flatten(-2), "amax")
-        return structures[..., : self.dim], totals
+        return structures[..., : self.dim].to(dtype), totals
 
     def values(self, weights: Tensor, chart: Tensor, level: Level, first: int = 0) -> Tensor:
         """The value of every edge of a level, [n, e, B]; in `chart` [N', B] node i is at i + first, modulo N + 1."""
