@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.vectors import UNCOUNTED, Array
+from ...kernels.vectors import UNCOUNTED, Array, Scalar
 from .derivation_rows import Edges, broken, climb, switch_on_edge, weight_of
 
 
@@ -126,7 +126,7 @@ def _find_next(node: int, given: Array, opened: Array, edges: Edges, found: Rank
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _is_missing(node: int, rank: int, found: Ranked) -> bool:
+def _is_missing(node: Scalar, rank: Scalar, found: Ranked) -> bool:
     return found.known[node] <= rank and not found.complete[node]
 
 
