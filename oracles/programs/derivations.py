@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..base import MAX_ENUMERATED, Polytope
-from ..checks import check_dimension, check_finite, check_sample_shape, check_width
+from ..checks import cannot_branch, check_dimension, check_finite, check_sample_shape, check_width
 from ..gibbs import check_some_allowed
 from .hypergraph import Hypergraph
-from .inside import Inside
+from .inside import Inside, log_total
 
 
 class Derivations(Polytope):
@@ -73,9 +73,22 @@ class DerivationGibbs:
         # A view made without gradient of a tensor that has one has neither.
         kept = precise if torch.is_grad_enabled() else precise.detach()
         self.scores = kept.reshape(math.prod(self.batch_shape), polytope.dim)
-        graph = polytope.graph.on(scores.device)
-        self.inside = Inside.of(graph, graph.weights(self.scores, polytope.gates(self.scores)))
-        check_some_allowed(self.inside.log_total.detach().reshape(self.batch_shape))
+        self._graph, self._gates = polytope.graph.on(scores.device), polytope.gates(self.scores.detach())
+        self._inside: Inside | None = None
+        total = log_total(self._graph, self.scores, self._gates)
+        if total is None:
+            self._inside = Inside.of(self._graph, self._graph.weights(self.scores, self._gates))
+            total = self._inside.log_total
+        self.log_total = total
+        check_some_allowed(total.detach().reshape(self.batch_shape))
+
+    @property
+    def inside(self) -> Inside:
+        """What entropies and samples need, made when it is first asked for, with gradient if the scores have one."""
+        if self._inside is None:
+            with torch.inference_mode(False), torch.enable_grad():
+                self._inside = Inside.of(self._graph, self._graph.weights(self.scores, self._gates))
+        return self._inside
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D], from the goal of the graph down."""
@@ -87,13 +100,17 @@ class DerivationGibbs:
         """<a_z, t> - log Z, nats; `-inf` off the set."""
         check_width(structures, self.polytope.dim)
         shape = torch.broadcast_shapes(structures.shape[:-1], self.batch_shape)
-        allowed = torch.where(self.scores.isneginf(), 0, self.scores).reshape(*self.batch_shape, self.polytope.dim)
-        logs = (structures.to(allowed) * allowed).sum(-1) - self.inside.log_total.reshape(self.batch_shape)
-        asked = structures.expand(*shape, -1).reshape(math.prod(shape), self.polytope.dim).double()
-        forbidden = self.scores.detach().isneginf().reshape(allowed.shape).expand(*shape, -1).reshape(asked.shape)
+        dim, forbidden = self.polytope.dim, self.scores.detach().isneginf()
+        some = cannot_branch(forbidden) or bool(forbidden.any())
+        allowed = (torch.where(forbidden, 0, self.scores) if some else self.scores).reshape(*self.batch_shape, dim)
+        logs = (structures.to(allowed) * allowed).sum(-1) - self.log_total.reshape(self.batch_shape)
+        asked = structures.detach().expand(*shape, -1).reshape(math.prod(shape), dim)
+        asked = asked if asked.dtype == torch.float64 else asked.float()  # exact: sums of so few ones
         # <v, 2 z - 1> is at most |z|, and |z| for v = z alone.
-        nearest = self.polytope.maximize(torch.where(forbidden, -torch.inf, 2 * asked - 1))
-        member = (nearest == asked).all(-1).reshape(shape)
+        wanted = (2 * asked).sub_(1)
+        if some:
+            wanted = torch.where(forbidden.reshape(allowed.shape).expand(*shape, -1).reshape(asked.shape), -torch.inf, wanted)
+        member = (self.polytope.maximize(wanted) == asked).all(-1).reshape(shape)
         return torch.where(member, logs, -torch.inf).to(self.dtype)
 
     def entropy(self) -> Tensor:
@@ -105,7 +122,8 @@ class DerivationGibbs:
         follow = torch.is_grad_enabled() and self.scores.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             scores = self.scores if follow else self.scores.detach().clone().requires_grad_()
-            graph = self.polytope.graph.on(scores.device)
-            total = Inside.of(graph, graph.weights(scores, self.polytope.gates(scores.detach()))).log_total
+            total = log_total(self._graph, scores, self._gates)
+            if total is None:
+                total = Inside.of(self._graph, self._graph.weights(scores, self._gates)).log_total
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)
         return mean.reshape(*self.batch_shape, self.polytope.dim).to(self.dtype)

@@ -156,14 +156,14 @@ class Hypergraph:
         given, shut, out, sums = (tensor.numpy() for tensor in (scores.contiguous(), opened.contiguous(), structures, totals))
 
         def run(part: slice) -> None:
-            kernel(given[part], shut[part], self._edges, self.goal, out[part], sums[part])
+            kernel(given[part], shut[part], self.edges, self.goal, out[part], sums[part])
 
-        in_threads(run, batch, batch * len(self._edges.gates) * PASSES * math.prod(several))
+        in_threads(run, batch, batch * len(self.edges.gates) * PASSES * math.prod(several))
         return structures, totals
 
     @cached_property
-    def _edges(self) -> "Edges":
-        """What the kernel reads, made when it is first asked for."""
+    def edges(self) -> "Edges":
+        """What kernels read, made when it is first asked for."""
         from ..kernels.derivation_rows import Edges
 
         kept = [level.edges < len(self.coordinates) - 1 for level in self.levels]
@@ -178,7 +178,7 @@ class Hypergraph:
         from ..kernels.derivation_rows import Derivation
 
         opened = scores.new_zeros(scores.shape[0], self.gate_count) if gates is None else gates.contiguous()
-        return Derivation(opened.numpy(), self._edges, self.goal)
+        return Derivation(opened.numpy(), self.edges, self.goal)
 
     def kbest(
         self, scores: Tensor, k: int, gates: Tensor | None = None, dtype: torch.dtype = torch.float64
