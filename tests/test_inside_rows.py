@@ -9,8 +9,9 @@ import torch
 from sparsemarg.kernels import compiled
 from sparsemarg.kernels.exponential import LEAST, exp_of_negative
 from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
+from sparsemarg.oracles.programs.compiled_sums import entropy, log_total
 from sparsemarg.oracles.programs.derivations import Derivations
-from sparsemarg.oracles.programs.inside import Inside, log_total
+from sparsemarg.oracles.programs.inside import Inside
 from torch import Tensor
 
 POLYTOPES = [
@@ -35,15 +36,16 @@ def scores_of(polytope: Derivations, scale: float) -> Tensor:
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("polytope", POLYTOPES, ids=repr)
-def test_totals_and_means_of_the_listed_structures(
-    polytope: Derivations, scale: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In two threads."""
+def test_sums_and_means_of_the_listed_structures(polytope: Derivations, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And entropies, with their gradients. In two threads."""
     vertices, scores = polytope.vertices().double(), scores_of(polytope, scale).requires_grad_()
     held = scores.detach()
-    forbidden = (vertices != 0) & held.isneginf()[:, None]
-    logs = torch.where(forbidden, 0, vertices * torch.where(held.isneginf(), 0, held)[:, None]).sum(-1)
-    logs = logs.masked_fill(forbidden.any(-1), -torch.inf)
+    forbidden = ((vertices != 0) & held.isneginf()[:, None]).any(-1)
+    finite = torch.where(held.isneginf(), 0, held).requires_grad_()
+    logs = (finite @ vertices.T).masked_fill(forbidden, -torch.inf)
+    spread = -torch.where(forbidden, 0, logs.softmax(-1) * torch.where(forbidden, 0, logs.log_softmax(-1))).sum(-1)
+    (bend,) = torch.autograd.grad(spread.sum(), finite)
+    logs = logs.detach()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr("sparsemarg.kernels.dispatch.WORTH_A_THREAD", 1)
     found = log_total(polytope.graph, scores, polytope.gates(held))
@@ -53,6 +55,11 @@ def test_totals_and_means_of_the_listed_structures(
     rounding = 1e-13 * max(1.0, scale)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), scores)[0], wanted, rtol=0, atol=rounding)
     torch.testing.assert_close(polytope.gibbs(held).marginals(), wanted, rtol=0, atol=rounding)
+    surprise = entropy(polytope.graph, scores, polytope.gates(held))
+    assert surprise is not None
+    torch.testing.assert_close(surprise.detach(), spread.detach(), rtol=0, atol=rounding)
+    (slope,) = torch.autograd.grad(surprise.sum(), scores)
+    torch.testing.assert_close(slope, torch.where(held.isneginf(), 0, bend), rtol=0, atol=10 * rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -73,8 +80,9 @@ def test_the_compiled_sums_are_the_plain_ones(
             logs.masked_fill(logs.isneginf(), 0).sum() + gibbs.entropy().sum(), leaf, create_graph=True
         )
         (second,) = torch.autograd.grad(first.square().sum(), leaf)
+        (alone,) = torch.autograd.grad(polytope.gibbs(leaf).entropy().sum(), leaf)
         sample = gibbs.sample((3,), generator=torch.Generator().manual_seed(1))
-        return [logs.detach(), first.detach(), second, gibbs.entropy().detach(), gibbs.marginals().detach(), sample]
+        return [logs.detach(), first.detach(), second, alone, gibbs.entropy().detach(), gibbs.marginals().detach(), sample]
 
     assert compiled(".kernels.inside_rows", "sparsemarg.oracles", "log_totals", leaf.device) is not None
     fast = numbers()

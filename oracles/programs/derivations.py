@@ -8,8 +8,9 @@ from torch import Tensor
 from ..base import MAX_ENUMERATED, Polytope
 from ..checks import cannot_branch, check_dimension, check_finite, check_sample_shape, check_width
 from ..gibbs import check_some_allowed
+from . import compiled_sums
 from .hypergraph import Hypergraph
-from .inside import Inside, log_total
+from .inside import Inside
 
 
 class Derivations(Polytope):
@@ -75,12 +76,16 @@ class DerivationGibbs:
         self.scores = kept.reshape(math.prod(self.batch_shape), polytope.dim)
         self._graph, self._gates = polytope.graph.on(scores.device), polytope.gates(self.scores.detach())
         self._inside: Inside | None = None
-        total = log_total(self._graph, self.scores, self._gates)
+        total = compiled_sums.log_total(*self._given)
         if total is None:
             self._inside = Inside.of(self._graph, self._graph.weights(self.scores, self._gates))
             total = self._inside.log_total
         self.log_total = total
         check_some_allowed(total.detach().reshape(self.batch_shape))
+
+    @property
+    def _given(self) -> tuple[Hypergraph, Tensor, Tensor | None]:
+        return self._graph, self.scores, self._gates
 
     @property
     def inside(self) -> Inside:
@@ -93,7 +98,9 @@ class DerivationGibbs:
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
         """[*sample_shape, *B, D], from the goal of the graph down."""
         count = check_sample_shape(sample_shape)
-        drawn = self.inside.sample(count, generator)
+        drawn = compiled_sums.sample(*self._given, count, generator)
+        if drawn is None:
+            drawn = self.inside.sample(count, generator)
         return drawn.reshape(*sample_shape, *self.batch_shape, self.polytope.dim).to(self.dtype)
 
     def log_prob(self, structures: Tensor) -> Tensor:
@@ -115,14 +122,15 @@ class DerivationGibbs:
 
     def entropy(self) -> Tensor:
         """By the chain rule along the derivation, nats."""
-        return self.inside.entropy().reshape(self.batch_shape).to(self.dtype)
+        found = compiled_sums.entropy(*self._given)
+        return (self.inside.entropy() if found is None else found).reshape(self.batch_shape).to(self.dtype)
 
     def marginals(self) -> Tensor:
         """The mean structure E[a_z] = d log Z / dt, [*B, D]; differentiable. Not under `vmap`, in forward mode, or compiled."""
         follow = torch.is_grad_enabled() and self.scores.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             scores = self.scores if follow else self.scores.detach().clone().requires_grad_()
-            total = log_total(self._graph, scores, self._gates)
+            total = compiled_sums.log_total(self._graph, scores, self._gates)
             if total is None:
                 total = Inside.of(self._graph, self._graph.weights(scores, self._gates)).log_total
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)

@@ -1,68 +1,11 @@
-"""Sums over the derivations of a hypergraph: normalisers, entropies and samples."""
+"""Sums over the derivations of a hypergraph: normalisers, entropies and samples. `compiled_sums` has them by a kernel."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels import compiled, in_threads, readable
 from .hypergraph import Hypergraph
-
-# The kernel takes as long for an edge as to pass over so many numbers.
-PASSES = 30
-
-
-def log_total(graph: Hypergraph, scores: Tensor, gates: Tensor | None) -> Tensor | None:
-    """log sum_derivations exp(weight), nats, [B], for scores [B, D] and gates [B, G]: `Inside.log_total` by a kernel.
-
-    It finds the gradient, the mean structure, on the way, where one may be wanted; its own derivative takes tensor operations.
-
-    Returns:
-        None where these have to do all of the work.
-    """
-    kernel = compiled("..kernels.inside_rows", __package__, "log_totals", scores.device)
-    if kernel is None or scores.dtype not in (torch.float32, torch.float64) or not readable(scores):
-        return None
-    if torch.is_grad_enabled() and scores.requires_grad:
-        found: Any = _LogTotal.apply(scores, gates, graph)
-        return found
-    return _sums(graph, scores, gates, False)[0]
-
-
-class _LogTotal(torch.autograd.Function):
-    """`log_total` with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, gates: Tensor | None, graph: Hypergraph) -> Tensor:
-        total, mean = _sums(graph, scores, gates, True)
-        ctx.save_for_backward(scores, mean)
-        ctx.gates, ctx.graph = gates, graph
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        scores, mean = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            total = Inside.of(ctx.graph, ctx.graph.weights(scores, ctx.gates)).log_total
-            (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=True)
-        return gradients[0][:, None] * mean, None, None
-
-
-def _sums(graph: Hypergraph, scores: Tensor, gates: Tensor | None, with_mean: bool) -> tuple[Tensor, Tensor]:
-    """By the kernel: the totals [B], and the mean structures [B, D], or [0, D] without."""
-    from ..kernels.inside_rows import log_totals
-
-    batch = len(scores)
-    total, mean = scores.new_empty(batch), scores.new_empty(batch if with_mean else 0, graph.dim)
-    opened = scores.new_zeros(batch, graph.gate_count) if gates is None else gates
-    given, shut, sums, means = (tensor.detach().contiguous().numpy() for tensor in (scores, opened, total, mean))
-
-    def run(part: slice) -> None:
-        log_totals(given[part], shut[part], graph.edges, graph.goal, sums[part], means[part])
-
-    in_threads(run, batch, batch * len(graph.edges.gates) * PASSES)
-    return total, mean
 
 
 @dataclass(frozen=True)
