@@ -92,8 +92,11 @@ class SparseDistribution:
         Atoms are one-hot, [N, K]; `index` [N] holds the categories.
 
         Raises:
-            ValueError: rows that are no probabilities: negative, or of another sum than 1.
+            ValueError: rows that are no probabilities: negative, of another sum than 1, or of no categories.
         """
+        if not isinstance(probs, Tensor) or not probs.is_floating_point() or probs.dim() == 0 or probs.shape[-1] == 0:
+            got = f"{list(probs.shape)} {probs.dtype}" if isinstance(probs, Tensor) else type(probs).__name__
+            raise ValueError(f"from_simplex takes probabilities, floats [*B, K] with K at least 1, not {got}")
         check_probabilities("from_simplex", probs)
         place = (probs.detach().reshape(-1) > 0).nonzero()[:, 0]
         index = place % probs.shape[-1]
@@ -117,7 +120,7 @@ class SparseDistribution:
         numbers = torch.arange(self.batch_shape.numel(), device=self.row.device).reshape(self.batch_shape)
         try:
             numbers = numbers[key]
-        except IndexError as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise IndexError(
                 f"a SparseDistribution of batch shape {list(self.batch_shape)}, indexed by {key}: {error}"
             ) from None

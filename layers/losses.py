@@ -92,7 +92,7 @@ def sparsemap_loss(
         mean = mean_of(shown)
     loss = _fenchel_young(shown, wanted, mean, mean_of, Parts.of(polytope, scores.device))
     if check and not cannot_branch(loss):
-        _warn_if_negative(loss.detach(), shown.detach(), mean.detach(), wanted.detach(), polytope)
+        warn_if_negative(loss.detach(), shown.detach(), mean.detach(), wanted.detach(), polytope)
     return loss.to(scores.dtype)
 
 
@@ -193,8 +193,10 @@ class _Loss(torch.autograd.Function):
         return by_scores, by_target, None, None, None
 
 
-def _warn_if_negative(loss: Tensor, scores: Tensor, mean: Tensor, target: Tensor, polytope: Polytope) -> None:
-    """The loss [*B]; scores, mean and target [*B, D] float64."""
+def warn_if_negative(
+    loss: Tensor, scores: Tensor, mean: Tensor, target: Tensor, polytope: Polytope, stacklevel: int = 3
+) -> None:
+    """Warns of targets outside of the polytope where losses are below 0: loss [*B]; scores, mean and target [*B, D] float64."""
     if not (loss < 0).any():
         return
     size = (torch.where(scores.isneginf(), 0, scores).abs() * (mean.abs() + target.abs())).sum(-1) + mean.square().sum(-1)
@@ -205,7 +207,7 @@ def _warn_if_negative(loss: Tensor, scores: Tensor, mean: Tensor, target: Tensor
             f"a loss is {worst:.3g}, and for a point of {polytope} it is never negative: unless the solver has not converged, "
             "a target is not in the polytope. A target is a structure, or a mean of structures, with all of its coordinates "
             "(those of transitions, too): `structures` of chains, segmentations and trees writes them",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

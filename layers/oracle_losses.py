@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..kernels import uncompiled
-from ..oracles import Polytope
+from ..oracles import Explicit, Polytope
 from ..oracles.checks import (
     all_finite,
     broadcasts,
@@ -25,6 +25,7 @@ from ..oracles.checks import (
     outside_transforms,
 )
 from ..oracles.contracts import best_allowed, check_allowed, check_structures
+from .losses import warn_if_negative
 from .solvers.oracle import allowed
 
 
@@ -40,21 +41,23 @@ def structured_hinge_loss(
     structure from the target. A margin of 0 makes it the loss of the structured perceptron (Collins 2002).
 
     Args:
-        scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0.
+        scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0; structures are then taken to be nonnegative.
         target: y, the 0/1 structure wanted, [*B, D] of any dtype.
         polytope: anything with `maximize`, of 0/1 structures.
         margin: m at least 0, in the units of scores: a number, or a tensor that can be expanded to [*B, D], such as 0 where a
-            chain's transitions are, to count tags alone.
-        check: look for NaN, +inf, rows with nothing allowed, and targets and structures that are not 0/1 (host
-            synchronisations; never under `torch.compile`).
+            chain's transitions are, to count tags alone. It gets no gradient.
+        check: look for NaN, +inf, rows with nothing allowed, and for targets, structures found and tables of `Explicit` that
+            are not 0/1 (host synchronisations; never under `torch.compile`).
 
     Returns:
         [*B] in the dtype of the scores, computed in float64; at least 0 up to rounding, and `inf` where the target has a
         coordinate that is forbidden.
 
     Raises:
-        ValueError: a target of another shape, one that is not 0/1 or of a polytope whose structures are not, a negative margin,
-            or bad scores.
+        ValueError: a target of another shape, targets or structures that are not 0/1, a negative margin, or bad scores.
+
+    Warns:
+        UserWarning: a loss below 0, which is that of a target outside of the polytope.
 
     Ties: of several best structures one gives the gradient, a subgradient. Second derivatives are 0.
 
@@ -73,8 +76,11 @@ def structured_hinge_loss(
     asked = shown + weights * (1 - 2 * wanted)  # <asked, z - y> is <t, z - y> + <m, |z - y|>, for bits
     best = _best(asked, forbidden, polytope, check)
     if check:
-        _check_bits(f"structures of {type(polytope).__name__}", best)
-    return _above(asked, best, wanted, forbidden).to(scores.dtype)
+        listed = polytope.vertices() if isinstance(polytope, Explicit) else best
+        _check_bits(f"structures of {type(polytope).__name__}", listed.double())
+    above = _above(asked, best, wanted, forbidden)
+    _warn(check, above, asked, best, wanted, polytope)
+    return above.to(scores.dtype)
 
 
 def perturbed_loss(
@@ -96,7 +102,7 @@ def perturbed_loss(
     solutions: it is least where the mean of the perturbed maximisers is the target.
 
     Args:
-        scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0.
+        scores: t, [*B, D] float. `-inf` forbids the structures with a_i != 0; structures are then taken to be nonnegative.
         target: y, a structure, or a mean of structures, [*B, D].
         polytope: anything with `maximize`.
         samples: S, at least 1, of each row.
@@ -109,6 +115,9 @@ def perturbed_loss(
 
     Raises:
         ValueError: a target of another shape, samples or a scale out of range, or bad scores.
+
+    Warns:
+        UserWarning: a sample below 0, which is that of a target outside of the polytope.
 
     Ties: have probability 0. Second derivatives are 0, which are not those of the expectation.
 
@@ -127,7 +136,9 @@ def perturbed_loss(
     noise = torch.randn(samples, *scores.shape, dtype=torch.float64, device=scores.device, generator=generator)
     asked = shown + scale * noise
     best = _best(asked, forbidden, polytope, check)
-    return _above(asked, best, wanted, forbidden).mean(0).to(scores.dtype)
+    above = _above(asked, best, wanted, forbidden)
+    _warn(check, above, asked, best, wanted, polytope)
+    return above.mean(0).to(scores.dtype)
 
 
 def spo_plus_loss(
@@ -141,7 +152,8 @@ def spo_plus_loss(
     `regret`; its gradient is 2 (z*(2 t - w) - z*(w)).
 
     Args:
-        scores: t, [*B, D] float: predictions of the values. `-inf` forbids the structures with a_i != 0.
+        scores: t, [*B, D] float: predictions of the values. `-inf` forbids the structures with a_i != 0, which are then taken
+            to be nonnegative.
         values: w, [*B, D] float, finite: what the parts of a structure are really worth.
         polytope: anything with `maximize`.
         best: z*(w), [*B, D], if it has been found before: data that are seen many times need it once.
@@ -166,7 +178,9 @@ def spo_plus_loss(
     shown, forbidden, worth, chosen = _decided("spo_plus_loss", scores, values, polytope, best, check)
     asked = 2 * shown - worth
     found = _best(asked, forbidden, polytope, check)
-    return _above(asked, found, chosen, forbidden).to(scores.dtype)
+    above = _above(asked, found, chosen, forbidden)
+    _warn(check, above, asked, found, chosen, polytope)
+    return above.to(scores.dtype)
 
 
 def regret(scores: Tensor, values: Tensor, polytope: Polytope, *, best: Tensor | None = None, check: bool = True) -> Tensor:
@@ -176,8 +190,9 @@ def regret(scores: Tensor, values: Tensor, polytope: Polytope, *, best: Tensor |
     up to rounding. Its sum over a test set, divided by that of |<w, z*(w)>|, is the normalised regret that papers report. Where
     several structures are best by the scores, that which `maximize` returns counts, not the worst of them.
     """
-    shown, forbidden, worth, chosen = _decided("regret", scores.detach(), values, polytope, best, check)
-    return (worth * (chosen - _best(shown, forbidden, polytope, check))).sum(-1).to(scores.dtype)
+    shown, forbidden, worth, chosen = _decided("regret", scores, values, polytope, best, check)
+    found = _best(shown.detach(), forbidden, polytope, check)
+    return (worth * (chosen - found)).sum(-1).to(scores.dtype)
 
 
 class StructuredHingeLoss(nn.Module):
@@ -187,13 +202,12 @@ class StructuredHingeLoss(nn.Module):
         polytope, margin, check: see `functional.structured_hinge_loss`.
     """
 
-    margin: Tensor
-
     def __init__(self, polytope: Polytope, margin: float | Tensor = 1.0, check: bool = True) -> None:
         super().__init__()
         check_polytope(polytope)
-        self.polytope, self.check = polytope, check
-        self.register_buffer("margin", _margin(margin, torch.empty(polytope.dim), True), persistent=False)
+        _margin(margin, torch.empty(1, polytope.dim), True)
+        # A tensor is no buffer, which `module.half()` would round.
+        self.polytope, self.margin, self.check = polytope, margin, check
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
         """scores and target [*B, D] -> scalar."""
@@ -201,7 +215,8 @@ class StructuredHingeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{self.polytope}, margin={self.margin.tolist() if self.margin.dim() == 0 else list(self.margin.shape)}"
+        shown = list(self.margin.shape) if isinstance(self.margin, Tensor) and self.margin.dim() else float(self.margin)
+        return f"{self.polytope}, margin={shown}"
 
 
 class PerturbedLoss(nn.Module):
@@ -261,13 +276,20 @@ def _above(asked: Tensor, best: Tensor, other: Tensor, forbidden: Tensor | None)
 def _best(asked: Tensor, forbidden: Tensor | None, polytope: Polytope, check: bool) -> Tensor:
     """A structure of maximal score for each row of asked [..., D], of forbidden [*B, D] the same for all that come before."""
     with outside_transforms(asked, "a loss that asks the oracle") as values:
-        rows, shape = values.reshape(math.prod(values.shape[:-1]), polytope.dim), values.shape
+        shape = values.shape  # a copy, for an oracle may work in place
+        rows = values.reshape(math.prod(shape[:-1]), polytope.dim).clone()
         banned = None if forbidden is None else forbidden.detach().expand(shape).reshape(rows.shape)
         best = best_allowed(polytope, rows, banned)
         if check:
             check_structures(polytope, best)
             check_allowed(polytope, best, banned)
         return best.clone().reshape(shape)  # an oracle may use its output's memory again
+
+
+def _warn(check: bool, above: Tensor, asked: Tensor, best: Tensor, other: Tensor, polytope: Polytope) -> None:
+    """Of targets outside of the polytope, where the losses [...] of scores asked [..., D] tell."""
+    if check and not cannot_branch(above):
+        warn_if_negative(above.detach(), asked.detach(), best, other.detach().expand(asked.shape), polytope, stacklevel=4)
 
 
 def _decided(
@@ -288,9 +310,9 @@ def _decided(
 def _target(name: str, scores: Tensor, target: Tensor, polytope: Polytope, what: str = "target") -> Tensor:
     """The target in float64, or a ValueError unless there is one for each row of scores [*B, D]."""
     check_dimension(scores, polytope)
-    if not isinstance(target, Tensor) or target.shape != scores.shape:
-        got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"{name} needs {what} for each row, a tensor [*B, D] = {list(scores.shape)}, not {got}")
+    if not isinstance(target, Tensor) or target.shape != scores.shape or target.is_complex():
+        got = f"{list(target.shape)} {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+        raise ValueError(f"{name} needs {what} for each row, real numbers [*B, D] = {list(scores.shape)}, not {got}")
     return target.double()
 
 

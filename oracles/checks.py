@@ -177,7 +177,9 @@ def check_sample_shape(sample_shape: tuple[int, ...]) -> int:
     """How many samples a shape is for, or a ValueError unless it is one."""
     if isinstance(sample_shape, int):
         raise ValueError(f"sample needs a shape, e.g. ({sample_shape},), not the number {sample_shape}")
-    return check_count("sample_shape", math.prod(sample_shape), 0)
+    for size in sample_shape:
+        check_count("sample_shape: a size", size, 0)
+    return math.prod(sample_shape)
 
 
 def as_numbers(given: Any) -> Tensor:

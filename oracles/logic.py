@@ -1,7 +1,7 @@
 """Logic factors: constraints between a few bits, any of which may stand negated."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class LogicFactor(Polytope):
     def __init__(self, dim: int, negated: Sequence[bool] | None = None) -> None:
         name = type(self).__name__
         self.dim = check_count(f"{name}: dim", dim, 1)
+        if negated is not None and not isinstance(negated, Iterable):
+            raise ValueError(f"{name}: negated must be a flag for each literal, e.g. [False, True], not {negated!r}")
         flags = [False] * self.dim if negated is None else [bool(flag) for flag in negated]
         if len(flags) != self.dim:
             raise ValueError(f"{name}: negated must have a flag for each of the {self.dim} literals, not {len(flags)}")

@@ -11,7 +11,7 @@ from .birkhoff import project_assignments
 from .checks import cannot_branch, check_count, check_dimension, check_finite, check_whole, outside_transforms, shown
 from .kbest import check_moderate, partition
 from .placement import lasting
-from .written import check_structures, checked_numbers, refuse
+from .written import WHOLE, check_structures, checked_numbers, refuse
 
 
 class Matching(Polytope):
@@ -120,7 +120,7 @@ class Matching(Polytope):
             ValueError: no structures, but means of some.
         """
         check_structures(f"{self!r}.assigned", structures, self.dim, "of a mean mu, `maximize(mu)` has an assignment")
-        return self.table(structures).argmax(-1)
+        return self.table(structures).byte().argmax(-1)
 
     def structures(
         self, assigned: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, dtype: torch.dtype | None = None
@@ -136,14 +136,20 @@ class Matching(Polytope):
             [*B, D].
 
         Raises:
-            ValueError: another shape; no such column; or two rows have the same.
+            ValueError: another shape; no such column; two rows have the same; or no such problem: see `mask`.
         """
         name = f"{self!r}.structures"
         assigned = checked_numbers(name, assigned, self.rows, self.columns - 1, rows)
         there, row = assigned >= 0, torch.arange(self.rows, device=assigned.device)
         count = there.sum(-1, keepdim=True)
-        last = count + (self.columns - self.rows) if columns is None else columns.to(assigned.device)[..., None]
+        last = count + (self.columns - self.rows)
+        if columns is not None:
+            if not isinstance(columns, Tensor) or columns.dtype not in WHOLE or columns.shape != assigned.shape[:-1]:
+                got = f"{list(columns.shape)} {columns.dtype}" if isinstance(columns, Tensor) else type(columns).__name__
+                raise ValueError(f"{name}: columns must be a tensor of ints {list(assigned.shape[:-1])}, not {got}")
+            last = columns.to(assigned.device)[..., None]
         if not cannot_branch(assigned):
+            self._check_sizes(count[..., 0], last[..., 0])
             refuse(name, assigned, there & (assigned >= last), "the problem has fewer columns")
             twice = ((assigned[..., :, None] == assigned[..., None, :]) & (row[:, None] > row)).any(-1)
             refuse(name, assigned, there & twice, "a row before has the same")
@@ -161,14 +167,7 @@ class Matching(Polytope):
         check_whole(f"{self!r}: rows", rows, scores)
         columns = rows + (self.columns - self.rows) if columns is None else columns
         check_whole(f"{self!r}: columns", columns, scores)
-        spare = self.columns - self.rows
-        wrong = ((rows < 1) | (rows > columns) | (columns - rows > spare) | (columns > self.columns)).nonzero()
-        if len(wrong):
-            have = int(rows[tuple(wrong[0])]), int(columns[tuple(wrong[0])])
-            raise ValueError(
-                f"{self!r}: problem {shown(wrong[0])} has {have[0]} rows and {have[1]} columns, but must have at least 1 row, "
-                f"at most {self.columns} columns, and between 0 and {spare} more columns than rows"
-            )
+        self._check_sizes(rows, columns)
         i = torch.arange(self.rows, device=scores.device)[:, None]
         j = torch.arange(self.columns, device=scores.device)
         rows, columns = rows[..., None, None], columns[..., None, None]
@@ -177,6 +176,17 @@ class Matching(Polytope):
         table = self.table(scores)
         blocked = torch.where(padding, 0, torch.full_like(table, -torch.inf))
         return torch.where(inside, table, blocked).flatten(-2)
+
+    def _check_sizes(self, rows: Tensor, columns: Tensor) -> None:
+        """Raises ValueError unless problems of so many rows and columns [*B] are parts of this one."""
+        spare = self.columns - self.rows
+        wrong = ((rows < 1) | (rows > columns) | (columns - rows > spare) | (columns > self.columns)).nonzero()
+        if len(wrong):
+            have = int(rows[tuple(wrong[0])]), int(columns[tuple(wrong[0])])
+            raise ValueError(
+                f"{self!r}: problem {shown(wrong[0])} has {have[0]} rows and {have[1]} columns, but must have at least 1 row, "
+                f"at most {self.columns} columns, and between 0 and {spare} more columns than rows"
+            )
 
     def halfspaces(self) -> Halfspaces:
         """Rows sum to one, columns to at most one (to one where n = m)."""

@@ -42,6 +42,10 @@ class Matroid(Polytope):
     @lasting
     def __init__(self, dim: int, independent: Callable[[Tensor], Tensor], *, bases: bool = True) -> None:
         self.dim = check_count("Matroid: dim", dim, 1)
+        if not callable(independent):
+            raise ValueError(
+                f"Matroid: independent must be a function of sets [n, D] bool, [n, D] -> [n] bool, not {independent!r}"
+            )
         self.bases = bases
         self._independent = independent
         if not bool(self._holds(torch.zeros(1, self.dim, dtype=torch.bool))):

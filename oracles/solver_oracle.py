@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Halfspaces, Polytope
-from .checks import as_numbers, check_count, outside_transforms
+from .checks import as_numbers, check_count, check_rows, outside_transforms
 
 # Solvers of integer programmes return integers up to about 1e-6.
 _TOLERANCE = 1e-5
@@ -82,6 +82,7 @@ class OracleFromSolver(Polytope):
             return self._solved(values)
 
     def _solved(self, scores: Tensor) -> Tensor:
+        check_rows(scores, self.dim)
         if len(scores) == 0:
             return scores.clone()
         given = scores.resolve_neg().double().cpu() if self._numpy else scores  # one copy from a GPU
@@ -129,6 +130,8 @@ class OracleFromSolver(Polytope):
     def _tensor(self, found: Any, shape: tuple[int, ...], place: int | str) -> Tensor:
         problem = place if isinstance(place, str) else f"problem {place}"
         try:
+            if found.is_complex() if isinstance(found, Tensor) else np.iscomplexobj(found):
+                raise TypeError
             values = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found, dtype=np.float64))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self!r}: the solver returned no numbers for {problem}, but {found!r}") from error

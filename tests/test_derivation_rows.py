@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from sparsemarg.kernels import compiled
+from sparsemarg.layers.functional import sparsemap
 from sparsemarg.oracles import (
     Arborescence,
     Budget,
@@ -73,6 +74,12 @@ def test_a_large_knapsack_is_solved_without_its_graph() -> None:
     assert "graph" not in vars(polytope)
     with pytest.raises(RuntimeError, match=r"write `polytope.graph` once before"):
         torch.func.vmap(lambda one: polytope.maximize(one[None])[0])(scores)
+
+
+def test_a_weight_beyond_all_integers_never_fits() -> None:
+    scores = torch.tensor([[5.0, 1.0, 2.0]])
+    assert Knapsack([10**20, 1, 2], 2).maximize(scores).tolist() == [[0, 0, 1]]
+    assert sparsemap(scores, Knapsack([10**20, 1, 2], 2)).mode().tolist() == [[0, 0, 1]]
 
 
 OF_THEIR_OWN = {

@@ -373,6 +373,7 @@ def test_layers_take_them() -> None:
         (lambda: ShortestPath([(0, 1), (2, 3)]), "with a path from 0 to 3, but the graph has no derivation"),
         (lambda: ShortestPath([(0, 1), (0, 1)]), r"the arc \(0, 1\) is there twice"),
         (lambda: ShortestPath([]), "must be one or more"),
+        (lambda: ShortestPath([(-1, 0), (0, 2)]), "nodes must be numbered from 0 on, not -1"),
         (lambda: ShortestPath([(0, 1), 3]), "arcs must be pairs of ints, .* but number 1 is 3"),  # pyright: ignore
         (lambda: ShortestPath([(0, 1)], 0, 7), "must be different nodes of the graph"),
         (lambda: Knapsack([1.5, 2], 3), "its weight 0 is 1.5: scale and round"),  # pyright: ignore[reportArgumentType]

@@ -240,6 +240,9 @@ def test_index_of_categories(make) -> None:
         (lambda d: SparseDistribution.from_simplex(torch.tensor([[0.5, 0.5], [3.0, 0.0]])), "row 1 has sum 3"),
         (lambda d: SparseDistribution.from_simplex(torch.tensor([[2.0, -1.0]])), "sum 1 and least entry -1"),
         (lambda d: SparseDistribution.from_simplex(torch.full((1, 2), torch.nan)), "row 0 has sum nan"),
+        (lambda d: SparseDistribution.from_simplex(torch.zeros(2, 0)), r"K at least 1, not \[2, 0\]"),
+        (lambda d: SparseDistribution.from_simplex([0.5, 0.5]), "not list"),
+        (lambda d: d.sample((-1, -2)), "sample_shape: a size must be at least 0, not -1"),
     ],
 )
 def test_bad_input(found: SparseDistribution, call, message: str) -> None:
@@ -351,6 +354,9 @@ def test_some_of_the_batch(found: SparseDistribution, key: object) -> None:
 def test_some_of_the_batch_that_are_not_there(found: SparseDistribution) -> None:
     with pytest.raises(IndexError, match=r"of batch shape \[3, 4\], indexed by 3: .* out of bounds"):
         found[3]
+    for key in ("a", slice(None, None, -1)):
+        with pytest.raises(IndexError, match=r"of batch shape \[3, 4\], indexed by "):
+            found[key]
     with pytest.raises(IndexError, match=r"of batch shape \[\], indexed by 0"):
         found[0, 0][0]
     assert [part.batch_shape for part in found] == [(4,)] * len(found) == [(4,)] * 3

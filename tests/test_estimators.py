@@ -11,6 +11,7 @@ from sparsemarg.layers.functional import sparsemap
 from sparsemarg.models.estimators import (
     IMLE,
     AnnealedTemperature,
+    ConstantTemperature,
     DenseMarginalize,
     DisARM,
     DrawnCost,
@@ -176,6 +177,12 @@ def test_missing_capabilities_are_named() -> None:
         IMLE(Simplex(3), 0)
     with pytest.raises(ValueError, match="too many to enumerate"):
         DenseMarginalize(BernoulliCube(32))
+    with pytest.raises(ValueError, match="DenseMarginalize: max_atoms must be at least 1, not 0"):
+        DenseMarginalize(Simplex(3), max_atoms=0)
+    with pytest.raises(ValueError, match=r"draws from the others, but Simplex\(dim=1\) has one alone"):
+        SumAndSample(Simplex(1))
+    with pytest.raises(ValueError, match="ConstantTemperature: value must be above 0 and finite, not 'a'"):
+        ConstantTemperature("a")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -142,6 +142,7 @@ def test_in_a_layer_and_a_product() -> None:
     ("build", "message"),
     [
         (lambda: AtMostOne(0), "AtMostOne: dim must be at least 1, not 0"),
+        (lambda: AtLeastOne(2, 5), "negated must be a flag for each literal, .* not 5"),  # pyright: ignore[reportArgumentType]
         (lambda: Implies(1), "Implies: dim must be at least 2, not 1"),
         (lambda: AtLeastOne(3, [True]), "AtLeastOne: negated must have a flag for each of the 3 literals, not 1"),
     ],

@@ -225,6 +225,7 @@ def test_known_matroids() -> None:
         (lambda: Matroid(3, lambda sets: sets.any(-1)), "not even the empty set is independent"),
         (lambda: Matroid(3, lambda sets: sets.sum(-1)), r"\[B\] bool; it returned torch.int64 \[1\]"),
         (lambda: Matroid(3, lambda sets: True), r"\[B\] bool; it returned bool"),  # pyright: ignore[reportArgumentType]
+        (lambda: Matroid(3, 3), "independent must be a function of sets .* not 3"),  # pyright: ignore[reportArgumentType]
         (lambda: Matroid(0, at_most_two), "Matroid: dim must be at least 1, not 0"),
         (lambda: Matroid(13, at_most_two).halfspaces(), r"2\^13 halfspaces, too many"),
         (lambda: Matroid(21, at_most_two).vertices(), r"2\^21 structures are too many"),

@@ -1,5 +1,6 @@
 """Losses that ask the oracle once, against enumeration of all structures."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -7,7 +8,17 @@ import torch
 from cases import BINARY, POLYTOPES, enumerated, scores_for
 from sparsemarg.layers import PerturbedLoss, SPOPlusLoss, StructuredHingeLoss
 from sparsemarg.layers.functional import perturbed_loss, regret, sparsemap_loss, spo_plus_loss, structured_hinge_loss
-from sparsemarg.oracles import Arborescence, BernoulliCube, Budget, Knapsack, LinearChain, Matching, Permutahedron, ShortestPath
+from sparsemarg.oracles import (
+    Arborescence,
+    BernoulliCube,
+    Budget,
+    Explicit,
+    Knapsack,
+    LinearChain,
+    Matching,
+    Permutahedron,
+    ShortestPath,
+)
 from torch import Tensor
 
 STRUCTURED = {
@@ -171,6 +182,54 @@ def test_an_oracle_that_writes_into_one_tensor() -> None:
         torch.testing.assert_close(loss(scores, values, Reused(6, 2)), loss(scores, values, Budget(6, 2)))
 
 
+def test_an_oracle_that_works_in_place() -> None:
+    """Neither the loss nor what came in is changed."""
+
+    class InPlace(Budget):
+        def maximize(self, scores: Tensor) -> Tensor:
+            found = super().maximize(scores.clone())
+            scores.zero_()
+            return found
+
+    own = Budget(6, 2)
+    scores, values = (scores_for(own, "normal", seed=seed) for seed in (0, 1))
+    kept, target = (scores.clone(), values.clone()), own.maximize(values)
+    for loss, wanted in ((structured_hinge_loss, target), (spo_plus_loss, values), (regret, values)):
+        torch.testing.assert_close(loss(scores, wanted, InPlace(6, 2)), loss(scores, wanted, own))
+    losses = []
+    for polytope in (InPlace(6, 2), own):
+        torch.manual_seed(0)
+        losses.append(perturbed_loss(scores, target, polytope))
+    torch.testing.assert_close(*losses)
+    assert torch.equal(scores, kept[0])
+    assert torch.equal(values, kept[1])
+
+
+def test_targets_outside_are_told_of() -> None:
+    scores, outside = torch.full((1, 4), 5.0), torch.ones(1, 4)
+    for loss in (structured_hinge_loss, perturbed_loss):
+        with pytest.warns(UserWarning, match=r"a loss is -.* a target is not in the polytope") as seen:
+            loss(scores, outside, Budget(4, 2))
+        assert seen[0].filename == __file__
+    with pytest.warns(UserWarning, match="a target is not in the polytope"):
+        spo_plus_loss(scores, scores - 1, Budget(4, 2), best=outside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for polytope in BITS.values():
+            given, target = scores_for(polytope, "integer", 30), polytope.maximize(scores_for(polytope, "integer", 30, seed=1))
+            for scale in (0.0, 1.0, 1e8):
+                structured_hinge_loss(scale * given, target, polytope)
+                perturbed_loss((scale * given).bfloat16(), target, polytope)
+                spo_plus_loss((scale * given).float(), target, polytope)
+
+
+def test_a_margin_keeps_its_digits_in_a_module_of_half_precision() -> None:
+    scores, target = torch.zeros(1, 3), torch.tensor([[1, 0, 0]])
+    for margin in (1e-8, 0.1, 1e5):
+        torch.testing.assert_close(StructuredHingeLoss(CUBE, margin).half()(scores, target), torch.tensor(3 * margin))
+    assert StructuredHingeLoss(CUBE, torch.full((1, 3), 0.1))(scores, target).item() == pytest.approx(0.3)
+
+
 def test_under_transforms_and_compiled() -> None:
     polytope = ShortestPath.grid(3, 3)
     scores, values = scores_for(polytope, "normal"), scores_for(polytope, "normal", seed=1)
@@ -233,6 +292,18 @@ ZEROS = torch.zeros(2, 3)
         (
             lambda: structured_hinge_loss(torch.zeros(2, 2), torch.zeros(2, 2), Permutahedron([0, 2])),
             "structures of Permutahedron",
+        ),
+        (
+            lambda: structured_hinge_loss(torch.tensor([[0.1]]), torch.ones(1, 1), Explicit(torch.tensor([[0.0], [1], [2]]))),
+            "structures of Explicit must be of zeros and ones",
+        ),
+        (lambda: structured_hinge_loss(ZEROS, ZEROS.cfloat(), CUBE), "real numbers .* not .* torch.complex64"),
+        (lambda: regret([[1.0, 2, 3]], ZEROS, CUBE), "a float tensor, not list"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: perturbed_loss(
+                torch.tensor([[1, -torch.inf, 0.5]]), torch.tensor([[3.0, 0, -1]]), Permutahedron([3.0, 0, -1])
+            ),
+            "have negative entries, of which a forbidden one is not told from a good one",
         ),
         (lambda: structured_hinge_loss(ZEROS, ZEROS, CUBE, margin=-1), "margin must be at least 0 and finite, not -1"),
         (

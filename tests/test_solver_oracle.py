@@ -178,6 +178,7 @@ def fails(scores: np.ndarray) -> np.ndarray:
         (second([np.array([1.0, 0])]), r"must return \[4\] numbers for problem 1, but returned \[2\]"),
         (second([[[1, 0, 0, 0]]]), r"must return \[4\] numbers for problem 1, but returned \[1, 4\]"),
         (second([None]), "the solver returned None for problem 1"),
+        (second([np.array([1j, 0, 0, 0])]), "the solver returned no numbers for problem 1, but array"),
         (second(["optimal"]), "the solver returned no numbers for problem 1, but 'optimal'"),
         (fails, "the solver failed on problem 0: ArithmeticError: infeasible model"),
     ],
@@ -197,6 +198,9 @@ def test_other_wrong_answers() -> None:
         OracleFromSolver(lambda scores: np.zeros(4), 4, batched=True).maximize(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="the solver failed on the batch: ArithmeticError"):
         OracleFromSolver(fails, 4, batched=True).maximize(torch.zeros(2, 4))
+    for wrong in (torch.zeros(2, 5), torch.zeros(4)):
+        with pytest.raises(ValueError, match=r"take scores \[B, 4\], not \["):
+            OracleFromSolver(lambda scores: np.zeros(4), 4).maximize(wrong)
     with pytest.raises(ValueError, match="solver must be a function of scores, not 3"):
         OracleFromSolver(3, 4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"vertices must be \[n, 4\], not \[3, 3\]"):

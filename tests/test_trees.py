@@ -194,6 +194,8 @@ def test_any_batch(shape: tuple[int, ...]) -> None:
         (lambda: Arborescence(3).mask(torch.zeros(2, 9), torch.tensor([0, 3])), "but that of problem 0 is 0"),
         (lambda: Arborescence(3).mask(torch.zeros(2, 9), torch.tensor([[3], [2]])), r"must be \[2\], a number for each"),
         (lambda: Arborescence(3).scores(torch.zeros(2, 6, 6)), r"are \[\*B, 4, 4\] by \(head, word\).*, not \[2, 6, 6\]"),
+        (lambda: Arborescence(3).mask(torch.zeros(2, 4, 4), torch.tensor([3, 2])), "scores has 4 columns but .* needs 9"),
+        (lambda: ProjectiveTree(3).mask([[0.0] * 9], torch.tensor([3])), "a float tensor, not list"),  # pyright: ignore
         (lambda: Arborescence(9).vertices(), "has up to 1000000000 structures, too many to enumerate"),
         (lambda: Arborescence(11).halfspaces(), r"has 2\^11 halfspaces, too many to list"),
         (lambda: Arborescence(2).gibbs(torch.zeros(3, 5)), "scores has 5 columns"),

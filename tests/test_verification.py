@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -418,6 +419,15 @@ class Pair(Polytope):
 
     def maximize(self, scores: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(scores.argmax(-1), 2).to(scores)
+
+
+def test_a_module_that_is_no_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_written.py").write_text("def maximize(:\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["half_written:Mine"]) == 2
+    assert "cannot import 'half_written': invalid syntax (half_written.py, line 1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

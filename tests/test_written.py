@@ -227,6 +227,19 @@ PATHS = ShortestPath([(0, 5), (5, 9), (0, 9), (7, 0)], 0, 9)
         (lambda: PATHS.nodes(torch.zeros(2, 5)), r"reads structures \[\*B, 4\], not \[2, 5\]"),
         (lambda: Matching(3).structures(torch.tensor([0, 2, 0])), "number 0 at position 2: a row before has the same"),
         (lambda: Matching(2, 4).structures(torch.tensor([3, -1])), "number 3 at position 0: the problem has fewer columns"),
+        (
+            lambda: Matching(3, 4).structures(torch.tensor([[0, 1, -1]]), columns=torch.tensor([9])),
+            "have at least 1 row, at most 4",
+        ),
+        (
+            lambda: Matching(3, 4).structures(torch.tensor([[0, 1, -1]]), columns=torch.tensor([4])),
+            "problem 0 has 2 rows and 4 columns",
+        ),
+        (
+            lambda: Matching(3).structures(torch.tensor([0, 1, 2]), columns=[3]),
+            r"columns must be a tensor of ints \[\], not list",
+        ),  # pyright: ignore
+        (lambda: Matching(3).structures(torch.tensor([0, 1, 2]), columns=torch.tensor(3.0)), r"not \[\] torch.float32"),
         (lambda: Matching(2).structures(torch.tensor([0, 2])), "must be between 0 and 1"),
         (lambda: Matching(2).assigned(torch.zeros(2, 5)), r"reads structures \[\*B, 4\], not \[2, 5\]"),
         (lambda: LinearChain(2, 3).tags(torch.zeros(2, 5)), r"reads structures \[\*B, 15\], not \[2, 5\]"),
@@ -250,3 +263,9 @@ def test_means_are_not_read() -> None:
         mean = sparsemap(torch.zeros(1, polytope.dim), polytope).mean()
         with pytest.raises(ValueError, match=rf"{read} reads structures, of 0s and 1s"):
             getattr(polytope, read)(mean)
+
+
+def test_structures_of_bools_are_read() -> None:
+    for polytope, read in ((LinearChain(3, 2), LinearChain.tags), (Matching(3), Matching.assigned)):
+        best = polytope.maximize(torch.randn(4, polytope.dim, generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(read(polytope, best.bool()), read(polytope, best))  # pyright: ignore[reportArgumentType]

@@ -106,7 +106,7 @@ def _made(target: str, arguments: dict[str, Any]) -> Polytope:
     sys.path.insert(0, "")  # as `python -m` does: the user's module lies in the current directory
     try:
         module = import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ValueError(f"cannot import {module_name!r}: {error}") from error
     finally:
         sys.path.remove("")

@@ -5,7 +5,7 @@ from torch import Tensor
 from ...layers import SparseDistribution
 from ...oracles import Polytope, SupportsVertices, placed, supports
 from ...oracles.base import missing
-from ...oracles.checks import check_polytope
+from ...oracles.checks import check_count, check_polytope
 from ...oracles.gibbs import EnumeratedGibbs
 from ...oracles.placement import lasting
 from .base import Cost, Estimate, Estimator, checked_cost
@@ -33,7 +33,7 @@ class DenseMarginalize(Estimator):
         if not supports(polytope, SupportsVertices):
             raise missing(polytope, SupportsVertices, "DenseMarginalize")
         self.polytope = polytope
-        self.max_atoms = max_atoms
+        self.max_atoms = None if max_atoms is None else check_count("DenseMarginalize: max_atoms", max_atoms, 1)
         self.dim = polytope.dim
         self._vertices = lasting(polytope.vertices)()  # no buffer: `module.half()` would round them
 

@@ -50,6 +50,10 @@ class SumAndSample(Estimator):
             count = len(self._vertices)
         else:
             raise missing(polytope, SupportsVertices, "SumAndSample")
+        if count == 1:
+            raise ValueError(
+                f"SumAndSample sums over some structures and draws from the others, but {polytope!r} has one alone"
+            )
         self.k = check_count("SumAndSample: k", k, 1, count - 1)
         if self.baseline.samples != 1:
             raise ValueError(

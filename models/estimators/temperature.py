@@ -79,5 +79,5 @@ class AnnealedTemperature(Temperature):
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, not {value}")
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, not {value!r}")

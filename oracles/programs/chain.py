@@ -97,8 +97,8 @@ class LinearChain(Derivations):
             ValueError: no structures, but means of some.
         """
         check_structures(f"{self!r}.tags", structures, self.dim, "of a mean mu, `maximize(mu)` has a sequence")
-        unary = self.parts(structures)[0]
-        return torch.where(unary.sum(-1) > 0, unary.argmax(-1), -1)
+        unary = self.parts(structures)[0].byte()  # bool has no argmax
+        return torch.where(unary.any(-1), unary.argmax(-1), -1)
 
     def structures(self, tags: Tensor, lengths: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The sequences of these states, with their transitions: the inverse of `tags`, for targets.

@@ -49,6 +49,8 @@ class Knapsack(Derivations):
         if not self.weights:
             raise ValueError("Knapsack needs one or more items")
         self.dim, self._size = len(self.weights), min(self.capacity, sum(self.weights)) + 1
+        # None that is larger than this fits, be it ever so large.
+        self._clipped = [min(weight, self._size) for weight in self.weights]
         if self.dim * self._size <= FEW:
             _ = self.graph
 
@@ -78,7 +80,7 @@ class Knapsack(Derivations):
 
     def maximize(self, scores: Tensor) -> Tensor:
         """The best set; O(D C) a row. Ties: of two sets the one without the last item that is in one of them alone."""
-        weights = torch.tensor(self.weights)
+        weights = torch.tensor(self._clipped)
         found = best_in_rows("knapsack_rows", self, scores, (), (weights, self._size), passes=self._size)
         return super().maximize(scores) if found is None else found
 
@@ -89,7 +91,7 @@ class Knapsack(Derivations):
         """For compiled solvers: see `row_kernels.row_oracle`."""
         from ..kernels.knapsack_rows import Fitting
 
-        return Fitting(np.array(self.weights), self._size)
+        return Fitting(np.array(self._clipped), self._size)
 
 
 def _whole(what: str, given: Any) -> int:

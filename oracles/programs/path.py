@@ -27,7 +27,7 @@ class ShortestPath(Derivations):
         source, target: nodes; by default the smallest and the largest number.
 
     Raises:
-        ValueError: the graph has a cycle that a path could run into, two equal arcs, or no path.
+        ValueError: the graph has a cycle that a path could run into, two equal arcs, a negative node, or no path.
 
     >>> ShortestPath([(0, 1), (1, 3), (0, 2), (2, 3)]).maximize(torch.tensor([[1.0, 0, 3, -1]]))
     tensor([[0., 0., 1., 1.]])
@@ -42,6 +42,8 @@ class ShortestPath(Derivations):
             twice = next(arc for arc in arcs if arcs.count(arc) > 1)
             raise ValueError(f"ShortestPath: the arc {twice} is there twice, so paths would not be told apart: give it once")
         nodes = {node for arc in arcs for node in arc}
+        if min(nodes) < 0:
+            raise ValueError(f"ShortestPath: nodes must be numbered from 0 on, not {min(nodes)}")
         self.arcs, self._largest = tuple(arcs), max(nodes)
         self.source = min(nodes) if source is None else check_count("ShortestPath: source", source, min(nodes))
         self.target = max(nodes) if target is None else check_count("ShortestPath: target", target, min(nodes))

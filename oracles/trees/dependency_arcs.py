@@ -1,11 +1,12 @@
 """The coordinates of dependency trees."""
 
 from types import EllipsisType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..checks import cannot_branch, check_count, checked_lengths
+from ..checks import cannot_branch, check_count, check_dimension, checked_lengths
 from ..placement import lasting, placed
 from ..written import check_structures, checked_numbers, refuse
 
@@ -156,6 +157,7 @@ class OverArcs:
             lengths: [*B] ints; or a mask [*B, n] bool, true where there is a word, which padding follows.
 
         Raises:
-            ValueError: a length below 1 or above n; a mask with padding in between.
+            ValueError: a length below 1 or above n; a mask with padding in between; scores of another shape: see `scores`.
         """
+        check_dimension(scores, cast(Any, self))  # it is a polytope, too
         return self.arcs.mask(scores, lengths, repr(self))
