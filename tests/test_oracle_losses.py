@@ -297,7 +297,7 @@ ZEROS = torch.zeros(2, 3)
             lambda: structured_hinge_loss(torch.tensor([[0.1]]), torch.ones(1, 1), Explicit(torch.tensor([[0.0], [1], [2]]))),
             "structures of Explicit must be of zeros and ones",
         ),
-        (lambda: structured_hinge_loss(ZEROS, ZEROS.cfloat(), CUBE), "real numbers .* not .* torch.complex64"),
+        (lambda: structured_hinge_loss(ZEROS, ZEROS.to(torch.complex64), CUBE), "real numbers .* not .* torch.complex64"),
         (lambda: regret([[1.0, 2, 3]], ZEROS, CUBE), "a float tensor, not list"),  # pyright: ignore[reportArgumentType]
         (
             lambda: perturbed_loss(

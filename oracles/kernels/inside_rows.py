@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from ...kernels.exponential import exp_of_negative
-from ...kernels.vectors import COUNTED, UNCOUNTED, Array
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
 from .derivation_rows import Edges, switch_on_edge, weight_of
 
 
@@ -128,7 +128,7 @@ def _find_entropies(edges: Edges, room: Sums) -> None:
 
 
 @numba.njit(error_model="numpy", inline="always", cache=True, **UNCOUNTED)
-def _entropy_below(edge: int, edges: Edges, room: Sums) -> float:
+def _entropy_below(edge: int, edges: Edges, room: Sums) -> Scalar:
     return room.entropy[edges.tails[edge, 0]] + room.entropy[edges.tails[edge, 1]]
 
 
