@@ -1,4 +1,4 @@
-"""exp in float64, written so that the compiler uses vector instructions; that of the C library takes one number at a time."""
+"""exp in float64, in vector instructions; that of the C library takes one number at a time."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,11 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vectors import UNCOUNTED, Scalar, maximum
+from .lanes import INDEX, LANES, Lanes
+from .vectors import UNCOUNTED, Array, Scalar
 
 # exp(x) = 2^k exp(y), k = round(x / ln 2); ln 2 in two parts, the first in so few bits that k times it is exact.
 LOG2_E = 1.0 / math.log(2.0)
@@ -18,30 +20,47 @@ LN2_LOW = float.fromhex("0x1.cf79abc9e3b3ap-40")  # what is left of it
 # Added to a number below 2^51 in magnitude it leaves no bits for a fraction: the sum is rounded, and ends in the integer.
 SHIFT = 1.5 * 2.0**52
 LEAST = -708.0  # e^x is a normal number from there on
-# The series of exp up to y^13 / 13!: what follows is below 2^-57 for |y| <= ln(2) / 2.
-C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13 = (1.0 / math.factorial(n) for n in range(2, 14))
+# The series of exp from y^13 / 13! down to y^2 / 2!: what follows is below 2^-57 for |y| <= ln(2) / 2.
+SERIES = tuple(1.0 / math.factorial(n) for n in range(13, 1, -1))
+WORD = ir.IntType(64)
+EXPONENT, BIAS = 52, 1023  # where it begins in a float64, and what it is of 1
 
 
-@numba.njit(error_model="numpy", cache=True, **UNCOUNTED)
-def exp_of_negative(x: Scalar) -> Scalar:
-    """e^x for x <= 0, float64, to an ulp; 0 below -708. x may be `-inf`."""
-    within = maximum(x, LEAST)  # pyright: ignore[reportCallIssue]
-    shifted = within * LOG2_E + SHIFT
-    k = shifted - SHIFT
-    y = (within - k * LN2_HIGH) - k * LN2_LOW
-    high = ((((C13 * y + C12) * y + C11) * y + C10) * y + C9) * y + C8
-    rest = ((((((high * y + C7) * y + C6) * y + C5) * y + C4) * y + C3) * y + C2) * y * y
-    found = (1.0 + (y + rest)) * _power_of_two(shifted)  # pyright: ignore[reportCallIssue]
-    return found if x >= LEAST else 0.0
+@numba.njit(inline="always", cache=True, **UNCOUNTED)
+def exponentiate(values: Array, first: int, count: int, peak: Scalar, out: Array) -> None:
+    """values[i] = peak - values[i], and out[i] = e^-values[i], to an ulp; 0 below e^-708. For first <= i < first + count.
+
+    Both arrays are float64 and have room for i up to the next multiple of `LANES` from `first` on: anything may be read and
+    written there. Values are at most `peak`, and may be `-inf`.
+    """
+    _exponentiate(values, first, count, peak, out)  # pyright: ignore[reportCallIssue]
 
 
 @intrinsic
-def _power_of_two(context: Any, shifted: Any) -> tuple[Any, Callable[..., Any]]:
-    """2^k for what is k + SHIFT, an integer k from -1022 to 1023."""
+def _exponentiate(context: Any, values: Any, first: Any, count: Any, peak: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
+    """`exponentiate`."""
 
-    def generate(c: Any, builder: Any, s: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        exponent = builder.shl(builder.bitcast(arguments[0], word), word(52))
-        return builder.bitcast(builder.add(exponent, word(1023 << 52)), ir.DoubleType())
+    def generate(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, kinds = Lanes(c, builder), signature.args
+        given, result = lanes.array(kinds[0], arguments[0]), lanes.array(kinds[4], arguments[4])
+        top, words = lanes.repeat(arguments[3]), ir.VectorType(WORD, lanes.count)
+        constant = lanes.constant
+        with cgutils.for_range(builder, builder.udiv(builder.add(arguments[2], INDEX(LANES - 1)), INDEX(LANES))) as block:
+            here = builder.add(arguments[1], lanes.place(block.index))
+            below = builder.fsub(top, lanes.load(given.data, here))
+            lanes.store(below, given.data, here)
+            x = lanes.maximum(builder.fsub(lanes.zeros, below), constant(LEAST))
+            shifted = lanes.add_product(x, constant(LOG2_E), constant(SHIFT))
+            k = builder.fsub(shifted, constant(SHIFT))
+            y = lanes.add_product(k, constant(-LN2_LOW), lanes.add_product(k, constant(-LN2_HIGH), x))
+            rest = constant(SERIES[0])
+            for term in SERIES[1:]:
+                rest = lanes.add_product(rest, y, constant(term))
+            found = builder.fadd(constant(1.0), lanes.add_product(builder.fmul(rest, y), y, y))
+            bits = builder.shl(builder.bitcast(shifted, words), ir.Constant(words, [EXPONENT] * lanes.count))
+            power = builder.bitcast(builder.add(bits, ir.Constant(words, [BIAS << EXPONENT] * lanes.count)), lanes.vector)
+            within = builder.fcmp_ordered("<=", below, constant(-LEAST))
+            lanes.store(builder.select(within, builder.fmul(found, power), lanes.zeros), result.data, here)
+        return c.get_dummy_value()
 
-    return types.float64(types.float64), generate
+    return types.void(values, types.int64, types.int64, types.float64, out), generate

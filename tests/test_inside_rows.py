@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from sparsemarg.kernels import compiled
-from sparsemarg.kernels.exponential import LEAST, exp_of_negative
+from sparsemarg.kernels.exponential import LEAST, exponentiate
+from sparsemarg.kernels.lanes import LANES
 from sparsemarg.oracles import Knapsack, LinearChain, ProjectiveTree, Segmentation, ShortestPath
 from sparsemarg.oracles.programs.compiled_sums import entropy, log_total
 from sparsemarg.oracles.programs.derivations import Derivations
@@ -124,11 +125,19 @@ def test_the_entropy_of_one_row_is_the_plain_sum() -> None:
     torch.testing.assert_close(found, Inside.of(path.graph, path.graph.weights(scores)).log_total)
 
 
-def test_exp_is_that_of_the_c_library() -> None:
-    numbers = [0.0, -0.0, -1e-300, LEAST, *(-np.random.default_rng(0).exponential(60, 5000))]
-    for number in numbers:
-        wanted = math.exp(number)
-        if number >= LEAST:
-            assert abs(exp_of_negative(number) - wanted) <= 2 * math.ulp(wanted)
-    for low in (-708.1, -1e4, -1e308, -math.inf):
-        assert exp_of_negative(low) == 0
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40, 5000])
+def test_exp_is_that_of_the_c_library(count: int) -> None:
+    """From a place on, and no further than to the end of its last vector."""
+    generator, first = np.random.default_rng(count), 3
+    below = np.concatenate([[0.0, 1e-300, -LEAST, 708.5, 1e4, 1e308, np.inf], generator.exponential(60, 5000)])[:count]
+    values, out = np.full(first + count + 2 * LANES, 5.0), np.full(first + count + 2 * LANES, 7.0)
+    values[first : first + count] = 2.0 - below
+    wanted = [math.exp(-gap) if gap <= -LEAST else 0.0 for gap in (2.0 - values[first : first + count])]
+    exponentiate(values, first, count, 2.0, out)
+    for found, exact in zip(out[first : first + count], wanted, strict=True):
+        assert abs(found - exact) <= 2 * math.ulp(exact)
+    end = first + -(-count // LANES) * LANES
+    assert (out[:first] == 7).all()
+    assert (out[end:] == 7).all()
+    assert (values[:first] == 5).all()
+    assert (values[end:] == 5).all()

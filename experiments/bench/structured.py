@@ -138,9 +138,23 @@ def _losses(polytope: Polytope, scores: Tensor) -> Callable[[], Candidates]:
     if supports(polytope, SupportsGibbs):
         gibbs = polytope.gibbs
         found["ours, a CRF's"] = lambda: torch.autograd.grad(-gibbs(leaf).log_prob(gold).sum(), leaf)
+    if isinstance(polytope, LinearChain):
+        log_total = _forward_algorithm
+        found["a CRF's, in plain torch"] = lambda: torch.autograd.grad(
+            (log_total(polytope, leaf) - (leaf * gold).sum(-1)).sum(), leaf
+        )
     if ((gold == 0) | (gold == 1)).all():
         found["ours, hinge"] = lambda: torch.autograd.grad(structured_hinge_loss(leaf, gold, polytope).sum(), leaf)
     return lambda: found
+
+
+def _forward_algorithm(chain: LinearChain, scores: Tensor) -> Tensor:
+    """log sum exp over the sequences of each row, as one writes it: scores [B, D] -> [B]."""
+    unary, pairs = chain.parts(scores)
+    total = unary[:, 0]
+    for place in range(1, chain.length):
+        total = torch.logsumexp(total[:, :, None] + pairs[:, place - 1], 1) + unary[:, place]
+    return total.logsumexp(-1)
 
 
 def _decisions(polytope: Polytope, values: Tensor) -> Callable[[], Candidates]:

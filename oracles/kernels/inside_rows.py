@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ...kernels.exponential import exp_of_negative
-from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar
+from ...kernels.exponential import exponentiate
+from ...kernels.lanes import LANES
+from ...kernels.vectors import COUNTED, UNCOUNTED, Array, Scalar, maximum
 from .derivation_rows import Edges, switch_on_edge, weight_of
 
 
@@ -20,8 +21,8 @@ class Sums(NamedTuple):
     given: Array  # [D + 1] the scores, and 0
     opened: Array  # [G + 1] the gates, and 0
     chart: Array  # [N + 1] log sum of exp(weight) over the derivations of each node, and 0
-    below: Array  # [E] how far the value of an edge is below the highest of its head
-    share: Array  # [E] exp of that, negated
+    below: Array  # [E, and room for a vector] how far the value of an edge is below the highest of its head
+    share: Array  # likewise, exp of that, negated
     whole: Array  # [N] what shares of a node sum to; 1 where that is 0
     entropy: Array  # [N + 1] of the derivation of each node, and 0
     mass: Array  # [N + 1] the probability that a derivation of the goal needs a node, and anything
@@ -76,7 +77,7 @@ def samples(scores: Array, gates: Array, edges: Edges, goal: int, uniform: Array
 @numba.njit(error_model="numpy", cache=True, **COUNTED)
 def _room(scores: Array, gates: Array, edges: Edges) -> Sums:
     """Of scores [*, D] and gates [*, G]."""
-    nodes, width, many = len(edges.start), scores.shape[1] + 1, len(edges.gates)
+    nodes, width, many = len(edges.start), scores.shape[1] + 1, len(edges.gates) + LANES
     return Sums(
         given=np.zeros(width),
         opened=np.zeros(gates.shape[1] + 1),
@@ -101,18 +102,17 @@ def _sum_up(edges: Edges, room: Sums) -> None:
             value += room.chart[edges.tails[edge, 0]]
             value += room.chart[edges.tails[edge, 1]]
             room.below[edge] = value
-            peak = max(peak, value)
-        below, share, total = room.below[first:last], room.share[first:last], 0.0
+            peak = maximum(peak, value)  # pyright: ignore[reportCallIssue]
         if peak == -np.inf:
             room.chart[node], room.whole[node] = -np.inf, 1.0
-            for place in range(share.shape[0]):
-                below[place], share[place] = np.inf, 0.0
+            for edge in range(first, last):
+                room.below[edge], room.share[edge] = np.inf, 0.0
             continue
-        for place in range(share.shape[0]):
-            below[place] = peak - below[place]
-            share[place] = exp_of_negative(-below[place])
-        for place in range(share.shape[0]):
-            total += share[place]
+        # What is written beyond are the edges of the next node, which are to come.
+        exponentiate(room.below, first, last - first, peak, room.share)
+        total = 0.0
+        for edge in range(first, last):
+            total += room.share[edge]
         room.chart[node], room.whole[node] = peak + math.log(total), total
 
 
