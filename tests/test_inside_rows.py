@@ -116,6 +116,21 @@ def test_what_was_asked_for_without_gradient_first_has_one_later(mode: Callable[
     assert not held.log_prob(chain.maximize(leaf.detach())).requires_grad
 
 
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_scores_that_change_in_place_change_no_distribution(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
+    chain = LinearChain(3, 2)
+    scores = torch.randn(4, chain.dim, generator=torch.Generator().manual_seed(0))
+    gold, gibbs, wanted = chain.maximize(scores), chain.gibbs(scores), chain.gibbs(scores.clone())
+    scores.mul_(3)
+    for found, expected in (
+        (gibbs.log_prob(gold), wanted.log_prob(gold)),
+        (gibbs.entropy(), wanted.entropy()),
+        (gibbs.marginals(), wanted.marginals()),
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_the_entropy_of_one_row_is_the_plain_sum() -> None:
     """Against `Inside`, whose total it is, in a batch of one."""
     path = ShortestPath.grid(5, 5)

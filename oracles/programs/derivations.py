@@ -70,7 +70,8 @@ class DerivationGibbs:
     def __init__(self, polytope: Derivations, scores: Tensor) -> None:
         check_finite(scores)
         self.polytope, self.dtype, self.batch_shape = polytope, scores.dtype, scores.shape[:-1]
-        precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        # A copy: what is asked for later is of the scores as they are now.
+        precise = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores.clone()
         # A view made without gradient of a tensor that has one has neither.
         kept = precise if torch.is_grad_enabled() else precise.detach()
         self.scores = kept.reshape(math.prod(self.batch_shape), polytope.dim)
