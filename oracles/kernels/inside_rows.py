@@ -31,33 +31,21 @@ class Sums(NamedTuple):
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def log_totals(scores: Array, gates: Array, edges: Edges, goal: int, totals: Array, slopes: Array) -> None:
-    """Into totals [B] log sum_derivations exp(weight), into slopes [B, D] its gradient: the mean structure.
+def sums(scores: Array, gates: Array, edges: Edges, goal: int, of_entropy: bool, found: Array, slopes: Array) -> None:
+    """Into found [B] log sum_derivations exp(weight), or the entropy of the derivation, nats; into slopes [B, D] its gradient.
 
-    For scores [B, D] and gates [B, G]; for slopes of no rows, none. A row without a derivation has total -inf and mean 0.
+    For scores [B, D] and gates [B, G]; for slopes of no rows, none. The gradient of the first is the mean structure. A row
+    without a derivation has log 0 = -inf, and 0 for all else.
     """
     room = _room(scores, gates, edges)
     for row in range(scores.shape[0]):
         room.given[:-1], room.opened[:-1] = scores[row], gates[row]
         _sum_up(edges, room)
-        totals[row] = room.chart[goal]
+        if of_entropy:
+            _find_entropies(edges, room)
+        found[row] = room.entropy[goal] if of_entropy else room.chart[goal]
         if slopes.shape[0] > 0:
-            _spread(goal, 0.0, 1.0, edges, room)
-            for d in range(slopes.shape[1]):
-                slopes[row, d] = room.slope[d]
-
-
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def entropies(scores: Array, gates: Array, edges: Edges, goal: int, found: Array, slopes: Array) -> None:
-    """Into found [B] the entropy of the derivation, nats, and its gradient, for what `log_totals` takes."""
-    room = _room(scores, gates, edges)
-    for row in range(scores.shape[0]):
-        room.given[:-1], room.opened[:-1] = scores[row], gates[row]
-        _sum_up(edges, room)
-        _find_entropies(edges, room)
-        found[row] = room.entropy[goal]
-        if slopes.shape[0] > 0:
-            _spread(goal, 1.0, 0.0, edges, room)
+            _spread(goal, 1.0 if of_entropy else 0.0, 0.0 if of_entropy else 1.0, edges, room)
             for d in range(slopes.shape[1]):
                 slopes[row, d] = room.slope[d]
 

@@ -19,12 +19,12 @@ PASSES = 20
 
 def log_total(graph: Hypergraph, scores: Tensor, gates: Tensor | None) -> Tensor | None:
     """log sum_derivations exp(weight), nats, [B], for scores [B, D] and gates [B, G]: `Inside.log_total`."""
-    return _summed("log_totals", graph, scores, gates, lambda inside: inside.log_total)
+    return _summed(graph, scores, gates, False)
 
 
 def entropy(graph: Hypergraph, scores: Tensor, gates: Tensor | None) -> Tensor | None:
     """Of the derivation, nats, [B], likewise: `Inside.entropy`."""
-    return _summed("entropies", graph, scores, gates, Inside.entropy)
+    return _summed(graph, scores, gates, True)
 
 
 def sample(
@@ -37,26 +37,25 @@ def sample(
     shapes = [(len(scores), count, level.nodes.stop - level.nodes.start, 1) for level in graph.levels]
     drawn = [torch.rand(shape, dtype=scores.dtype, generator=generator, device=scores.device) for shape in shapes]
     uniform, structures = torch.cat(drawn, 2)[..., 0], scores.new_empty(len(scores), count, graph.dim)
-    _in_rows(kernel, graph, scores, gates, uniform, structures)
+    _in_rows(kernel, graph, scores, gates, (), uniform, structures)
     return structures.transpose(0, 1)
 
 
-def _summed(
-    name: str, graph: Hypergraph, scores: Tensor, gates: Tensor | None, of: Callable[[Inside], Tensor]
-) -> Tensor | None:
-    """By the kernel of this name; as plain operations have it, `of` the sums."""
-    kernel = _kernel(name, scores)
+def _summed(graph: Hypergraph, scores: Tensor, gates: Tensor | None, of_entropy: bool) -> Tensor | None:
+    """The entropy, or else the total."""
+    kernel = _kernel("sums", scores)
     if kernel is None:
         return None
 
     def summed(scores: Tensor, with_slope: bool) -> tuple[Tensor, Tensor]:
         batch = len(scores)
         total, slope = scores.new_empty(batch), scores.new_empty(batch if with_slope else 0, graph.dim)
-        _in_rows(kernel, graph, scores, gates, total, slope)
+        _in_rows(kernel, graph, scores, gates, (of_entropy,), total, slope)
         return total, slope
 
     def plainly(scores: Tensor) -> Tensor:
-        return of(Inside.of(graph, graph.weights(scores, gates)))
+        inside = Inside.of(graph, graph.weights(scores, gates))
+        return inside.entropy() if of_entropy else inside.log_total
 
     if torch.is_grad_enabled() and scores.requires_grad:
         found: Any = _Sum.apply(scores, summed, plainly)
@@ -87,7 +86,14 @@ def _kernel(name: str, scores: Tensor) -> Callable[..., None] | None:
     return kernel if scores.dtype in (torch.float32, torch.float64) and readable(scores) else None
 
 
-def _in_rows(kernel: Callable[..., None], graph: Hypergraph, scores: Tensor, gates: Tensor | None, *others: Tensor) -> None:
+def _in_rows(
+    kernel: Callable[..., None],
+    graph: Hypergraph,
+    scores: Tensor,
+    gates: Tensor | None,
+    options: tuple[bool, ...],
+    *others: Tensor,
+) -> None:
     """The kernel on scores [B, D] and gates [B, G], and on what else it reads or writes by row, if that has any."""
     batch = len(scores)
     opened = scores.new_zeros(batch, graph.gate_count) if gates is None else gates
@@ -95,6 +101,6 @@ def _in_rows(kernel: Callable[..., None], graph: Hypergraph, scores: Tensor, gat
 
     def run(part: slice) -> None:
         given, shut, *rest = (array[part] for array in arrays)
-        kernel(given, shut, graph.edges, graph.goal, *rest)
+        kernel(given, shut, graph.edges, graph.goal, *options, *rest)
 
     in_threads(run, batch, batch * len(graph.edges.gates) * PASSES)
