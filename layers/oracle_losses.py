@@ -8,6 +8,7 @@ of the SparseMAP loss (`losses`), whose gradient moves between structures instea
 """
 
 import math
+from numbers import Real
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +24,7 @@ from ..oracles.checks import (
     check_finite,
     check_polytope,
     outside_transforms,
+    refuse_vmap,
 )
 from ..oracles.contracts import best_allowed, check_allowed, check_structures
 from .losses import warn_if_negative
@@ -130,8 +132,10 @@ def perturbed_loss(
     """
     wanted = _target("perturbed_loss", scores, target, polytope)
     _check_noise(samples, scale)
+    refuse_vmap(scores, "perturbed_loss")
     if check:
         check_finite(scores)
+        _check_numbers("perturbed_loss: targets", wanted)
     shown, forbidden = allowed(scores.double())
     noise = torch.randn(samples, *scores.shape, dtype=torch.float64, device=scores.device, generator=generator)
     asked = shown + scale * noise
@@ -199,7 +203,8 @@ class StructuredHingeLoss(nn.Module):
     """The mean of `functional.structured_hinge_loss` over the batch.
 
     Args:
-        polytope, margin, check: see `functional.structured_hinge_loss`.
+        polytope, check: see `functional.structured_hinge_loss`.
+        margin: likewise; the same for all rows, a number or [D].
     """
 
     def __init__(self, polytope: Polytope, margin: float | Tensor = 1.0, check: bool = True) -> None:
@@ -299,12 +304,14 @@ def _decided(
     worth = _target(name, scores, values, polytope, "values").detach()
     if check:
         check_finite(scores)
-        if not cannot_branch(worth) and not all_finite(worth):
-            raise ValueError(f"{name}: values must be finite; to forbid a part of structures, let its score be -inf")
+        _check_numbers(f"{name}: values", worth)
     shown, forbidden = allowed(scores.double())
-    if best is not None:
-        return shown, forbidden, worth, _target(name, scores, best, polytope, "best").detach()
-    return shown, forbidden, worth, _best(worth, forbidden, polytope, check)
+    if best is None:
+        return shown, forbidden, worth, _best(worth, forbidden, polytope, check)
+    known = _target(name, scores, best, polytope, "best").detach()
+    if check:
+        _check_numbers(f"{name}: best", known)
+    return shown, forbidden, worth, known
 
 
 def _target(name: str, scores: Tensor, target: Tensor, polytope: Polytope, what: str = "target") -> Tensor:
@@ -319,9 +326,11 @@ def _target(name: str, scores: Tensor, target: Tensor, polytope: Polytope, what:
 def _margin(margin: float | Tensor, scores: Tensor, check: bool) -> Tensor:
     """The margin in float64, or a ValueError unless it is at least 0, finite, and can be expanded to scores [*B, D]."""
     name = "structured_hinge_loss: margin"
-    if not isinstance(margin, (int, float, Tensor)):
-        raise ValueError(f"{name} must be a number or a tensor, not {type(margin).__name__}")
-    weights = torch.as_tensor(margin, dtype=torch.float64, device=scores.device).detach()
+    if not isinstance(margin, (Real, Tensor)) or (isinstance(margin, Tensor) and margin.is_complex()):
+        raise ValueError(f"{name} must be a real number, or a tensor of such, not {margin!r}")
+    weights = torch.as_tensor(
+        margin if isinstance(margin, Tensor) else float(margin), dtype=torch.float64, device=scores.device
+    ).detach()
     if not broadcasts(weights.shape, scores.shape):
         raise ValueError(f"{name} must be a number or expand to [*B, D] = {list(scores.shape)}, not {list(weights.shape)}")
     if check and not cannot_branch(weights) and not (all_finite(weights) and (weights >= 0).all()):
@@ -342,7 +351,12 @@ def _check_bits(what: str, structures: Tensor) -> None:
         )
 
 
+def _check_numbers(what: str, given: Tensor) -> None:
+    if not cannot_branch(given) and not all_finite(given):
+        raise ValueError(f"{what} must be finite; to forbid a part of structures, let its score be -inf")
+
+
 def _check_noise(samples: int, scale: float) -> None:
     check_count("perturbed_loss: samples", samples, 1)
-    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+    if not isinstance(scale, Real) or not 0 < float(scale) < math.inf:
         raise ValueError(f"perturbed_loss: scale must be above 0 and finite, not {scale!r}")

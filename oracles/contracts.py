@@ -114,7 +114,7 @@ def check_allowed(polytope: Polytope, vertices: Tensor, forbidden: Tensor | None
     blocked = ((vertices != 0) & forbidden).any(-1)
     if blocked.any():
         row = int(blocked.nonzero()[0])
-        if (vertices[row] < 0).any():
+        if (vertices[row] < 0).any() and not getattr(polytope, "takes_forbidden", False):
             raise ValueError(
                 f"scores row {row} has -inf, but structures of {polytope!r} have negative entries, of which a forbidden one is "
                 f"not told from a good one: forbid none, or list the structures in an Explicit"

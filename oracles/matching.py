@@ -179,6 +179,7 @@ class Matching(Polytope):
 
     def _check_sizes(self, rows: Tensor, columns: Tensor) -> None:
         """Raises ValueError unless problems of so many rows and columns [*B] are parts of this one."""
+        rows, columns = torch.broadcast_tensors(rows, columns)
         spare = self.columns - self.rows
         wrong = ((rows < 1) | (rows > columns) | (columns - rows > spare) | (columns > self.columns)).nonzero()
         if len(wrong):

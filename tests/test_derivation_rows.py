@@ -157,6 +157,14 @@ def test_the_compiled_k_best_are_the_plain_ones(polytope: Derivations, k: int, m
 
 
 @pytest.mark.parametrize("kernels", ["on", "off"])
+def test_k_is_at_least_one(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"topk: k must be at least 1, not {k}"):
+            LinearChain(3, 2).topk(torch.zeros(2, 14), k)
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
 def test_gates_are_open_where_none_are_given(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEMARG_KERNELS", kernels)
     graph = Hypergraph(2, [Edge(0, (), (0,), gate=4000), Edge(0, (), (1,))], 0)

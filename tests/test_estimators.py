@@ -183,6 +183,7 @@ def test_missing_capabilities_are_named() -> None:
         SumAndSample(Simplex(1))
     with pytest.raises(ValueError, match="ConstantTemperature: value must be above 0 and finite, not 'a'"):
         ConstantTemperature("a")  # pyright: ignore[reportArgumentType]
+    assert ConstantTemperature(torch.tensor(0.5))() == 0.5  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -128,6 +128,11 @@ def test_bad_sizes_are_refused(rows: list[int], columns: list[int] | None, messa
         polytope.mask(torch.zeros(2, 12), torch.tensor(rows), None if columns is None else torch.tensor(columns))
 
 
+def test_sizes_that_broadcast_are_refused_as_others_are() -> None:
+    with pytest.raises(ValueError, match="problem 1 has 2 rows and 9 columns"):
+        Matching(3).mask(torch.zeros(2, 9), torch.tensor(2), torch.tensor([2, 9]))
+
+
 def test_bad_polytopes_are_refused() -> None:
     with pytest.raises(ValueError, match="Matching: columns must be at least 3, not 2"):
         Matching(3, 2)

@@ -265,6 +265,7 @@ def test_means_are_not_read() -> None:
             getattr(polytope, read)(mean)
 
 
+@pytest.mark.filterwarnings("error")
 def test_structures_of_bools_are_read() -> None:
     for polytope, read in ((LinearChain(3, 2), LinearChain.tags), (Matching(3), Matching.assigned)):
         best = polytope.maximize(torch.randn(4, polytope.dim, generator=torch.Generator().manual_seed(0)))

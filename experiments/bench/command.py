@@ -148,7 +148,6 @@ def _explanation(device: torch.device) -> str:
         "ActiveSet on cube, budget and simplex": (".solvers.kernels.triton_active_set", "sparsemarg.layers", "solve"),
         "ActiveSet's iteration": (".solvers.kernels.triton_rows", "sparsemarg.layers", "advance"),
         "sorted decomposition on cube and budget": (".solvers.kernels.triton_nested", "sparsemarg.layers", "solve_packed"),
-        "sums over derivations": (".kernels.inside_rows", "sparsemarg.oracles", "sums"),
         "means of packed atoms": (".kernels.triton_packed", "sparsemarg.layers", "combine"),
         "pixel likelihood": (".kernels.triton_pixels", "sparsemarg.models", "pixel_costs"),
     }

@@ -79,5 +79,9 @@ class AnnealedTemperature(Temperature):
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    try:
+        sound = 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
         raise ValueError(f"{name} must be above 0 and finite, not {value!r}")

@@ -98,7 +98,7 @@ class LinearChain(Derivations):
         """
         check_structures(f"{self!r}.tags", structures, self.dim, "of a mean mu, `maximize(mu)` has a sequence")
         unary = self.parts(structures)[0].byte()  # bool has no argmax
-        return torch.where(unary.any(-1), unary.argmax(-1), -1)
+        return torch.where(unary.amax(-1) > 0, unary.argmax(-1), -1)
 
     def structures(self, tags: Tensor, lengths: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The sequences of these states, with their transitions: the inverse of `tags`, for targets.

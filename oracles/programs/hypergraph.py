@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import compiled, in_threads, readable
-from ..checks import check_rows
+from ..checks import check_count, check_rows
 from ..placement import lasting, placed
 from .hyperedges import Edge, needed_for
 
@@ -191,6 +191,7 @@ class Hypergraph:
         with Numba installed, finds no more of them than the goal needs: O(E + N k) for few of them, O(E k + N k^2) at worst.
         """
         check_rows(scores, self.dim)
+        check_count("topk: k", k, 1)
         kernel = compiled("..kernels.kbest_rows", __package__, "kbest", scores.device)
         if kernel is not None and scores.dtype == torch.float64 and readable(scores):
             written = dtype if dtype in (torch.float32, torch.float64) else torch.float32
