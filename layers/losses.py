@@ -73,7 +73,7 @@ def sparsemap_loss(
         That is not checked but by this: of a point outside the loss may be negative, which with `check` a warning says.
 
     Raises:
-        ValueError: a target of another shape, or bad scores.
+        ValueError: a target of another shape or with NaN, or bad scores.
 
     Ties: the gradient mu* - y is exact there too; its own derivative, that of the mean, is not.
 
@@ -84,6 +84,8 @@ def sparsemap_loss(
     if not isinstance(target, Tensor) or target.shape != scores.shape:
         got = list(target.shape) if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"sparsemap_loss needs one target a row, a tensor [*B, D] = {list(scores.shape)}, not {got}")
+    if check and not cannot_branch(target) and bool(target.isnan().any()):
+        raise ValueError("sparsemap_loss: a target holds NaN; targets are structures, or means of some")
     # The mean as it was found, not rounded to the dtype: off the polytope, large scores would count what it is off by.
     shown, wanted = coded(scores.resolve_neg().double(), polytope, coding), target.double()
     mean_of = partial(sparsemap_marginals, polytope=polytope, solver=solver, check=check)

@@ -8,6 +8,7 @@ of the SparseMAP loss (`losses`), whose gradient moves between structures instea
 """
 
 import math
+import warnings
 from numbers import Real
 
 import torch
@@ -27,7 +28,7 @@ from ..oracles.checks import (
     refuse_vmap,
 )
 from ..oracles.contracts import best_allowed, check_allowed, check_structures
-from .losses import warn_if_negative
+from .losses import NEGATIVE, warn_if_negative
 from .solvers.oracle import allowed
 
 
@@ -192,11 +193,21 @@ def regret(scores: Tensor, values: Tensor, polytope: Polytope, *, best: Tensor |
 
     Arguments and errors are those of `spo_plus_loss`. [*B] in the dtype of the scores, in the units of the values, at least 0
     up to rounding. Its sum over a test set, divided by that of |<w, z*(w)>|, is the normalised regret that papers report. Where
-    several structures are best by the scores, that which `maximize` returns counts, not the worst of them.
+    several structures are best by the scores, that which `maximize` returns counts, not the worst of them. Below 0 `best` is not
+    what it is to be, of which a warning tells.
     """
     shown, forbidden, worth, chosen = _decided("regret", scores, values, polytope, best, check)
     found = _best(shown.detach(), forbidden, polytope, check)
-    return (worth * (chosen - found)).sum(-1).to(scores.dtype)
+    lost = _above(worth, chosen, found, None)
+    if check and not cannot_branch(lost) and (lost < -NEGATIVE * (worth.abs() * (chosen.abs() + found.abs())).sum(-1)).any():
+        warnings.warn(
+            f"a regret is {lost.min().item():.3g}, so that structures given as `best` are not: they are to be those of highest "
+            f"value by `values`",
+            stacklevel=2,
+        )
+    if forbidden is not None:
+        lost = torch.where((forbidden & (chosen != 0)).any(-1), torch.inf, lost)
+    return lost.to(scores.dtype)
 
 
 class StructuredHingeLoss(nn.Module):

@@ -139,7 +139,7 @@ class OracleFromSolver(Polytope):
             raise ValueError(
                 f"{self!r}: the solver must return {list(shape)} numbers for {problem}, but returned {list(values.shape)}"
             )
-        return values.detach()
+        return values.detach().clone()  # a solver may use its output's memory again
 
     def _structures(self, found: Tensor) -> Tensor:
         """The structures that rows [B, D] are, up to the solver's tolerance."""

@@ -146,6 +146,7 @@ def test_forbidden_target_is_infinite() -> None:
         (lambda: SparseMAPLoss(BernoulliCube), "not the class BernoulliCube"),  # pyright: ignore[reportArgumentType]
         (lambda: SparseMAPLoss(BernoulliCube(2), "both"), 'coding must be "bits"'),  # pyright: ignore[reportArgumentType]
         (lambda: SparseMAPLoss(BernoulliCube(2), solver=ADMM()), "instance of a solver"),  # pyright: ignore
+        (lambda: sparsemap_loss(torch.zeros(1, 3), torch.full((1, 3), torch.nan), BernoulliCube(3)), "a target holds NaN"),
         (lambda: sparsemap_loss(torch.zeros(1, 1), [[0]], BernoulliCube(1)), r"\[1, 1\], not list"),  # pyright: ignore
     ],
 )

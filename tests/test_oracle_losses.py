@@ -222,6 +222,14 @@ def test_targets_outside_are_told_of() -> None:
                 spo_plus_loss((scale * given).float(), target, polytope)
 
 
+def test_what_is_not_best_is_told_of() -> None:
+    polytope, values = Budget(3, 1), torch.tensor([[1.0, 2, 3]])
+    with pytest.warns(UserWarning, match="a regret is -3, so that structures given as `best` are not"):
+        regret(torch.tensor([[0.0, 0, 1]]), values, polytope, best=torch.zeros(1, 3))
+    given = {"scores": torch.tensor([[0, 0, -torch.inf]]), "values": values, "best": torch.tensor([[0, 0, 1.0]])}
+    assert regret(polytope=polytope, **given) == spo_plus_loss(polytope=polytope, **given) == torch.inf
+
+
 def test_a_margin_keeps_its_digits_in_a_module_of_half_precision() -> None:
     scores, target = torch.zeros(1, 3), torch.tensor([[1, 0, 0]])
     for margin in (1e-8, 0.1, 1e5):

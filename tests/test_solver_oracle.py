@@ -11,7 +11,7 @@ from cases import projection
 from scipy.optimize import linear_sum_assignment, milp
 from sparsemarg.layers import SparseMAP
 from sparsemarg.layers.functional import sparsemap
-from sparsemarg.oracles import Explicit, Halfspaces, Knapsack, Matching, OracleFromSolver, SpanningTree, topk
+from sparsemarg.oracles import Budget, Explicit, Halfspaces, Knapsack, Matching, OracleFromSolver, SpanningTree, topk
 from sparsemarg.oracles.base import SupportsHalfspaces, SupportsVertices, supports
 from sparsemarg.verification import parametrize_with_checks
 from torch import Tensor
@@ -245,3 +245,17 @@ def test_derivatives_by_torch_func() -> None:
     on = projection(torch.eye(4, dtype=torch.float64), scores)[0] > 0
     wanted = torch.diag(on.double()) - on.double()[:, None] * on.double() / on.sum()  # of sparsemax
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("numpy", [True, False])
+def test_a_solver_that_writes_into_one_array(numpy: bool) -> None:
+    listed = Budget(3, 2, exactly=True).vertices().double()
+    memory: Any = np.zeros(3) if numpy else torch.zeros(3, dtype=torch.float64)
+
+    def solver(scores: Any) -> Any:
+        memory[:] = listed.numpy()[(listed.numpy() @ scores).argmax()] if numpy else listed[(listed @ scores).argmax()]
+        return memory
+
+    scores = torch.tensor([[3.0, 2, 1], [1, 2, 3], [2, 1, 3]], dtype=torch.float64)
+    found = OracleFromSolver(solver, 3, numpy=numpy).maximize(scores)
+    assert torch.equal(found, Budget(3, 2, exactly=True).maximize(scores))
