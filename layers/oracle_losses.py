@@ -193,8 +193,8 @@ def regret(scores: Tensor, values: Tensor, polytope: Polytope, *, best: Tensor |
 
     Arguments and errors are those of `spo_plus_loss`. [*B] in the dtype of the scores, in the units of the values, at least 0
     up to rounding. Its sum over a test set, divided by that of |<w, z*(w)>|, is the normalised regret that papers report. Where
-    several structures are best by the scores, that which `maximize` returns counts, not the worst of them. Below 0 `best` is not
-    what it is to be, of which a warning tells.
+    several structures are best by the scores, that which `maximize` returns counts, not the worst of them. Below 0, `best` is
+    not what it is to be, of which a warning tells.
     """
     shown, forbidden, worth, chosen = _decided("regret", scores, values, polytope, best, check)
     found = _best(shown.detach(), forbidden, polytope, check)
