@@ -131,8 +131,7 @@ def test_scores_that_change_in_place_change_no_distribution(kernels: str, monkey
         assert torch.equal(found, expected)
 
 
-def test_the_entropy_of_one_row_is_the_plain_sum() -> None:
-    """Against `Inside`, whose total it is, in a batch of one."""
+def test_the_total_of_a_single_row_is_the_plain_one() -> None:
     path = ShortestPath.grid(5, 5)
     scores = torch.randn(1, path.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = log_total(path.graph, scores, None)

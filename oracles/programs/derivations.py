@@ -79,7 +79,7 @@ class DerivationGibbs:
         self._inside: Inside | None = None
         total = compiled_sums.log_total(*self._given)
         if total is None:
-            self._inside = Inside.of(self._graph, self._graph.weights(self.scores, self._gates))
+            self._inside = self._plainly(self.scores)
             total = self._inside.log_total
         self.log_total = total
         check_some_allowed(total.detach().reshape(self.batch_shape))
@@ -88,12 +88,16 @@ class DerivationGibbs:
     def _given(self) -> tuple[Hypergraph, Tensor, Tensor | None]:
         return self._graph, self.scores, self._gates
 
+    def _plainly(self, scores: Tensor) -> Inside:
+        """The sums for scores [B, D] in tensor operations."""
+        return Inside.of(self._graph, self._graph.weights(scores, self._gates))
+
     @property
     def inside(self) -> Inside:
         """What entropies and samples need, made when it is first asked for, with gradient if the scores have one."""
         if self._inside is None:
             with torch.inference_mode(False), torch.enable_grad():
-                self._inside = Inside.of(self._graph, self._graph.weights(self.scores, self._gates))
+                self._inside = self._plainly(self.scores)
         return self._inside
 
     def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -133,6 +137,6 @@ class DerivationGibbs:
             scores = self.scores if follow else self.scores.detach().clone().requires_grad_()
             total = compiled_sums.log_total(self._graph, scores, self._gates)
             if total is None:
-                total = Inside.of(self._graph, self._graph.weights(scores, self._gates)).log_total
+                total = self._plainly(scores).log_total
             (mean,) = torch.autograd.grad(total.sum(), scores, create_graph=follow)
         return mean.reshape(*self.batch_shape, self.polytope.dim).to(self.dtype)
